@@ -1,0 +1,32 @@
+# What the build needs from elsewhere. Torch comes from the Python environment unless
+# CMAKE_PREFIX_PATH names another; the rest from the system, else from a pinned source.
+include(FetchContent)
+
+find_package(Python COMPONENTS Interpreter QUIET)
+if(Python_FOUND)
+  execute_process(
+    COMMAND ${Python_EXECUTABLE} -c "import torch; print(torch.utils.cmake_prefix_path)"
+    OUTPUT_VARIABLE NSN_TORCH_HINT OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+endif()
+find_package(Torch REQUIRED HINTS ${NSN_TORCH_HINT})
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+
+FetchContent_Declare(nlohmann_json
+  GIT_REPOSITORY https://github.com/nlohmann/json.git GIT_TAG v3.11.2 GIT_SHALLOW ON
+  FIND_PACKAGE_ARGS 3.10)
+FetchContent_MakeAvailable(nlohmann_json)
+
+if(NSN_BUILD_TESTS)
+  FetchContent_Declare(googletest
+    GIT_REPOSITORY https://github.com/google/googletest.git GIT_TAG v1.12.1 GIT_SHALLOW ON
+    FIND_PACKAGE_ARGS NAMES GTest)
+  FetchContent_MakeAvailable(googletest)
+endif()
+
+if(NSN_BUILD_BENCHMARKS)
+  set(BENCHMARK_ENABLE_TESTING OFF)
+  FetchContent_Declare(benchmark
+    GIT_REPOSITORY https://github.com/google/benchmark.git GIT_TAG v1.7.1 GIT_SHALLOW ON
+    FIND_PACKAGE_ARGS)
+  FetchContent_MakeAvailable(benchmark)
+endif()

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <nsn/description.h>
+#include <nsn/export.h>
+
+namespace nsn {
+
+/// What a description computes, as a function of parameters and input: the one implementation that
+/// the C++ module, the Python module and views share. Holds no tensor and changes no state, so any
+/// number of threads may call it at once. (The dropout of a training pass draws from torch's default
+/// generator, under its lock.)
+///
+/// `parameters` always means the tensors of all blocks, in the order of
+/// Description::parameter_names(); those that no sub-network of the call uses may be undefined.
+class NSN_API Core {
+ public:
+  explicit Core(Description description);
+
+  const Description& description() const noexcept { return description_; }
+
+  /// New parameters, made and filled in the order of the names; draws from the default generator.
+  std::vector<at::Tensor> initial_parameters() const;
+
+  /// One forward of several sub-networks (places in the description) over one batch x: (B, *input),
+  /// walking the blocks once. Returns one output (B, *output) each, in the order asked for.
+  /// The outputs do not share storage.
+  ///
+  /// Throws c10::ValueError where x or a parameter has another shape or dtype than described, or
+  /// where a sub-network is asked for twice.
+  std::vector<at::Tensor> joint(at::TensorList parameters, const at::Tensor& x,
+                                c10::ArrayRef<size_t> subnetworks, bool training) const;
+
+  /// The mask that the pass whose seed is `seed` applies behind `block` on the way of `subnetwork`,
+  /// for activations of `shape`: true where an element is kept. A pass takes as its seed the next
+  /// random64() of torch's default CPU generator.
+  at::Tensor dropout_mask(uint64_t seed, const std::string& subnetwork, const std::string& block,
+                          double probability, at::IntArrayRef shape) const;
+
+  /// The coefficient that the lane `subnetwork` has in the gradients of each parameter when all
+  /// sub-networks run together; 0 where it does not use the parameter. Throws c10::ValueError for
+  /// function rules, which have none.
+  std::vector<double> merge_coefficients(const std::string& subnetwork) const;
+
+ private:
+  void trace_ways();
+  void check_input(at::TensorList parameters, const at::Tensor& x) const;
+  void check_parameters(at::TensorList parameters, size_t block) const;
+
+  Description description_;
+  /// Each sub-network's passage through each of its blocks, in order.
+  std::vector<std::vector<LanePass>> passes_;
+};
+
+}  // namespace nsn

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+#include <torch/ordered_dict.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <nsn/blocks/dense.h>
+#include <nsn/core.h>
+#include <nsn/description.h>
+#include <nsn/view.h>
+
+namespace nsn {
+
+/// The outputs of a joint pass: sub-network's name -> (B, *output), in the order asked for.
+using Outputs = torch::OrderedDict<std::string, at::Tensor>;
+
+/// A network together with the sub-networks that live inside it. Owns each parameter once, as
+/// `<block>.<parameter>`; a torch::nn::Module as any other to optimizers, torch::save and to().
+///
+///     nsn::Network net(nsn::NetworkOptions()
+///         .input({784})
+///         .block("hidden", nsn::DenseOptions(784, 784).activation(torch::kReLU))
+///         .block("output", nsn::DenseOptions(784, 10))
+///         .subnetwork("small", {{"output"}})
+///         .merge(nsn::merge::mean()));
+///     auto outputs = net->joint(images);             // base and small, one pass
+///     nsn::joint_loss(outputs, labels).backward();   // merged gradients
+class NSN_API NetworkImpl : public torch::nn::Module {
+ public:
+  /// New parameters, drawn from torch's default generator.
+  explicit NetworkImpl(Description description);
+  explicit NetworkImpl(const NetworkOptions& options) : NetworkImpl(Description(options)) {}
+
+  /// With the given parameters (of all blocks, in order), which become the network's own.
+  NetworkImpl(Description description, std::vector<at::Tensor> parameters);
+
+  const Description& description() const noexcept { return core_->description(); }
+
+  /// One forward of all sub-networks over one batch x: (B, *input). In training mode each applies
+  /// its dropout; backward merges the sub-networks' gradients by the description's rules. A
+  /// parameter that no sub-network of the pass uses gets no gradient.
+  Outputs joint(const at::Tensor& x);
+
+  /// The same for some sub-networks.
+  Outputs joint(const at::Tensor& x, const std::vector<std::string>& names);
+
+  /// One sub-network's output; base's where no name is given.
+  at::Tensor forward(const at::Tensor& x, const std::string& name = "base");
+
+  /// A handle for inference on the storages that the network has now.
+  View view(const std::string& name) const;
+
+  /// What the network computes, apart from its parameters.
+  const Core& core() const noexcept { return *core_; }
+
+  /// The parameters of all blocks, in the order of Description::parameter_names().
+  std::vector<at::Tensor> parameter_table() const;
+
+  /// A network with its own copy of the parameters, frozen where these are; no random number is
+  /// drawn.
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<torch::Device>& device = std::nullopt) const override;
+
+  void pretty_print(std::ostream& stream) const override;
+
+ private:
+  Outputs run(const at::Tensor& x, const std::vector<size_t>& subnetworks);
+
+  std::shared_ptr<const Core> core_;
+};
+
+/// Holds a NetworkImpl by reference, as torch's modules do.
+TORCH_MODULE(Network);
+
+}  // namespace nsn

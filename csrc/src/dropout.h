@@ -1,0 +1,36 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "nsn/functional.h"
+
+// The element-wise kernels behind functional::relu_dropout, for the CPU. A mask is an int64 tensor
+// of words: bit j of word i says whether element 64 i + j is kept. Words, not elements, are spread
+// over threads, so that no two threads write one word.
+
+namespace nsn::detail {
+
+/// Mixes a seed and a place into a word whose bits all depend on both.
+uint64_t mix(uint64_t seed, uint64_t place);
+
+/// The number of mask words for `numel` elements.
+int64_t mask_words(int64_t numel);
+
+/// What a kept element is multiplied with.
+double dropout_scale(const functional::Dropout& dropout);
+
+/// Writes `mask`, and out = kept ? x * dropout_scale : 0. An element is kept if the dropout keeps
+/// it and, with `relu`, x is not <= 0. x and out: one floating dtype, contiguous, of one size.
+void masked_forward(const at::Tensor& x, bool relu, const functional::Dropout& dropout,
+                    const at::Tensor& out, const at::Tensor& mask);
+
+/// Writes out = bit of the mask ? x * scale : 0.
+void masked_apply(const at::Tensor& x, const at::Tensor& mask, double scale,
+                  const at::Tensor& out);
+
+/// The mask as a bool tensor of `shape`.
+at::Tensor unpack_mask(const at::Tensor& mask, at::IntArrayRef shape);
+
+}  // namespace nsn::detail

@@ -1,0 +1,229 @@
+#include "nsn/merge.h"
+
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <numeric>
+
+namespace nsn::merge {
+
+using Coefficients = std::function<std::vector<double>(c10::ArrayRef<Lane>)>;
+
+struct Rule::Definition {
+  std::string name;
+  Coefficients coefficients;  // of a linear rule
+  MergeFunction function;     // of a function rule; neither is set where the function is missing
+  std::vector<std::pair<std::string, double>> weights;
+};
+
+struct Factory {
+  static Rule make(Rule::Definition definition) {
+    return Rule(std::make_shared<const Rule::Definition>(std::move(definition)));
+  }
+  static Rule linear(std::string name, Coefficients coefficients) {
+    return make({std::move(name), std::move(coefficients), nullptr, {}});
+  }
+};
+
+Rule::Rule(std::shared_ptr<const Definition> definition) : definition_(std::move(definition)) {}
+
+const std::string& Rule::name() const { return definition_->name; }
+
+bool Rule::is_linear() const { return static_cast<bool>(definition_->coefficients); }
+
+bool Rule::is_missing() const { return !is_linear() && !definition_->function; }
+
+const std::vector<std::pair<std::string, double>>& Rule::weights() const {
+  return definition_->weights;
+}
+
+std::vector<double> Rule::coefficients(c10::ArrayRef<Lane> lanes) const {
+  TORCH_CHECK_VALUE(is_linear(), "nsn::merge: rule '", name(),
+                    "' is a function of the gradients and has no coefficients. Ask is_linear() "
+                    "first.");
+  return definition_->coefficients(lanes);
+}
+
+at::Tensor Rule::call(const std::vector<LaneGradient>& gradients) const {
+  TORCH_CHECK_VALUE(!is_missing(), "nsn::merge: rule '", name(),
+                    "' is a function that the file it was read from cannot hold. Pass the function "
+                    "when loading: rules = {'",
+                    name(), "': merge::function(...)}.");
+  TORCH_CHECK_VALUE(!is_linear(), "nsn::merge: rule '", name(), "' is linear; use apply().");
+  at::Tensor merged = definition_->function(gradients);
+  const Slice& shape = gradients.front().parameter_shape;
+  TORCH_CHECK_VALUE(merged.defined(), "nsn::merge: rule '", name(),
+                    "' returned no tensor. Return the merged gradient, of shape ",
+                    at::IntArrayRef(shape), ".");
+  TORCH_CHECK_VALUE(merged.sizes() == at::IntArrayRef(shape), "nsn::merge: rule '", name(),
+                    "' returned a gradient of shape ", merged.sizes(),
+                    ", but the parameter has shape ", at::IntArrayRef(shape),
+                    ". Return it in the parameter's full shape (LaneGradient::parameter_shape).");
+  return merged;
+}
+
+namespace {
+
+/// The positions of `lanes` from the smallest to the largest.
+std::vector<size_t> by_size(c10::ArrayRef<Lane> lanes) {
+  std::vector<size_t> order(lanes.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return lanes[a].rank < lanes[b].rank; });
+  return order;
+}
+
+/// 1/n for each of the `most` smallest lanes, n being how many of them there are; 0 for the rest.
+std::vector<double> mean_of_smallest(c10::ArrayRef<Lane> lanes, size_t most) {
+  std::vector<double> result(lanes.size(), 0.0);
+  const size_t count = std::min(most, lanes.size());
+  const auto order = by_size(lanes);
+  for (const size_t i : c10::irange(count)) {
+    result[order[i]] = 1.0 / static_cast<double>(count);
+  }
+  return result;
+}
+
+}  // namespace
+
+Rule sum() {
+  return Factory::linear(
+      "sum", [](c10::ArrayRef<Lane> lanes) { return std::vector<double>(lanes.size(), 1.0); });
+}
+
+Rule mean() {
+  return Factory::linear(
+      "mean", [](c10::ArrayRef<Lane> lanes) { return mean_of_smallest(lanes, lanes.size()); });
+}
+
+Rule two_smallest_mean() {
+  return Factory::linear("two_smallest_mean",
+                         [](c10::ArrayRef<Lane> lanes) { return mean_of_smallest(lanes, 2); });
+}
+
+Rule owner() {
+  return Factory::linear("owner",
+                         [](c10::ArrayRef<Lane> lanes) { return mean_of_smallest(lanes, 1); });
+}
+
+Rule weighted(std::vector<std::pair<std::string, double>> weights) {
+  TORCH_CHECK_VALUE(!weights.empty(),
+                    "nsn::merge::weighted: expected a coefficient for each sub-network, but got "
+                    "none. Name them: weighted({{\"base\", 0.5}, ...}).");
+  for (const size_t i : c10::irange(weights.size())) {
+    for (const size_t j : c10::irange(i)) {
+      TORCH_CHECK_VALUE(weights[i].first != weights[j].first, "nsn::merge::weighted: sub-network '",
+                        weights[i].first, "' is named twice. Give it one coefficient.");
+    }
+  }
+  auto coefficients = [weights](c10::ArrayRef<Lane> lanes) {
+    std::vector<double> result;
+    result.reserve(lanes.size());
+    for (const Lane& lane : lanes) {
+      const auto found =
+          std::find_if(weights.begin(), weights.end(),
+                       [&](const auto& weight) { return weight.first == lane.name; });
+      TORCH_CHECK_VALUE(found != weights.end(),
+                        "nsn::merge::weighted: no coefficient for sub-network '", lane.name,
+                        "', which uses the parameter. Add one; 0 drops its gradient.");
+      result.push_back(found->second);
+    }
+    return result;
+  };
+  return Factory::make({"weighted", std::move(coefficients), nullptr, std::move(weights)});
+}
+
+Rule function(std::string name, MergeFunction function) {
+  TORCH_CHECK_VALUE(static_cast<bool>(function), "nsn::merge::function: '", name,
+                    "' holds no function. Pass one, for example a lambda.");
+  return Factory::make({std::move(name), nullptr, std::move(function), {}});
+}
+
+Rule missing_function(std::string name) {
+  return Factory::make({std::move(name), nullptr, nullptr, {}});
+}
+
+namespace {
+
+/// A box of a parameter that the same lanes cover all over.
+struct Region {
+  Slice begin, end;
+  std::vector<size_t> lanes;
+};
+
+/// Splits `shape` into the boxes that the slices' borders cut it into, those without a lane left
+/// out. Slices are leading but may cross (1/2 x 1 and 1 x 1/2), so this is a grid and no chain.
+std::vector<Region> regions(at::IntArrayRef shape, c10::ArrayRef<Slice> slices) {
+  std::vector<Region> result{{{}, {}, std::vector<size_t>(slices.size())}};
+  std::iota(result[0].lanes.begin(), result[0].lanes.end(), size_t{0});
+  for (const size_t dim : c10::irange(shape.size())) {
+    std::vector<int64_t> borders;
+    for (const Slice& slice : slices) borders.push_back(slice[dim]);
+    std::sort(borders.begin(), borders.end());
+    borders.erase(std::unique(borders.begin(), borders.end()), borders.end());
+    std::vector<Region> finer;
+    for (const Region& region : result) {
+      int64_t begin = 0;
+      for (const int64_t end : borders) {
+        Region cell{region.begin, region.end, {}};
+        for (const size_t lane : region.lanes) {
+          if (slices[lane][dim] >= end) cell.lanes.push_back(lane);
+        }
+        cell.begin.push_back(begin);
+        cell.end.push_back(end);
+        if (!cell.lanes.empty()) finer.push_back(std::move(cell));
+        begin = end;
+      }
+    }
+    result = std::move(finer);
+  }
+  return result;
+}
+
+at::Tensor box(at::Tensor tensor, const Region& region) {
+  for (const size_t dim : c10::irange(region.begin.size())) {
+    tensor = tensor.narrow(static_cast<int64_t>(dim), region.begin[dim],
+                           region.end[dim] - region.begin[dim]);
+  }
+  return tensor;
+}
+
+}  // namespace
+
+at::Tensor apply(const Rule& rule, c10::ArrayRef<Lane> lanes, c10::ArrayRef<Slice> slices,
+                 at::TensorList gradients, at::IntArrayRef shape) {
+  const auto some = std::find_if(gradients.begin(), gradients.end(),
+                                 [](const at::Tensor& gradient) { return gradient.defined(); });
+  if (some == gradients.end()) return {};
+  const auto options = some->options();
+
+  if (!rule.is_linear()) {
+    std::vector<LaneGradient> arguments;
+    for (const size_t lane : c10::irange(lanes.size())) {
+      const at::Tensor& gradient = gradients[lane];
+      arguments.push_back({lanes[lane].name, slices[lane],
+                           gradient.defined() ? gradient : at::zeros(slices[lane], options),
+                           shape.vec()});
+    }
+    return rule.call(arguments);
+  }
+
+  at::Tensor merged = at::zeros(shape, options);
+  for (const Region& region : regions(shape, slices)) {
+    std::vector<Lane> covering;
+    for (const size_t lane : region.lanes) covering.push_back(lanes[lane]);
+    const auto coefficients = rule.coefficients(covering);
+    at::Tensor target = box(merged, region);
+    for (const size_t i : c10::irange(region.lanes.size())) {
+      const at::Tensor& gradient = gradients[region.lanes[i]];
+      if (gradient.defined() && coefficients[i] != 0.0) {
+        target.add_(box(gradient, region), coefficients[i]);
+      }
+    }
+  }
+  return merged;
+}
+
+}  // namespace nsn::merge
