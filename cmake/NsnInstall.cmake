@@ -1,22 +1,16 @@
-# Installation of the C++ library: component `core`. Inside a Python package the same files lie below
-# the package's folder, and torch is found beside it.
+# Installation of the C++ library: component `core` (and `development`, the link without a version).
+# Inside a Python package the same files lie below the package's folder.
 include(CMakePackageConfigHelpers)
 
 # Debian's default would be lib/<architecture>; one layout for system and package is simpler to find.
 set(NSN_LIBDIR lib)
 set(NSN_CONFIGDIR ${NSN_LIBDIR}/cmake/nsn)
 
-if(NSN_IN_WHEEL)
-  set_target_properties(nsn PROPERTIES INSTALL_RPATH "$ORIGIN/../../torch/lib")
-  # A wheel holds no symbolic links: one file under one name.
-  set_target_properties(nsn PROPERTIES VERSION "" SOVERSION "")
-else()
-  set_target_properties(nsn PROPERTIES
-    INSTALL_RPATH "$ORIGIN" INSTALL_RPATH_USE_LINK_PATH ON)
-endif()
+# An application finds torch by its own run path; inside a Python package torch lies beside nsn.
+set_target_properties(nsn PROPERTIES INSTALL_RPATH "$ORIGIN;$ORIGIN/../../torch/lib")
 
 install(TARGETS nsn EXPORT nsnTargets COMPONENT core
-  LIBRARY DESTINATION ${NSN_LIBDIR} COMPONENT core NAMELINK_COMPONENT core)
+  LIBRARY DESTINATION ${NSN_LIBDIR} COMPONENT core NAMELINK_COMPONENT development)
 install(DIRECTORY csrc/include/nsn DESTINATION include COMPONENT core
   FILES_MATCHING PATTERN "*.h")
 install(FILES ${PROJECT_BINARY_DIR}/include/nsn/version.h DESTINATION include/nsn COMPONENT core)

@@ -39,6 +39,8 @@ const std::vector<std::pair<std::string, double>>& Rule::weights() const {
   return definition_->weights;
 }
 
+const MergeFunction& Rule::merge_function() const { return definition_->function; }
+
 std::vector<double> Rule::coefficients(c10::ArrayRef<Lane> lanes) const {
   TORCH_CHECK_VALUE(is_linear(), "nsn::merge: rule '", name(),
                     "' is a function of the gradients and has no coefficients. Ask is_linear() "

@@ -66,6 +66,9 @@ class NSN_API Rule {
   /// Calls a function rule and checks the shape of what it returns.
   at::Tensor call(const std::vector<LaneGradient>& gradients) const;
 
+  /// The function of a function rule; empty for the others.
+  const MergeFunction& merge_function() const;
+
   /// The coefficients of a `weighted` rule, in the order given; empty for other rules.
   const std::vector<std::pair<std::string, double>>& weights() const;
 

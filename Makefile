@@ -1,0 +1,87 @@
+# `make help` lists the targets. Everything is installed into .venv and built in build/; what is
+# already there and newer than its sources is not made again.
+PYTHON ?= python3
+BUILD  := build
+BIN    := .venv/bin
+# Two at a time suits machines with little memory: a translation unit of torch's headers takes 1 GB.
+JOBS   ?= 2
+
+CORE_SOURCES := $(shell find csrc python cmake -type f -not -path '*/__pycache__/*') \
+                CMakeLists.txt setup.py pyproject.toml
+CPP_SOURCES  := $(shell find csrc python/bindings tests examples benchmarks -name '*.cpp' -o -name '*.h' | sort)
+MNIST        := train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte
+RAW_MNIST    := $(MNIST:%=$(BUILD)/data/mnist/%)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build install demo test bench format lint clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+# ---- set-up ---------------------------------------------------------------------------------------
+.venv/.system:
+	@tools/system_packages.sh $(PYTHON)
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.requirements: requirements.txt .venv/.system
+	$(BIN)/python -m pip install -q -r requirements.txt
+	@touch $@
+
+setup: .venv/.requirements ## make .venv with all pinned dependencies, and install missing Debian packages
+
+# ---- build ----------------------------------------------------------------------------------------
+$(BUILD)/build.ninja: .venv/.requirements
+	cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -DNSN_BUILD_PYTHON=ON -DNSN_BUILD_TESTS=ON -DNSN_BUILD_BENCHMARKS=ON
+	@touch $@
+
+build: $(BUILD)/build.ninja ## compile the library, binding, tests, examples and benchmarks
+	@cmake --build $(BUILD) -j $(JOBS)
+
+.venv/.nsn: $(CORE_SOURCES) $(BUILD)/build.ninja
+	cmake --build $(BUILD) -j $(JOBS) --target nsn _C
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps --force-reinstall .
+	@touch $@
+
+install: .venv/.nsn ## install the Python package into .venv
+
+data/.checked: data/mnist/MD5SUMS
+	@cd data/mnist && md5sum --check --quiet MD5SUMS
+	@touch $@
+
+$(BUILD)/data/mnist/%: data/mnist/%.gz
+	@mkdir -p $(@D)
+	@gunzip -c $< > $@
+
+# ---- use ------------------------------------------------------------------------------------------
+demo: install data/.checked ## train the paper's network on MNIST; ends with a table, leaves runs/demo
+	$(BIN)/nsn train demo --data data/mnist --out runs/demo
+
+test: install build data/.checked $(RAW_MNIST) ## run ctest (with the outside project) and pytest
+	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
+	$(BIN)/python -m pytest
+
+bench: build ## run the benchmark programs; results in build/bench
+	@mkdir -p $(BUILD)/bench
+	OMP_NUM_THREADS=1 $(BUILD)/benchmarks/bench_switch --benchmark_out=$(BUILD)/bench/switch-1.json
+	OMP_NUM_THREADS=2 $(BUILD)/benchmarks/bench_switch --benchmark_out=$(BUILD)/bench/switch-2.json
+
+format: setup ## format C++ and Python in place
+	clang-format -i $(CPP_SOURCES)
+	ruff format .
+	ruff check --fix .
+
+lint: setup install $(BUILD)/build.ninja ## check formats, ruff, mypy and clang-tidy
+	clang-format --dry-run -Werror $(CPP_SOURCES)
+	ruff format --check .
+	ruff check .
+	mypy
+	clang-tidy -p $(BUILD) --quiet $(shell find csrc/src -name '*.cpp' | sort)
+
+clean: ## remove what was built (not .venv)
+	rm -rf $(BUILD) runs dist *.egg-info .venv/.nsn data/.checked

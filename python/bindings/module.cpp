@@ -1,0 +1,308 @@
+// The extension module nsn._C: the C++ library as Python's modules in python/nsn use it. No logic
+// stands here, only the passage from one language to the other.
+
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <nsn/checkpoint.h>
+#include <nsn/core.h>
+#include <nsn/description.h>
+#include <nsn/error.h>
+#include <nsn/functional.h>
+#include <nsn/loss.h>
+#include <nsn/merge.h>
+#include <nsn/optim.h>
+#include <nsn/view.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace {
+
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+/// A merge function written in Python. Copied and destroyed by threads that do not hold the GIL.
+class PythonMerge {
+ public:
+  explicit PythonMerge(py::object function)
+      : function_(new py::object(std::move(function)), [](py::object* object) {
+          const py::gil_scoped_acquire gil;
+          delete object;
+        }) {}
+
+  const py::object& function() const { return *function_; }
+
+  at::Tensor operator()(const std::vector<nsn::merge::LaneGradient>& gradients) const {
+    const py::gil_scoped_acquire gil;
+    try {
+      const py::object merged = (*function_)(gradients);
+      TORCH_CHECK_TYPE(THPVariable_Check(merged.ptr()), "nsn.merge.function: the rule returned a ",
+                       Py_TYPE(merged.ptr())->tp_name,
+                       ", but must return the merged gradient, a tensor.");
+      return merged.cast<at::Tensor>();
+    } catch (py::error_already_set& error) {
+      // As torch's own exception, which autograd carries through to whoever called backward.
+      error.restore();
+      python_error carried;
+      carried.persist();
+      throw carried;
+    }
+  }
+
+ private:
+  std::shared_ptr<py::object> function_;
+};
+
+py::object python_function(const nsn::merge::Rule& rule) {
+  const auto* merge = rule.merge_function().target<PythonMerge>();
+  return merge == nullptr ? py::none() : merge->function();
+}
+
+/// The Python functions of a description's rules, by name: what its JSON cannot hold.
+std::map<std::string, py::object> python_functions(const nsn::Description& description) {
+  std::map<std::string, py::object> functions;
+  const auto add = [&](const nsn::merge::Rule& rule) {
+    if (rule.merge_function()) functions.emplace(rule.name(), python_function(rule));
+  };
+  add(description.merge());
+  for (const auto& block : description.blocks()) add(block.rule);
+  return functions;
+}
+
+nsn::Description make_description(const std::string& json,
+                                  const std::map<std::string, py::object>& functions) {
+  std::map<std::string, nsn::merge::Rule> rules;
+  for (const auto& [name, function] : functions) {
+    rules.emplace(name, nsn::merge::function(name, PythonMerge(function)));
+  }
+  return nsn::Description::from_json(json, rules);
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const nsn::FileError& error) {
+    // OSError picks the subclass, such as FileNotFoundError, by the code.
+    const py::tuple arguments =
+        py::make_tuple(error.code(), error.what_without_backtrace(), error.path());
+    PyErr_SetObject(PyExc_OSError, arguments.ptr());
+  } catch (const c10::ValueError& error) {
+    PyErr_SetString(PyExc_ValueError, error.what_without_backtrace());
+  } catch (const c10::TypeError& error) {
+    PyErr_SetString(PyExc_TypeError, error.what_without_backtrace());
+  } catch (const c10::Error& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what_without_backtrace());
+  } catch (python_error& error) {
+    error.restore();
+  }
+}
+
+void bind_merge(py::module_& m) {
+  using nsn::merge::LaneGradient;
+  using nsn::merge::Rule;
+  py::class_<LaneGradient>(m, "LaneGradient")
+      .def_readonly("name", &LaneGradient::name)
+      .def_property_readonly("slice",
+                             [](const LaneGradient& lane) { return py::tuple(py::cast(lane.slice)); })
+      .def_readonly("gradient", &LaneGradient::gradient)
+      .def_property_readonly("parameter_shape", [](const LaneGradient& lane) {
+        return py::tuple(py::cast(lane.parameter_shape));
+      });
+  py::class_<Rule>(m, "Rule")
+      .def_property_readonly("name", &Rule::name)
+      .def_property_readonly("is_linear", &Rule::is_linear)
+      .def_property_readonly(
+          "weights",
+          [](const Rule& rule) {
+            py::dict weights;
+            for (const auto& [name, coefficient] : rule.weights()) {
+              weights[py::str(name)] = coefficient;
+            }
+            return weights;
+          })
+      .def_property_readonly("function", &python_function);
+  m.def("sum", &nsn::merge::sum);
+  m.def("mean", &nsn::merge::mean);
+  m.def("two_smallest_mean", &nsn::merge::two_smallest_mean);
+  m.def("owner", &nsn::merge::owner);
+  m.def("weighted", [](const py::dict& coefficients) {
+    std::vector<std::pair<std::string, double>> weights;
+    for (const auto& [name, coefficient] : coefficients) {
+      weights.emplace_back(name.cast<std::string>(), coefficient.cast<double>());
+    }
+    return nsn::merge::weighted(std::move(weights));
+  });
+  m.def("function", [](std::string name, py::object function) {
+    return nsn::merge::function(std::move(name), PythonMerge(std::move(function)));
+  });
+}
+
+void bind_core(py::module_& m) {
+  using nsn::Core;
+  using nsn::Description;
+  using nsn::View;
+  py::class_<Description>(m, "Description")
+      .def(py::init(&make_description))
+      .def("to_json", &Description::to_json, py::arg("indent") = -1)
+      .def_property_readonly("input_shape",
+                             [](const Description& self) {
+                               return py::tuple(py::cast(self.input()));
+                             })
+      .def_property_readonly("names", &Description::names)
+      .def_property_readonly("blocks",
+                             [](const Description& self) {
+                               std::vector<std::string> names;
+                               for (const auto& block : self.blocks()) names.push_back(block.name);
+                               return names;
+                             })
+      .def("blocks_of",
+           [](const Description& self, const std::string& name) {
+             std::vector<std::string> names;
+             for (const size_t block : self.subnetwork(name).blocks) {
+               names.push_back(self.blocks()[block].name);
+             }
+             return names;
+           })
+      .def("summary_of",
+           [](const Description& self, const std::string& name) {
+             for (const auto& block : self.blocks()) {
+               if (block.name != name) continue;
+               std::ostringstream text;
+               text << block.block->type() << '(';
+               block.block->pretty_print(text);
+               text << ')';
+               return text.str();
+             }
+             throw py::key_error(name);
+           })
+      .def_property_readonly("parameters",
+                             [](const Description& self) {
+                               std::vector<std::pair<std::string, std::string>> names;
+                               for (const auto& block : self.blocks()) {
+                                 for (const auto& parameter : block.parameters) {
+                                   names.emplace_back(block.name, parameter.name);
+                                 }
+                               }
+                               return names;
+                             })
+      .def("parameter_count",
+           [](const Description& self, const std::optional<std::string>& name) {
+             return name ? self.subnetwork(*name).parameter_count : self.parameter_count();
+           },
+           py::arg("name") = py::none())
+      .def_property_readonly("merge", &Description::merge)
+      .def("index_of", &Description::index_of)
+      .def("functions", &python_functions)
+      .def("__eq__", [](const Description& a, const Description& b) { return a == b; })
+      .def("__hash__",
+           [](const Description& self) { return std::hash<std::string>()(self.to_json()); });
+
+  // Without the GIL: everything below computes on tensors.
+  py::class_<Core, std::shared_ptr<Core>>(m, "Core")
+      .def(py::init<Description>())
+      .def_property_readonly("description", &Core::description)
+      .def("initial_parameters", &Core::initial_parameters, ReleaseGil())
+      .def(
+          "joint",
+          [](const Core& core, const std::vector<at::Tensor>& parameters, const at::Tensor& x,
+             const std::vector<size_t>& subnetworks, bool training) {
+            return core.joint(parameters, x, subnetworks, training);
+          },
+          ReleaseGil())
+      .def(
+          "dropout_mask",
+          [](const Core& core, uint64_t seed, const std::string& subnetwork,
+             const std::string& block, double probability, const std::vector<int64_t>& shape) {
+            return core.dropout_mask(seed, subnetwork, block, probability, shape);
+          },
+          ReleaseGil())
+      .def("decay_groups", [](const Core& core, size_t parameters, double weight_decay,
+                              const std::string& of) {
+        std::vector<std::pair<double, std::vector<size_t>>> result;
+        const std::vector<at::Tensor> none(parameters);
+        for (const auto& group : nsn::decay_groups(core, none, weight_decay, of)) {
+          result.emplace_back(group.weight_decay, group.places);
+        }
+        return result;
+      });
+
+  py::class_<View>(m, "View")
+      .def(py::init([](const std::shared_ptr<Core>& core, const std::string& subnetwork,
+                       const std::vector<at::Tensor>& parameters) {
+        return View(core, subnetwork, parameters);
+      }))
+      .def("__call__", &View::operator(), ReleaseGil())
+      .def_property_readonly("name", &View::name)
+      .def_property_readonly("parameters", &View::parameters)
+      .def("stale", [](const View& view, const std::vector<at::Tensor>& current) {
+        return view.stale(current);
+      });
+}
+
+void bind_functions(py::module_& m) {
+  m.def(
+      "share",
+      [](const at::Tensor& parameter, const std::vector<nsn::merge::Slice>& slices,
+         const nsn::merge::Rule& rule, const std::vector<std::string>& names,
+         const std::vector<int64_t>& ranks) {
+        std::vector<nsn::merge::Lane> lanes;
+        for (size_t i = 0; i < names.size(); ++i) lanes.push_back({names[i], ranks[i]});
+        return nsn::functional::share(parameter, slices, rule, lanes);
+      },
+      ReleaseGil());
+  m.def(
+      "joint_loss",
+      [](const std::vector<std::pair<std::string, at::Tensor>>& named, const at::Tensor& targets,
+         const nsn::Loss& loss, const std::map<std::string, double>& weights) {
+        nsn::Outputs outputs;
+        for (const auto& [name, output] : named) outputs.insert(name, output);
+        return nsn::joint_loss(outputs, targets, loss, weights);
+      },
+      ReleaseGil());
+  m.def(
+      "write_checkpoint",
+      [](const nsn::Description& description, const std::vector<at::Tensor>& parameters,
+         const std::string& path, const nsn::Metadata& metadata) {
+        nsn::write_checkpoint(description, parameters, path, metadata);
+      },
+      ReleaseGil());
+  m.def("read_checkpoint",
+        [](const std::string& path, const std::map<std::string, py::object>& functions) {
+          std::map<std::string, nsn::merge::Rule> rules;
+          for (const auto& [name, function] : functions) {
+            rules.emplace(name, nsn::merge::function(name, PythonMerge(function)));
+          }
+          std::optional<nsn::Checkpoint> checkpoint;
+          {
+            const py::gil_scoped_release release;
+            checkpoint = nsn::read_checkpoint(path, rules);
+          }
+          return py::make_tuple(std::move(checkpoint->description),
+                                std::move(checkpoint->parameters),
+                                std::move(checkpoint->metadata));
+        });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The C++ library behind the package nsn.";
+  py::register_local_exception_translator(&translate);
+  py::module_ merge = m.def_submodule("merge", "Merge rules.");
+  // As an import, too: `from nsn._C.merge import Rule`.
+  py::module_::import("sys").attr("modules")["nsn._C.merge"] = merge;
+  bind_merge(merge);
+  bind_core(m);
+  bind_functions(m);
+}

@@ -1,0 +1,60 @@
+"""One set of weights, several networks: train together, switch at run time.
+
+A :class:`Network` is a ``torch.nn.Module`` together with smaller networks that live inside it::
+
+    net = nsn.Network(
+        input=(784,),
+        blocks={
+            "hidden": nsn.Dense(784, 784, activation="relu", dropout=0.2),
+            "output": nsn.Dense(784, 10),
+        },
+        subnetworks={"small": ["output"]},
+        merge=nsn.merge.mean(),
+    )
+    outputs = net(images, nsn.ALL)                # base and small, from one pass
+    nsn.joint_loss(outputs, labels).backward()    # merged gradients
+    logits = net.view("small")(images)            # zero-copy, for inference
+"""
+
+from pathlib import Path
+
+import torch
+
+from nsn._build_info import TORCH_VERSION as _BUILT_WITH
+from nsn._build_info import VERSION as __version__
+
+if torch.__version__.split(".")[:2] != _BUILT_WITH.split(".")[:2]:
+    raise ImportError(
+        f"nsn {__version__} was built against torch {_BUILT_WITH}, but torch {torch.__version__} is "
+        f"installed, and a build fits one minor version of torch. Install torch "
+        f"{'.'.join(_BUILT_WITH.split('.')[:2])}, or build nsn again beside this torch."
+    )
+
+from nsn import merge
+from nsn.checkpoint import load, load_metadata, save
+from nsn.description import Dense, Description, Subnetwork
+from nsn.functional import joint_loss, share
+from nsn.network import ALL, Network
+from nsn.optim import param_groups
+from nsn.view import View
+
+#: Where CMake finds the C++ library inside this package: ``-DCMAKE_PREFIX_PATH=...``.
+cmake_prefix_path = str(Path(__file__).resolve().parent)
+
+__all__ = [
+    "ALL",
+    "Dense",
+    "Description",
+    "Network",
+    "Subnetwork",
+    "View",
+    "__version__",
+    "cmake_prefix_path",
+    "joint_loss",
+    "load",
+    "load_metadata",
+    "merge",
+    "param_groups",
+    "save",
+    "share",
+]

@@ -1,0 +1,213 @@
+"""A network as a value: input, blocks, sub-networks and merge rules, without tensors."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nsn import _C
+from nsn._C.merge import Rule
+
+_DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.int16: "int16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """y = dropout(activation(x W^T + b)), as ``torch.nn.Linear`` with what follows it.
+
+    Shapes: x ``(B, *, in_features)``, y ``(B, *, out_features)``; parameters ``weight``
+    ``(out_features, in_features)`` and ``bias`` ``(out_features)``.
+
+    Attributes:
+        in_features: the last extent of the input.
+        out_features: the last extent of the output.
+        bias: whether to add a bias.
+        activation: "linear" (none), "relu", "gelu", "silu", "sigmoid" or "tanh".
+        dropout: the probability that an element is dropped in training, after the activation.
+        weight_init: "kaiming_uniform" (as ``torch.nn.Linear``) or "xavier_uniform".
+        bias_init: a value that all biases start with; None starts them as ``torch.nn.Linear`` does.
+    """
+
+    in_features: int
+    out_features: int
+    bias: bool = True
+    activation: str = "linear"
+    dropout: float = 0.0
+    weight_init: str = "kaiming_uniform"
+    bias_init: float | None = None
+
+    def _document(self) -> dict[str, Any]:
+        document = {"type": "Dense", **self.__dict__}
+        if self.bias_init is None:
+            del document["bias_init"]
+        return document
+
+
+@dataclass(frozen=True)
+class Subnetwork:
+    """The blocks that a sub-network keeps.
+
+    Attributes:
+        blocks: their names, in the order of the network.
+        dropout: block's name to this sub-network's dropout there, in place of the block's own.
+    """
+
+    blocks: Sequence[str]
+    dropout: Mapping[str, float] = field(default_factory=dict)
+
+    def _document(self, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = {"name": name, "blocks": list(self.blocks)}
+        if self.dropout:
+            document["dropout"] = dict(self.dropout)
+        return document
+
+
+class Description(_C.Description):
+    """A network as a value, checked as a whole when it is made.
+
+    Args:
+        input: the shape of one sample, without the batch dimension.
+        blocks: name to block, from input to output.
+        subnetworks: name to :class:`Subnetwork`, or to the list of the blocks that it keeps.
+            ``base`` has all blocks unless it is given here too.
+        merge: the merge rule; default ``nsn.merge.sum()``.
+        block_merge: block's name to the rule in that block, in place of ``merge``.
+        dtype: of the input; parameters have it too where it is a floating one, else float32.
+
+    Raises:
+        ValueError: where parts do not fit together; names the part, what was found and the remedy.
+        TypeError: where an argument is of another kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        input: Sequence[int],
+        blocks: Mapping[str, Dense],
+        subnetworks: Mapping[str, Subnetwork | Sequence[str]] | None = None,
+        merge: Rule | None = None,
+        block_merge: Mapping[str, Rule] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        functions: dict[str, Callable[..., torch.Tensor]] = {}
+        own_rules = dict(block_merge or {})
+        document: dict[str, Any] = {
+            "nsn": 1,
+            "input": {"shape": _extents(input), "dtype": _dtype_name(dtype)},
+            "blocks": [],
+            "subnetworks": [],
+        }
+        for name, block in _items(blocks, "blocks"):
+            if not isinstance(block, Dense):
+                raise TypeError(
+                    f"nsn.Description: block '{name}' must be a block such as nsn.Dense, but is a "
+                    f"{type(block).__name__}."
+                )
+            entry = {"name": name, **block._document()}
+            if name in own_rules:
+                entry["merge"] = _rule_document(own_rules.pop(name), functions)
+            document["blocks"].append(entry)
+        if own_rules:
+            raise ValueError(
+                f"nsn.Description: block_merge names a block that does not exist: "
+                f"'{next(iter(own_rules))}'. The blocks are {', '.join(map(repr, blocks))}."
+            )
+        for name, subnetwork in _items(subnetworks or {}, "subnetworks"):
+            if isinstance(subnetwork, str):
+                raise TypeError(
+                    f"nsn.Description: sub-network '{name}' must be a list of blocks or an "
+                    f"nsn.Subnetwork, but is a str. Write ['{subnetwork}']."
+                )
+            if not isinstance(subnetwork, Subnetwork):
+                subnetwork = Subnetwork(subnetwork)
+            document["subnetworks"].append(subnetwork._document(name))
+        if merge is not None:
+            document["merge"] = _rule_document(merge, functions)
+        super().__init__(_dump(document), functions)
+
+    @classmethod
+    def from_json(
+        cls, text: str, rules: Mapping[str, Callable[..., torch.Tensor]] | None = None
+    ) -> "Description":
+        """A description from its JSON document.
+
+        Args:
+            text: the document; docs/description.md has the schema.
+            rules: merge functions by name, which a document cannot hold.
+
+        Raises:
+            ValueError: where the text is no such document or its parts do not fit together.
+        """
+        description = cls.__new__(cls)
+        _C.Description.__init__(description, text, dict(rules or {}))
+        return description
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Description.from_json, (self.to_json(), self.functions())
+
+    def __repr__(self) -> str:
+        return f"Description.from_json('''{self.to_json(2)}''')"
+
+
+def _items(mapping: Any, what: str) -> list[tuple[str, Any]]:
+    if not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"nsn.Description: {what} must be a dict of names, but is a {type(mapping).__name__}."
+        )
+    return list(mapping.items())
+
+
+def _extents(shape: Sequence[int]) -> list[int]:
+    if isinstance(shape, int):
+        raise TypeError(
+            f"nsn.Description: input must be the shape of one sample, a tuple, but is an int. "
+            f"Write ({shape},)."
+        )
+    return list(shape)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    if dtype not in _DTYPES:
+        raise ValueError(
+            f"nsn.Description: the input's dtype must be a floating or integral one, but is "
+            f"{dtype}. Use torch.float32."
+        )
+    return _DTYPES[dtype]
+
+
+def _dump(document: dict[str, Any]) -> str:
+    try:
+        return json.dumps(document, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"nsn.Description: an option is neither a finite number, a string nor a bool: {error}."
+        ) from None
+
+
+def _rule_document(rule: Rule, functions: dict[str, Callable[..., torch.Tensor]]) -> dict[str, Any]:
+    """A rule's JSON; a function is put into ``functions`` under its name."""
+    if not isinstance(rule, Rule):
+        raise TypeError(
+            f"nsn.Description: a merge rule must come from nsn.merge, such as nsn.merge.mean(), but "
+            f"is a {type(rule).__name__}. Wrap a function of your own in nsn.merge.function."
+        )
+    if rule.is_linear:
+        return {"rule": rule.name, **({"weights": rule.weights} if rule.weights else {})}
+    if rule.function is not None and functions.setdefault(rule.name, rule.function) != rule.function:
+        raise ValueError(
+            f"nsn.Description: two different merge functions are named '{rule.name}'. Give one of "
+            f"them another name: nsn.merge.function(..., name=...)."
+        )
+    return {"rule": "function", "name": rule.name}

@@ -1,0 +1,79 @@
+"""Functions on tensors: sharing a parameter among lanes, and the joint loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nsn import _C
+from nsn._C.merge import Rule
+
+
+def share(
+    parameter: Tensor,
+    slices: Sequence[Sequence[int]],
+    rule: Rule,
+    names: Sequence[str] | None = None,
+) -> list[Tensor]:
+    """One tensor for each lane, whose backward merges into one gradient of the parameter.
+
+    The primitive below all merging; the results may be used with any torch operation. They are views
+    of the parameter's storage; do not modify them in place.
+
+    Args:
+        parameter: the shared tensor.
+        slices: for each lane its slice, one extent a dimension: ``(s0, s1)`` means
+            ``parameter[:s0, :s1]``. Slices may be of different sizes and may cross.
+        rule: from :mod:`nsn.merge`. The smaller lane is the one with the smaller slice, then the one
+            given first.
+        names: the lanes' names, for ``weighted`` and functions; default "0", "1", ...
+
+    Returns:
+        One tensor for each slice, of the slice's shape.
+
+    Raises:
+        ValueError: where a slice does not fit the parameter.
+    """
+    extents = [list(each) for each in slices]
+    numels = [torch.Size(each).numel() for each in extents]
+    by_size = sorted(range(len(extents)), key=lambda lane: numels[lane])
+    ranks = [by_size.index(lane) for lane in range(len(extents))]
+    lanes = list(names) if names is not None else [str(lane) for lane in range(len(extents))]
+    if len(lanes) != len(extents):
+        raise ValueError(
+            f"nsn.share: expected one name for each slice, but got {len(lanes)} names and "
+            f"{len(extents)} slices."
+        )
+    return _C.share(parameter, extents, rule, lanes, ranks)
+
+
+def joint_loss(
+    outputs: Mapping[str, Tensor],
+    targets: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Tensor:
+    """sum_l w_l * loss(output_l, targets) over the outputs of a joint pass.
+
+    Args:
+        outputs: what ``net(x, nsn.ALL)`` returned: name to ``(B, *output)``.
+        targets: for the default loss class indices ``(B, *)``, -100 being left out, or
+            probabilities ``(B, C, *)``.
+        loss: takes one output and the targets, returns a scalar. Default: cross entropy, mean over
+            the batch; all outputs of one shape go through it in one pass.
+        weights: name to w_l; 1 for those not named. A weight scales the lane's gradients of
+            parameters and input.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: where there is no output, a weight names none of them, or ``loss`` returns no
+            scalar.
+    """
+    if not isinstance(outputs, Mapping):
+        raise TypeError(
+            f"nsn.joint_loss: expected a dict of outputs, but got a {type(outputs).__name__}. Pass "
+            f"what net(x, nsn.ALL) returned."
+        )
+    return _C.joint_loss(list(outputs.items()), targets, loss, dict(weights or {}))

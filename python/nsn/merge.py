@@ -1,0 +1,83 @@
+"""Merge rules: how the lanes' gradients of a shared parameter become one gradient.
+
+A rule acts per element, on the lanes of the pass whose slice covers that element, whether or not
+their output entered the loss: a lane without a gradient counts as zero, and where no lane has one
+there is none.
+
+Worked example for all rules below: a weight that ``base``, ``sub1`` and ``sub2`` share, with the
+gradients 6, 3 and 1 at an element that all three cover; ``sub2`` is the smallest, ``base`` the
+largest. *Smaller* means fewer parameters, then the order of declaration.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from nsn._C import merge as _merge
+from nsn._C.merge import LaneGradient, Rule
+
+__all__ = [
+    "LaneGradient",
+    "Rule",
+    "function",
+    "mean",
+    "owner",
+    "sum",
+    "two_smallest_mean",
+    "weighted",
+]
+
+
+def sum() -> Rule:
+    """The plain derivative of the summed loss: 6 + 3 + 1 = 10. What autograd would do."""
+    return _merge.sum()
+
+
+def mean() -> Rule:
+    """The mean over the lanes that cover the element: (6 + 3 + 1) / 3."""
+    return _merge.mean()
+
+
+def two_smallest_mean() -> Rule:
+    """The mean of the two smallest lanes, larger ones dropped: (3 + 1) / 2 = 2.
+
+    Where base alone covers the element: 6. Source: "Networks with Sub-Networks" (Fuengfusin &
+    Tamukoh, ICAROB 2020).
+    """
+    return _merge.two_smallest_mean()
+
+
+def owner() -> Rule:
+    """The gradient of the smallest lane alone: 1."""
+    return _merge.owner()
+
+
+def weighted(coefficients: Mapping[str, float]) -> Rule:
+    """A coefficient for each sub-network, not divided by their sum.
+
+    With ``{"base": 0.5, "sub1": 1, "sub2": 2}``: 0.5 * 6 + 1 * 3 + 2 * 1 = 8.
+
+    Args:
+        coefficients: sub-network's name to coefficient; each that uses the parameter is named.
+
+    Raises:
+        ValueError: where there is no coefficient, or, when the network is built, where a name is
+            unknown or missing.
+    """
+    return _merge.weighted(dict(coefficients))
+
+
+def function(
+    function: Callable[[list[LaneGradient]], torch.Tensor], name: str | None = None
+) -> Rule:
+    """Any function of the lanes' gradients, linear or not, for example their median: 3.
+
+    Args:
+        function: gets one :class:`LaneGradient` (``name``, ``slice``, ``gradient`` of the slice's
+            shape, ``parameter_shape``) for each lane that used the parameter, in the order in which
+            the pass named them; returns the merged gradient in the parameter's full shape. It runs
+            inside backward, once for each parameter.
+        name: what stands for the rule in a checkpoint, which cannot hold the function; ``load``
+            takes it again by this name. Default: the function's own name.
+    """
+    return _merge.function(name or getattr(function, "__name__", "function"), function)

@@ -1,0 +1,214 @@
+"""The network as a ``torch.nn.Module``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from nsn import _C
+from nsn._C.merge import Rule
+from nsn.description import Dense, Description, Subnetwork
+from nsn.view import View
+
+
+class All:
+    """The type of :data:`ALL`."""
+
+    def __repr__(self) -> str:
+        return "nsn.ALL"
+
+    def __reduce__(self) -> str:
+        return "ALL"
+
+
+#: Stands for all sub-networks, in the description's order.
+ALL: Final = All()
+
+
+class Block(nn.Module):
+    """The parameters of one block, under the names that the block gives them."""
+
+    def __init__(self, summary: str) -> None:
+        super().__init__()
+        self._summary = summary
+
+    def forward(self, *args: Any) -> Tensor:
+        raise TypeError(
+            "nsn: a block of a network is not called by itself, since the network runs all "
+            'sub-networks that pass it together. Call the network: net(x, "sub1").'
+        )
+
+    def _get_name(self) -> str:
+        return self._summary
+
+
+class Network(nn.Module):
+    """A network together with the sub-networks that live inside it.
+
+    A module as any other: its parameters, ``<block>.<parameter>``, are ``nn.Parameter``s, and
+    ``state_dict``, ``to``, ``deepcopy``, pickle, optimizers, hooks, ``functional_call``, DDP and
+    autocast act on them as they do elsewhere. Merge rules act within a process: under DDP each
+    process merges its own lanes' gradients, and DDP averages what they merged, which for linear rules
+    is the gradient of the joined batch.
+
+    Args:
+        description: a :class:`Description`; or else its arguments, by name.
+
+    Raises:
+        ValueError, TypeError: as :class:`Description`.
+    """
+
+    def __init__(
+        self,
+        description: Description | None = None,
+        *,
+        input: Sequence[int] | None = None,
+        blocks: Mapping[str, Dense] | None = None,
+        subnetworks: Mapping[str, Subnetwork | Sequence[str]] | None = None,
+        merge: Rule | None = None,
+        block_merge: Mapping[str, Rule] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if description is None:
+            if input is None or blocks is None:
+                raise TypeError(
+                    "nsn.Network: give a Description, or at least input= and blocks=, the shape of "
+                    "one sample and the blocks."
+                )
+            description = Description(
+                input=input,
+                blocks=blocks,
+                subnetworks=subnetworks,
+                merge=merge,
+                block_merge=block_merge,
+                dtype=dtype,
+            )
+        elif not isinstance(description, Description):
+            raise TypeError(
+                f"nsn.Network: expected an nsn.Description, but got a "
+                f"{type(description).__name__}. Give input=, blocks=, ... by name, or "
+                f"Description.from_json(text)."
+            )
+        elif any(each is not None for each in (input, blocks, subnetworks, merge, block_merge)):
+            raise TypeError(
+                "nsn.Network: give either a Description or its arguments by name, not both."
+            )
+        core = _C.Core(description)
+        self._build(description, core, core.initial_parameters())
+
+    def _build(self, description: Description, core: _C.Core, parameters: list[Tensor]) -> None:
+        super().__init__()
+        self._description = description
+        self._core = core
+        self._places = {name: place for place, name in enumerate(description.names)}
+        self._table = description.parameters
+        for name in description.blocks:
+            if hasattr(self, name):
+                raise ValueError(
+                    f"nsn.Network: block '{name}' has the name of an attribute of torch.nn.Module. "
+                    f"Rename the block."
+                )
+            self.add_module(name, Block(description.summary_of(name)))
+        for (block, parameter), tensor in zip(self._table, parameters, strict=True):
+            self.get_submodule(block).register_parameter(parameter, nn.Parameter(tensor))
+
+    @classmethod
+    def _from_parameters(cls, description: Description, parameters: list[Tensor]) -> "Network":
+        network = cls.__new__(cls)
+        network._build(description, _C.Core(description), parameters)
+        return network
+
+    @property
+    def description(self) -> Description:
+        """What the network is; a value."""
+        return self._description
+
+    @property
+    def subnetworks(self) -> list[str]:
+        """The sub-networks' names, ``base`` first."""
+        return self._description.names
+
+    @overload
+    def forward(self, x: Tensor, names: str | None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, names: All | Sequence[str]) -> dict[str, Tensor]: ...
+
+    def forward(
+        self, x: Tensor, names: str | All | Sequence[str] | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """One forward of one or several sub-networks over one batch.
+
+        In training mode each sub-network applies its dropout. Backward merges the sub-networks'
+        gradients by the description's rules; a parameter that no sub-network of this pass uses gets
+        no gradient.
+
+        Args:
+            x: ``(B, *input)``.
+            names: a sub-network's name, for its output alone; several names, or ``nsn.ALL``, for a
+                dict of outputs from one joint pass, in that order. Default: ``"base"``.
+
+        Returns:
+            ``(B, *output)`` for one name; name to ``(B, *output)`` for several.
+
+        Raises:
+            ValueError: where x has another shape or dtype than described, or a name is unknown or
+                given twice.
+        """
+        if names is None:
+            names = "base"
+        if isinstance(names, str):
+            return self._run(x, [names])[0]
+        several = self.subnetworks if isinstance(names, All) else list(names)
+        return dict(zip(several, self._run(x, several), strict=True))
+
+    @torch.compiler.disable(  # type: ignore[misc]
+        reason="nsn runs its joint pass as one C++ operation, which torch.compile leaves as it is"
+    )
+    def _run(self, x: Tensor, names: list[str]) -> list[Tensor]:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"nsn.Network: expected a batch as a torch.Tensor, but got a {type(x).__name__}. "
+                f"Convert it with torch.as_tensor."
+            )
+        places = [self._place(name) for name in names]
+        return self._core.joint(self._parameters_now(), x, places, self.training)
+
+    def _place(self, name: str) -> int:
+        place = self._places.get(name)
+        return self._description.index_of(name) if place is None else place
+
+    def _parameters_now(self) -> list[Tensor]:
+        """The tensors that the blocks have at this moment, whoever put them there."""
+        modules = cast(dict[str, nn.Module], self._modules)
+        return [getattr(modules[block], parameter) for block, parameter in self._table]
+
+    def view(self, name: str) -> View:
+        """A zero-copy handle on one sub-network, for inference.
+
+        Args:
+            name: the sub-network.
+
+        Raises:
+            ValueError: where there is no such sub-network.
+        """
+        return View(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
+        state = dict(state)
+        del state["_core"]  # made again from the description
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._core = _C.Core(self._description)
+
+    def extra_repr(self) -> str:
+        lines = [
+            f"{name}: {' -> '.join(self._description.blocks_of(name))}"
+            f", {self._description.parameter_count(name):,} parameters"
+            for name in self.subnetworks
+        ]
+        return "\n".join([*lines, f"merge: {self._description.merge.name}"])

@@ -1,0 +1,49 @@
+"""Parameter groups for torch's optimizers."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from nsn.network import Network
+
+
+def param_groups(network: Network, weight_decay: float, of: str | None = None) -> list[dict[str, Any]]:
+    """The parameters in groups by the weight decay that each is to get: weights, not biases.
+
+    With ``of``, the decay stands for an L2 term ``weight_decay / 2 * |W|^2`` in the loss of that
+    sub-network alone: a weight gets ``weight_decay`` times the coefficient that the merge rule gives
+    the sub-network's gradient when all run together. The paper's 4.5e-5 * |W|^2 on base's loss is
+    ``param_groups(net, 9e-5, of="base")``; merging leaves 9e-5 on hidden1, 4.5e-5 on hidden2 and none
+    on output.
+
+    Args:
+        network: whose parameters.
+        weight_decay: as torch's optimizers have it: the gradient grows by weight_decay * W.
+        of: the sub-network in whose loss the L2 term stands; None decays all weights alike.
+
+    Returns:
+        Groups ``{"params": [...], "weight_decay": ...}`` for any ``torch.optim`` optimizer.
+
+    Raises:
+        ValueError: for an unknown sub-network, a negative decay, or ``of`` with a function rule.
+    """
+    names = network._table
+    groups = network._core.decay_groups(len(names), weight_decay, of or "")
+    return [
+        {
+            "params": [leaf for place in places for leaf in _leaves(network, *names[place])],
+            "weight_decay": decay,
+        }
+        for decay, places in groups
+    ]
+
+
+def _leaves(network: Network, block: str, parameter: str) -> list[nn.Parameter]:
+    """What an optimizer updates: the parameter, or those that a parametrization computes it from."""
+    module = network.get_submodule(block)
+    if parametrize.is_parametrized(module, parameter):
+        parametrizations = module.parametrizations
+        assert isinstance(parametrizations, nn.ModuleDict)
+        return list(parametrizations[parameter].parameters())
+    return [module.get_parameter(parameter)]

@@ -1,0 +1,1 @@
+"""Training from recipes: the main job of the command line."""
