@@ -50,7 +50,7 @@ void Core::trace_ways() {
     for (const size_t i : c10::irange(subnetwork.blocks.size())) {
       const double dropout = subnetwork.uses[i].dropout.value_or(-1.0);
       const Step step{{way, subnetwork.blocks[i]}, dropout};
-      const size_t next = seen.emplace(step, s + 1).first->second;
+      const size_t next = seen.emplace(step, seen.size() + 1).first->second;
       passes_[s].push_back({{subnetwork.name, subnetwork.rank}, subnetwork.uses[i], way, next});
       way = next;
     }

@@ -383,14 +383,16 @@ MergedGradients merge_linear(const LinearSpec& spec, const std::vector<at::Tenso
 }
 
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
-  // Edges of the graph: the weight, the bias, one input a lane.
-  static constexpr size_t kWeight = 0, kBias = 1, kInputs = 2;
+  // Places among forward's tensors: the weight, one input a lane, then the bias, which has an edge in
+  // the graph only where there is one.
+  static constexpr size_t kWeight = 0, kInputs = 1;
 
   static variable_list forward(AutogradContext* ctx, const at::Tensor& weight,
-                               const at::Tensor& bias, at::TensorList inputs,
+                               at::TensorList inputs, const std::optional<at::Tensor>& given_bias,
                                const LinearSpec& spec) {
     ctx->set_materialize_grads(false);
     keep(ctx, spec);
+    const at::Tensor bias = given_bias.value_or(at::Tensor());
     LinearForward result = linear_forward(spec, inputs, weight, bias);
     // The inputs for the second derivative, the rest for the first.
     variable_list saved{weight, bias, result.weight, result.stacked};
@@ -408,7 +410,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 
     if (!at::GradMode::is_enabled()) return first_order(ctx, spec, saved, gradients);
     if (is_plain_derivative(spec.rule, spec.lanes) && !spec.autocast) {
-      return differentiable(ctx, weight, inputs, gradients);
+      return differentiable(ctx, weight, bias, inputs, gradients);
     }
     variable_list results;
     {
@@ -446,12 +448,13 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
       if (gradients[lane].defined()) dy[lane] = as_rows(gradients[lane]);
     }
 
-    variable_list results(kInputs + lanes + 1);  // and none for the spec
+    const size_t bias_place = kInputs + lanes;
+    variable_list results(bias_place + 2);  // with the bias, and none for the spec
     const auto merged = merge_linear(spec, dy, x, ctx->needs_input_grad(kWeight),
-                                     bias.defined() && ctx->needs_input_grad(kBias));
+                                     bias.defined() && ctx->needs_input_grad(bias_place));
     // In the parameter's dtype: under autocast the products ran in another one.
     if (merged.weight.defined()) results[kWeight] = merged.weight.to(weight.scalar_type());
-    if (merged.bias.defined()) results[kBias] = merged.bias.to(bias.scalar_type());
+    if (merged.bias.defined()) results[bias_place] = merged.bias.to(bias.scalar_type());
 
     std::vector<size_t> wanted;
     std::vector<at::Tensor> wanted_dy;
@@ -474,9 +477,11 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 
   /// The plain derivative by operations that autograd can differentiate again.
   static variable_list differentiable(AutogradContext* ctx, const at::Tensor& weight,
-                                      const variable_list& inputs,
+                                      const at::Tensor& bias, const variable_list& inputs,
                                       const variable_list& gradients) {
-    variable_list results(kInputs + gradients.size() + 1);
+    const size_t bias_place = kInputs + gradients.size();
+    const bool need_bias = bias.defined() && ctx->needs_input_grad(bias_place);
+    variable_list results(bias_place + 2);
     const auto add = [](at::Tensor& total, const at::Tensor& term) {
       total = total.defined() ? total + term : term;
     };
@@ -485,7 +490,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
       const at::Tensor dy = gradients[lane].reshape({-1, weight.size(0)});
       const at::Tensor x = inputs[lane].reshape({-1, weight.size(1)});
       if (ctx->needs_input_grad(kWeight)) add(results[kWeight], dy.t().mm(x));
-      if (ctx->needs_input_grad(kBias)) add(results[kBias], dy.sum(0));
+      if (need_bias) add(results[bias_place], dy.sum(0));
       if (ctx->needs_input_grad(kInputs + lane)) {
         results[kInputs + lane] = dy.mm(weight).view_as(inputs[lane]);
       }
@@ -627,7 +632,8 @@ std::vector<at::Tensor> linear(at::TensorList inputs, const at::Tensor& weight,
   }
   const WithoutAutocast guard(device);
   if (!is_recorded(sources)) return linear_forward(spec, inputs, weight, bias).outputs;
-  return LinearFunction::apply(weight, bias, inputs, spec);
+  const auto given_bias = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
+  return LinearFunction::apply(weight, inputs, given_bias, spec);
 }
 
 std::vector<at::Tensor> relu_dropout(at::TensorList inputs, bool relu,

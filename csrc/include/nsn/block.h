@@ -41,7 +41,7 @@ struct LanePass {
   BlockUse use;
   /// Lanes of equal `input_way` carry the same activations into the block, lanes of equal
   /// `output_way` out of it: up to there their sub-networks keep the same blocks in the same way.
-  /// 0 is the network's input; else a way is one more than the place of the first such sub-network.
+  /// 0 is the network's input; the others are numbered by the description alone.
   size_t input_way = 0;
   size_t output_way = 0;
 };
