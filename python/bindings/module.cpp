@@ -174,6 +174,10 @@ void bind_core(py::module_& m) {
              }
              return names;
            })
+      .def("output_shape",
+           [](const Description& self, const std::string& name) {
+             return py::tuple(py::cast(self.subnetwork(name).output));
+           })
       .def("summary_of",
            [](const Description& self, const std::string& name) {
              for (const auto& block : self.blocks()) {

@@ -1,0 +1,5 @@
+"""What the user gave and cannot be used."""
+
+
+class InputError(ValueError):
+    """A file, recipe or option is wrong; the message states the rule, what was found and the remedy."""

@@ -1,0 +1,254 @@
+"""Recipes: a network and how to train it, as data."""
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nsn import Description, Network, param_groups
+from nsn.training.errors import InputError
+
+# What a recipe may hold apart from its network, with defaults where leaving a value out is fine.
+_SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "steps": {"milestones": [], "divide_by": 10.0},
+    "cosine": {"warmup_epochs": 0},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, checked.
+
+    Attributes:
+        values: the whole document, as it was after all overrides; goes into reports.
+        description: the network.
+        epochs: passes over the training data.
+        batch_size: samples a step.
+    """
+
+    values: dict[str, Any]
+    description: Description
+    epochs: int
+    batch_size: int
+
+    def optimizer(self, network: Network) -> torch.optim.Optimizer:
+        """The recipe's optimizer over the network's parameters, decay where the recipe wants it."""
+        options = dict(self.values["optimizer"])
+        name = options.pop("name")
+        decay = self.values.get("decay", {})
+        try:
+            groups = param_groups(network, decay.get("weight_decay", 0.0), decay.get("of"))
+        except ValueError as error:
+            raise InputError(f"recipe: decay: {error}") from None
+        try:
+            optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(groups, **options)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"recipe: optimizer: torch.optim.{name} refuses its options: {error}."
+            ) from None
+        return optimizer
+
+    def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """What the learning rate is multiplied with at a step.
+
+        Args:
+            step: counted from 0 over the whole run.
+            steps_per_epoch: steps in an epoch.
+        """
+        schedule = self.values.get("schedule", {"kind": "constant"})
+        if schedule["kind"] == "steps":
+            passed = sum(step // steps_per_epoch >= each for each in schedule["milestones"])
+            return float(schedule["divide_by"] ** -passed)
+        if schedule["kind"] == "cosine":
+            warmup = schedule["warmup_epochs"] * steps_per_epoch
+            if step < warmup:
+                return (step + 1) / warmup
+            progress = (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup)
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        return 1.0
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with the package."""
+    files = resources.files("nsn.recipes").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe and applies overrides.
+
+    Args:
+        name: a shipped recipe's name, or the path of a .toml file.
+        overrides: ``key.path=value``, the value as in TOML (quotes around strings may be left out);
+            blocks and sub-networks are addressed by name: ``network.blocks.hidden1.dropout=0.1``.
+
+    Raises:
+        InputError: where there is no such recipe, it is malformed, or an override fits nothing.
+    """
+    values = _read(name)
+    for override in overrides:
+        _override(values, override)
+    return check_recipe(values)
+
+
+def _read(name: str) -> dict[str, Any]:
+    if name in shipped():
+        text = (resources.files("nsn.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        path = Path(name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(
+                f"recipe: there is no recipe '{name}'. Give the path of a .toml file, or one of "
+                f"{', '.join(shipped())}."
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe: cannot read '{name}': {error}.") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe: '{name}' is no TOML: {error}.") from None
+
+
+def check_recipe(values: dict[str, Any]) -> Recipe:
+    """A recipe from its document; completes defaults and refuses what it does not know."""
+    values = deepcopy(values)
+    _only(values, {"epochs", "batch_size", "optimizer", "decay", "schedule", "network"}, "recipe")
+    for key, kind in (("epochs", int), ("batch_size", int), ("optimizer", dict), ("network", dict)):
+        if not isinstance(values.get(key), kind) or isinstance(values.get(key), bool):
+            raise InputError(
+                f"recipe: '{key}' must be {_kind_name(kind)}, but is {values.get(key)!r}."
+            )
+    for key in ("epochs", "batch_size"):
+        if values[key] < 1:
+            raise InputError(f"recipe: '{key}' must be at least 1, but is {values[key]}.")
+    optimizer = values["optimizer"].get("name")
+    known = getattr(torch.optim, optimizer, None) if isinstance(optimizer, str) else None
+    if not (isinstance(known, type) and issubclass(known, torch.optim.Optimizer)):
+        raise InputError(
+            f"recipe: optimizer.name must be a class of torch.optim, but is {optimizer!r}. Use "
+            f"'SGD' or 'AdamW', for example."
+        )
+    _check_decay(values.setdefault("decay", {}))
+    _check_schedule(values.setdefault("schedule", {"kind": "constant"}))
+    try:
+        description = Description.from_json(json.dumps({"nsn": 1, **values["network"]}))
+    except ValueError as error:
+        raise InputError(f"recipe: network: {error}") from None
+    return Recipe(values, description, values["epochs"], values["batch_size"])
+
+
+def _check_decay(decay: dict[str, Any]) -> None:
+    _only(decay, {"weight_decay", "of"}, "recipe: decay")
+    if not _is_number(decay.get("weight_decay", 0.0)):
+        raise InputError(
+            f"recipe: decay.weight_decay must be a number, but is {decay['weight_decay']!r}."
+        )
+    if not isinstance(decay.get("of", ""), str):
+        raise InputError(f"recipe: decay.of must be a sub-network's name, but is {decay['of']!r}.")
+
+
+def _check_schedule(schedule: dict[str, Any]) -> None:
+    kind = schedule.get("kind")
+    if kind not in _SCHEDULES:
+        raise InputError(
+            f"recipe: schedule.kind must be one of {', '.join(_SCHEDULES)}, but is {kind!r}."
+        )
+    _only(schedule, {"kind", *_SCHEDULES[kind]}, "recipe: schedule")
+    for key, default in _SCHEDULES[kind].items():
+        schedule.setdefault(key, default)
+    milestones = schedule.get("milestones", [])
+    if not (isinstance(milestones, list) and all(isinstance(each, int) for each in milestones)):
+        raise InputError(f"recipe: schedule.milestones must be epochs, but is {milestones!r}.")
+    for key in ("divide_by", "warmup_epochs"):
+        value = schedule.get(key, 1.0)
+        if not _is_number(value) or value < 0 or (key == "divide_by" and value == 0):
+            raise InputError(f"recipe: schedule.{key} must be a positive number, but is {value!r}.")
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(
+            f"--set: expected key=value, but got '{override}'. Write, for example, "
+            f"--set optimizer.lr=0.05."
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a string without quotes
+    keys = path.strip().split(".")
+    place: Any = values
+    for depth, key in enumerate(keys[:-1]):
+        place = _child(place, key, keys[: depth + 1])
+    last = keys[-1]
+    old = _child(place, last, keys)
+    if not _same_kind(old, value):
+        raise InputError(
+            f"--set: '{path}' is {_kind_name(type(old))} ({old!r}), but the value given is "
+            f"{value!r}. Give one of the same kind."
+        )
+    if isinstance(place, list):
+        place[place.index(old)] = value
+    else:
+        place[last] = float(value) if isinstance(old, float) else value
+
+
+def _child(place: Any, key: str, path: list[str]) -> Any:
+    """What a key means at a place; in a list it is the name of an entry."""
+    entries: dict[str, Any] = {}
+    if isinstance(place, dict):
+        entries = place
+    elif isinstance(place, list):
+        entries = {each["name"]: each for each in place if isinstance(each, dict)}
+    if key in entries:
+        return entries[key]
+    near = difflib.get_close_matches(key, entries, n=3, cutoff=0.0)
+    remedy = f" The nearest keys are {', '.join(map(repr, near))}." if near else ""
+    raise InputError(f"--set: the recipe has no key '{'.'.join(path)}'.{remedy}")
+
+
+def _only(table: Any, known: set[str], where: str) -> None:
+    if not isinstance(table, dict):
+        raise InputError(f"{where} must be a table, but is {table!r}.")
+    for key in table:
+        if key not in known:
+            raise InputError(
+                f"{where} has an unknown key '{key}'. The keys are {', '.join(sorted(known))}."
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _same_kind(old: Any, new: Any) -> bool:
+    if isinstance(old, float):
+        return _is_number(new)
+    return type(old) is type(new)
+
+
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "a table",
+}
+
+
+def _kind_name(kind: type) -> str:
+    return _KINDS.get(kind, kind.__name__)
+
+

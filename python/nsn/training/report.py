@@ -1,0 +1,136 @@
+"""What a run leaves: report.json, and the table of sub-networks."""
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import nsn
+from nsn import Network
+from nsn.training.data import Split
+from nsn.training.loop import Run, evaluate
+from nsn.training.recipe import Recipe
+
+_LATENCY_CALLS = 200
+
+
+def summarize(network: Network, test: Split) -> dict[str, dict[str, float]]:
+    """Each sub-network from the weights of this moment.
+
+    Returns:
+        Name to ``accuracy``, ``loss`` (mean cross entropy), ``parameters``, ``bytes`` (of its
+        parameters) and ``latency_us`` (median microseconds of a view's forward at batch 1).
+    """
+    scores = evaluate(network, test)
+    return {
+        name: {
+            **scores[name],
+            "parameters": network.description.parameter_count(name),
+            "bytes": sum(each.nbytes for each in network.view(name).parameters),
+            "latency_us": latency_us(network, name),
+        }
+        for name in network.subnetworks
+    }
+
+
+def latency_us(network: Network, name: str) -> float:
+    """Median microseconds of one sub-network's forward at batch 1, after a warm-up."""
+    view = network.view(name)
+    dtype = next(network.parameters()).dtype
+    x = torch.zeros(1, *network.description.input_shape, dtype=dtype)
+    times = []
+    for call in range(2 * _LATENCY_CALLS):
+        started = time.perf_counter()
+        view(x)
+        if call >= _LATENCY_CALLS:
+            times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1e6
+
+
+def make_report(run: Run, recipe: Recipe, test: Split, seed: int) -> dict[str, Any]:
+    """The contents of report.json."""
+    return {
+        "final": summarize(run.network, test),
+        "best_epoch_on_test": best_epoch(run.epochs),
+        "epochs": run.epochs,
+        "recipe": recipe.values,
+        "machine": machine(),
+        "seed": seed,
+        "interrupted": run.interrupted,
+    }
+
+
+def best_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    """For each sub-network the best epoch on the test data: an optimistic number, and labelled so."""
+    best: dict[str, Any] = {"note": "chosen on the test data, so optimistic; `final` is not"}
+    for record in epochs:
+        for name, scores in record["subnetworks"].items():
+            if name not in best or scores["accuracy"] > best[name]["accuracy"]:
+                best[name] = {"epoch": record["epoch"], **scores}
+    return best
+
+
+def machine() -> dict[str, Any]:
+    """What a number depends on apart from the recipe."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "nsn": nsn.__version__,
+        "system": platform.platform(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def table(final: dict[str, dict[str, float]], title: str) -> Table:
+    """The sub-networks of a report, for a person."""
+    result = Table(title=title)
+    result.add_column("sub-network")
+    for heading in ("accuracy", "loss", "parameters", "bytes", "latency, batch 1"):
+        result.add_column(heading, justify="right")
+    for name, row in final.items():
+        result.add_row(
+            name,
+            f"{row['accuracy']:.4f}",
+            f"{row['loss']:.4f}",
+            f"{row['parameters']:,}",
+            f"{row['bytes']:,}",
+            f"{row['latency_us']:.0f} us",
+        )
+    return result
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Writes atomically: the file is either the old one or the whole new one."""
+    write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a temporary file beside ``path`` and puts it in its place."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
