@@ -20,18 +20,18 @@ namespace {
 
 constexpr size_t kNone = static_cast<size_t>(-1);
 
-uint64_t draw_seed() {
-  auto generator = at::detail::getDefaultCPUGenerator();
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
-}
-
 /// Whether a tensor lies alone in its storage.
 bool owns_storage(const at::Tensor& tensor) {
   return tensor.storage().nbytes() == tensor.nbytes() && tensor.storage().use_count() == 1;
 }
 
 }  // namespace
+
+uint64_t draw_seed() {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
+}
 
 Core::Core(Description description) : description_(std::move(description)) { trace_ways(); }
 

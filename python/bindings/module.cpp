@@ -265,6 +265,7 @@ void bind_functions(py::module_& m) {
         return nsn::functional::share(parameter, slices, rule, lanes);
       },
       ReleaseGil());
+  m.def("draw_seed", &nsn::draw_seed);
   m.def(
       "joint_loss",
       [](const std::vector<std::pair<std::string, at::Tensor>>& named, const at::Tensor& targets,

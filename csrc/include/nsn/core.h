@@ -11,6 +11,9 @@
 
 namespace nsn {
 
+/// Takes 64 bits from torch's default CPU generator, under its lock: a training pass's seed.
+NSN_API uint64_t draw_seed();
+
 /// What a description computes, as a function of parameters and input: the one implementation that
 /// the C++ module, the Python module and views share. Holds no tensor and changes no state, so any
 /// number of threads may call it at once. (The dropout of a training pass draws from torch's default
@@ -37,8 +40,7 @@ class NSN_API Core {
                                 c10::ArrayRef<size_t> subnetworks, bool training) const;
 
   /// The mask that the pass whose seed is `seed` applies behind `block` on the way of `subnetwork`,
-  /// for activations of `shape`: true where an element is kept. A pass takes as its seed the next
-  /// random64() of torch's default CPU generator.
+  /// for activations of `shape`: true where an element is kept.
   at::Tensor dropout_mask(uint64_t seed, const std::string& subnetwork, const std::string& block,
                           double probability, at::IntArrayRef shape) const;
 

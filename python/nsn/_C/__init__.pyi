@@ -55,6 +55,7 @@ def share(
     names: Sequence[str],
     ranks: Sequence[int],
 ) -> list[Tensor]: ...
+def draw_seed() -> int: ...
 def joint_loss(
     named: Sequence[tuple[str, Tensor]],
     targets: Tensor,

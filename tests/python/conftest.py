@@ -1,0 +1,42 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+import nsn
+
+sys.path.insert(0, str(Path(__file__).parent))
+settings.register_profile("nsn", deadline=None, print_blob=True)
+settings.load_profile("nsn")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def mnist() -> Path:
+    return ROOT / "data" / "mnist"
+
+
+def paper_network(dropout: bool = True, width: int = 784, **options: object) -> nsn.Network:
+    """The paper's network, or a narrower one of its form."""
+    p = 1.0 if dropout else 0.0
+    return nsn.Network(
+        input=(width,),
+        blocks={
+            "hidden1": nsn.Dense(width, width, activation="relu", dropout=0.2 * p),
+            "hidden2": nsn.Dense(width, width, activation="relu", dropout=0.5 * p),
+            "output": nsn.Dense(width, 10),
+        },
+        subnetworks={
+            "sub1": nsn.Subnetwork(["hidden2", "output"], dropout={"hidden2": 0.2 * p}),
+            "sub2": ["output"],
+        },
+        **{"merge": nsn.merge.two_smallest_mean(), **options},
+    )
