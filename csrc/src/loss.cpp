@@ -27,7 +27,7 @@ at::Tensor stacked_cross_entropy(const std::vector<at::Tensor>& outputs, const a
   const bool indices = !at::isFloatingType(targets.scalar_type());
   // One number a lane, then the mean as torch takes it: over what is not left out.
   const at::Tensor sums = losses.reshape({lanes, losses.numel() / lanes}).sum(1);
-  const at::Tensor coefficients = at::tensor(weights, sums.options());
+  const at::Tensor coefficients = at::tensor(weights).to(sums.options());
   const at::Tensor total = sums.dot(coefficients);
   if (indices) return total / targets.ne(kIgnored).sum();
   return total / (losses.numel() / lanes);

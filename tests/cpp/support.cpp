@@ -125,7 +125,7 @@ Case random_case(uint64_t seed, const std::string& rule) {
   const bool has_first = random.chance(0.3), has_output = random.chance(0.7);
   const bool has_exit = has_output && random.chance(0.4);
   const auto least = has_first || has_output ? 0 : 1;
-  const int64_t squares = random.integer(least, has_first ? 3 : 5 - has_output - has_exit);
+  const int64_t squares = random.integer(least, 5 - has_first - has_output - has_exit);
   const int64_t input = has_first ? random.integer(1, 6) : width;
 
   const auto dense = [&](int64_t in, int64_t out) {
