@@ -114,7 +114,7 @@ TEST(DropoutMask, DoesNotDependOnThreads) {
 
 TEST(DropoutMask, BelongsToTheWayOfALane) {
   // "twin" keeps the same blocks as base in the same way; "calm" and "late" do not.
-  const Network net(NetworkOptions()
+  Network net(NetworkOptions()
                         .input({16})
                         .block("a", DenseOptions(16, 16).dropout(0.5))
                         .block("b", DenseOptions(16, 16).dropout(0.5))

@@ -1,3 +1,5 @@
+#include <ATen/autocast_mode.h>
+
 #include "support.h"
 
 // functional::share and functional::linear on their own.
@@ -140,7 +142,7 @@ TEST(Share, SecondDerivativeOfASingleLaneIsThePlainOne) {
 TEST(Share, RefusesOtherSecondDerivatives) {
   const at::Tensor w = parameter({2, 2});
   Random random(0);
-  for (const std::string& name : {"mean", "two_smallest_mean", "owner", "ramp"}) {
+  for (const std::string name : {"mean", "two_smallest_mean", "owner", "ramp"}) {
     SCOPED_TRACE(name);
     const std::vector<Slice> whole(3, Slice{2, 2});
     const auto shared = share(w, whole, make_rule(name, {}, random), kLanes);

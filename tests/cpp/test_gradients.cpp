@@ -1,5 +1,4 @@
-#include <algorithm>
-#include <map>
+#include <limits>
 
 #include "support.h"
 
@@ -55,7 +54,7 @@ TEST_P(MergedGradients, EqualTheRuleAppliedToFiniteDifferences) {
     Random random(seed);
     torch::manual_seed(seed);
     // Smooth activations, since finite differences across a kink mean nothing.
-    const Network net(NetworkOptions()
+    Network net(NetworkOptions()
                           .input({3}, at::kDouble)
                           .block("a", DenseOptions(3, 3).activation(torch::kTanh))
                           .block("b", DenseOptions(3, 3).activation(torch::kGELU))
@@ -64,7 +63,7 @@ TEST_P(MergedGradients, EqualTheRuleAppliedToFiniteDifferences) {
                           .subnetwork("sub2", SubnetworkOptions({"b", "c"}))
                           .subnetwork("sub3", SubnetworkOptions({"c"}))
                           .merge(make_rule(GetParam(), {"base", "sub1", "sub2", "sub3"}, random)));
-    const Case test{net, at::randn({4, 3}, at::kDouble), {"sub2", "base", "sub3", "sub1"},
+    Case test{net, at::randn({4, 3}, at::kDouble), {"sub2", "base", "sub3", "sub1"},
                     {1.0, 0.5, std::nullopt, 2.0}};
     total_loss(test, net->joint(test.x, test.lanes)).backward();
     const auto actual = take_gradients(net);
@@ -133,7 +132,7 @@ Case small_case(const merge::Rule& rule) {
 
 TEST(JointPass, TwoSmallestMeanIsThePapersStep) {
   // output <- mean(sub2, sub1); hidden2 <- mean(sub1, base); hidden1 <- base.
-  const Case test = small_case(merge::two_smallest_mean());
+  Case test = small_case(merge::two_smallest_mean());
   const auto plain = plain_gradients(test.net, test.x);
   total_loss(test, test.net->joint(test.x)).backward();
   const auto merged = take_gradients(test.net);
@@ -145,7 +144,7 @@ TEST(JointPass, TwoSmallestMeanIsThePapersStep) {
 }
 
 TEST(JointPass, LanesOfThePassCountAndNoOthers) {
-  const Case test = small_case(merge::mean());
+  Case test = small_case(merge::mean());
   const auto plain = plain_gradients(test.net, test.x);
   const auto outputs = test.net->joint(test.x, {"sub2", "base"});
   (lane_loss(outputs["base"], 0) + lane_loss(outputs["sub2"], 2)).backward();
@@ -155,7 +154,7 @@ TEST(JointPass, LanesOfThePassCountAndNoOthers) {
 }
 
 TEST(JointPass, UnusedParametersGetNoGradient) {
-  const Case test = small_case(merge::sum());
+  Case test = small_case(merge::sum());
   lane_loss(test.net->joint(test.x, {"sub1"})["sub1"], 0).backward();
   const auto gradients = take_gradients(test.net);
   EXPECT_FALSE(gradients[0].defined());
@@ -164,7 +163,7 @@ TEST(JointPass, UnusedParametersGetNoGradient) {
 }
 
 TEST(JointPass, OutputsOutsideTheLossCountAsZero) {
-  const Case test = small_case(merge::mean());
+  Case test = small_case(merge::mean());
   const auto plain = plain_gradients(test.net, test.x);
   const auto outputs = test.net->joint(test.x);
   lane_loss(outputs["sub1"], 1).backward();
@@ -175,7 +174,7 @@ TEST(JointPass, OutputsOutsideTheLossCountAsZero) {
 }
 
 TEST(JointPass, ZeroCoefficientsAloneGiveExactZeros) {
-  const Case test =
+  Case test =
       small_case(merge::weighted({{"base", 0.0}, {"sub1", 0.0}, {"sub2", 0.0}}));
   Case with_input = test;
   with_input.x = test.x.clone().set_requires_grad(true);
@@ -187,7 +186,7 @@ TEST(JointPass, ZeroCoefficientsAloneGiveExactZeros) {
 }
 
 TEST(JointPass, ZeroCoefficientsKeepOutNonFiniteGradients) {
-  const Case test = small_case(merge::owner());
+  Case test = small_case(merge::owner());
   const auto outputs = test.net->joint(test.x);
   (outputs["base"] * std::numeric_limits<double>::infinity()).sum().backward({}, true);
   lane_loss(outputs["sub2"], 2).backward();
@@ -196,7 +195,7 @@ TEST(JointPass, ZeroCoefficientsKeepOutNonFiniteGradients) {
 }
 
 TEST(JointPass, PassesAccumulateTheirMergedGradients) {
-  const Case test = small_case(merge::mean());
+  Case test = small_case(merge::mean());
   std::vector<at::Tensor> expected;
   for (int i = 0; i < 3; ++i) {
     total_loss(test, test.net->joint(test.x + i)).backward();
@@ -211,7 +210,7 @@ TEST(JointPass, PassesAccumulateTheirMergedGradients) {
 }
 
 TEST(JointPass, GradientsAreTheirOwnTensors) {
-  const Case test = small_case(merge::mean());
+  Case test = small_case(merge::mean());
   total_loss(test, test.net->joint(test.x)).backward();
   const auto gradients = take_gradients(test.net);
   for (size_t a = 0; a < gradients.size(); ++a) {
@@ -221,7 +220,7 @@ TEST(JointPass, GradientsAreTheirOwnTensors) {
 }
 
 TEST(JointPass, BackwardTwiceNeedsARetainedGraph) {
-  const Case test = small_case(merge::mean());
+  Case test = small_case(merge::mean());
   const at::Tensor loss = total_loss(test, test.net->joint(test.x));
   loss.backward({}, /*retain_graph=*/true);
   const auto once = take_gradients(test.net);
@@ -232,7 +231,7 @@ TEST(JointPass, BackwardTwiceNeedsARetainedGraph) {
 }
 
 TEST(JointPass, EachBackwardMergesWhatItBrings) {
-  const Case test = small_case(merge::mean());
+  Case test = small_case(merge::mean());
   const auto plain = plain_gradients(test.net, test.x);
   const auto outputs = test.net->joint(test.x);
   lane_loss(outputs["base"], 0).backward({}, /*retain_graph=*/true);
@@ -241,7 +240,7 @@ TEST(JointPass, EachBackwardMergesWhatItBrings) {
 }
 
 TEST(JointPass, UpdatesBetweenForwardAndBackwardAreNoticed) {
-  const Case test = small_case(merge::mean());
+  Case test = small_case(merge::mean());
   const at::Tensor loss = total_loss(test, test.net->joint(test.x));
   {
     const torch::NoGradGuard no_grad;
@@ -305,7 +304,7 @@ Derivatives differentiate(const std::vector<at::Tensor>& leaves, const Forward& 
   return result;
 }
 
-void expect_plain_second_derivative(const Network& net, const std::vector<std::string>& lanes) {
+void expect_plain_second_derivative(Network net, const std::vector<std::string>& lanes) {
   const at::Tensor x = at::randn({3, 4}, at::kDouble).set_requires_grad(true);
   std::vector<at::Tensor> leaves = net->parameters();
   leaves.push_back(x);
@@ -351,9 +350,9 @@ TEST(SecondDerivative, IsRefusedForOtherRulesWhileTheFirstWorks) {
     const auto rule = name == "weighted"
                           ? merge::weighted({{"base", 0.5}, {"sub1", 1.0}, {"sub2", 1.0}})
                           : make_rule(name, {}, random);
-    const Network net = curved(rule);
+    Network net = curved(rule);
     const at::Tensor x = at::randn({3, 4}, at::kDouble);
-    const Case test{net, x, net->description().names(), {1.0, 1.0, 1.0}};
+    Case test{net, x, net->description().names(), {1.0, 1.0, 1.0}};
     total_loss(test, net->joint(x)).backward();
     const auto expected = take_gradients(net);
     const auto gradients =
@@ -370,7 +369,7 @@ TEST(SecondDerivative, IsRefusedForOtherRulesWhileTheFirstWorks) {
 TEST(SecondDerivative, PassesMasks) {
   // With dropout the mask is a constant of the pass, whatever is differentiated.
   torch::manual_seed(3);
-  const Network net(NetworkOptions()
+  Network net(NetworkOptions()
                         .input({4}, at::kDouble)
                         .block("a", DenseOptions(4, 4).activation(torch::kTanh).dropout(0.4))
                         .block("b", DenseOptions(4, 4).activation(torch::kReLU).dropout(0.2))

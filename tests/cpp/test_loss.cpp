@@ -15,7 +15,7 @@ Outputs outputs_of(const std::vector<std::pair<std::string, at::Tensor>>& output
 Outputs logits(const std::vector<int64_t>& shape) {
   torch::manual_seed(6);
   std::vector<std::pair<std::string, at::Tensor>> lanes;
-  for (const std::string& name : {"base", "sub1", "sub2"}) {
+  for (const std::string name : {"base", "sub1", "sub2"}) {
     lanes.emplace_back(name, at::randn(shape, at::kDouble).set_requires_grad(true));
   }
   return outputs_of(lanes);

@@ -136,7 +136,7 @@ TEST(MergeApply, EqualsTheRuleElementByElement) {
       gradients.push_back(random.chance(0.8) ? at::randn(slice, at::kDouble) : at::Tensor());
     }
     if (!gradients[0].defined()) gradients[0] = at::randn(slices[0], at::kDouble);
-    for (const std::string& name : {"sum", "mean", "two_smallest_mean", "owner", "weighted"}) {
+    for (const std::string name : {"sum", "mean", "two_smallest_mean", "owner", "weighted"}) {
       const auto rule = make_rule(name, names, random);
       const at::Tensor merged = merge::apply(rule, lanes, slices, gradients, shape);
       at::Tensor expected = at::zeros(shape, at::kDouble);

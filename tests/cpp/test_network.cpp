@@ -17,7 +17,7 @@ Network small_network(const merge::Rule& rule = merge::sum(), double dropout = 0
 }
 
 TEST(Network, NamesItsParametersByBlock) {
-  const Network net = small_network();
+  Network net = small_network();
   std::vector<std::string> names;
   for (const auto& item : net->named_parameters()) names.push_back(item.key());
   EXPECT_EQ(names, net->description().parameter_names());
@@ -32,16 +32,16 @@ TEST(Network, NamesItsParametersByBlock) {
 }
 
 TEST(Network, StartsAsTorchsLinears) {
-  const Network net = small_network();
+  Network net = small_network();
   torch::manual_seed(11);
-  for (const std::string& block : {"hidden1", "hidden2", "output"}) {
+  for (const std::string block : {"hidden1", "hidden2", "output"}) {
     const torch::nn::Linear plain(5, block == "output" ? 3 : 5);
     const auto parameters = net->named_parameters();
     // Linear draws in float32; the same bound, and the same generator.
     EXPECT_LE(parameters[block + ".weight"].abs().max().item<double>(), 1.0 / std::sqrt(5.0));
     EXPECT_LE(parameters[block + ".bias"].abs().max().item<double>(), 1.0 / std::sqrt(5.0));
   }
-  const Network wide(NetworkOptions().input({300}).block(
+  Network wide(NetworkOptions().input({300}).block(
       "a", DenseOptions(300, 200).weight_init(WeightInit::kXavierUniform).bias_init(0.01)));
   const double bound = std::sqrt(6.0 / 500.0);
   const auto parameters = wide->parameters();
@@ -54,7 +54,7 @@ TEST(Network, StartsAsTorchsLinears) {
 TEST(Network, JointEqualsEachForwardAlone) {
   for (uint64_t seed = 0; seed < 40; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    const Case test = random_case(seed, "mean");
+    Case test = random_case(seed, "mean");
     test.net->eval();
     const auto outputs = test.net->joint(test.x);
     EXPECT_EQ(outputs.keys(), test.net->description().names());
@@ -70,7 +70,7 @@ TEST(Network, JointEqualsEachForwardAlone) {
 }
 
 TEST(Network, OutputsComeInTheOrderAskedFor) {
-  const Network net = small_network();
+  Network net = small_network();
   const auto outputs = net->joint(at::randn({2, 5}, at::kDouble), {"sub2", "base"});
   EXPECT_EQ(outputs.keys(), (std::vector<std::string>{"sub2", "base"}));
 }
@@ -78,7 +78,7 @@ TEST(Network, OutputsComeInTheOrderAskedFor) {
 TEST(Network, PermutingLanesChangesNothing) {
   for (uint64_t seed = 0; seed < 30; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    const Case test = random_case(seed, "mean");
+    Case test = random_case(seed, "mean");
     test.net->train();
     std::vector<std::string> names = test.net->description().names();
     torch::manual_seed(seed);
@@ -94,7 +94,7 @@ TEST(Network, PermutingLanesChangesNothing) {
 TEST(Network, TheSameSeedGivesTheSameBits) {
   const auto run = [](uint64_t seed) {
     torch::manual_seed(seed);
-    const Network net(small_options(merge::mean(), 0.5));
+    Network net(small_options(merge::mean(), 0.5));
     torch::optim::SGD optimizer(net->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
     for (int step = 0; step < 5; ++step) {
       optimizer.zero_grad();
@@ -114,7 +114,7 @@ TEST(Network, TheSameSeedGivesTheSameBits) {
 TEST(Network, OutputsShareNoStorage) {
   // "twin" computes what base does, and an output may not change under the other's hands.
   torch::manual_seed(0);
-  const Network net(NetworkOptions()
+  Network net(NetworkOptions()
                         .input({4})
                         .block("a", DenseOptions(4, 4).activation(torch::kReLU))
                         .subnetwork("twin", SubnetworkOptions({"a"})));
@@ -135,7 +135,7 @@ TEST(Network, OutputsShareNoStorage) {
 }
 
 TEST(Network, ChecksItsInput) {
-  const Network net = small_network(merge::sum(), 0.0, at::kFloat);
+  Network net = small_network(merge::sum(), 0.0, at::kFloat);
   const auto joint = [&](const at::Tensor& x) { net->joint(x); };
   expect_throws_with([&] { joint(at::randn({2, 6})); }, {"(B, 5)", "(2, 6)"});
   expect_throws_with([&] { joint(at::randn({5})); }, {"(B, 5)", "(5)", "unsqueeze(0)"});
@@ -155,7 +155,7 @@ TEST(Network, ChecksItsInput) {
 }
 
 TEST(Network, ChecksItsParameters) {
-  const Network net = small_network(merge::sum(), 0.0, at::kFloat);
+  Network net = small_network(merge::sum(), 0.0, at::kFloat);
   const at::Tensor x = at::randn({2, 5});
   auto table = net->parameter_table();
   table[2] = at::randn({5, 4});
@@ -170,14 +170,14 @@ TEST(Network, ChecksItsParameters) {
 }
 
 TEST(Network, EmptyBatchesAndOtherShapesWork) {
-  const Network net = small_network();
+  Network net = small_network();
   EXPECT_EQ(net->joint(at::empty({0, 5}, at::kDouble))["sub1"].sizes(), at::IntArrayRef({0, 3}));
-  const Network deep(NetworkOptions().input({2, 3, 4}).block("a", DenseOptions(4, 6)));
+  Network deep(NetworkOptions().input({2, 3, 4}).block("a", DenseOptions(4, 6)));
   EXPECT_EQ(deep->forward(at::randn({7, 2, 3, 4})).sizes(), at::IntArrayRef({7, 2, 3, 6}));
 }
 
 TEST(Network, DropsInTrainingOnly) {
-  const Network net = small_network(merge::sum(), 0.9);
+  Network net = small_network(merge::sum(), 0.9);
   const at::Tensor x = at::randn({6, 5}, at::kDouble);
   EXPECT_FALSE(net->forward(x).equal(net->forward(x)));
   net->eval();
@@ -187,7 +187,7 @@ TEST(Network, DropsInTrainingOnly) {
 }
 
 TEST(NetworkClone, IsIndependent) {
-  const Network net = small_network(merge::mean(), 0.5);
+  Network net = small_network(merge::mean(), 0.5);
   net->parameters()[2].set_requires_grad(false);
   net->eval();
   net->forward(at::randn({2, 5}, at::kDouble)).sum().backward();
@@ -220,7 +220,7 @@ TEST(NetworkClone, IsIndependent) {
 }
 
 TEST(Network, MovesToAnotherDtype) {
-  const Network net = small_network(merge::sum(), 0.0, at::kFloat);
+  Network net = small_network(merge::sum(), 0.0, at::kFloat);
   const at::Tensor x = at::randn({2, 5});
   net->eval();
   const at::Tensor single = net->forward(x);
@@ -235,7 +235,7 @@ TEST(Network, MovesToAnotherDtype) {
 }
 
 TEST(Network, LearnsWithTorchsOptimizers) {
-  const Network net = small_network(merge::mean());
+  Network net = small_network(merge::mean());
   const at::Tensor x = at::randn({16, 5}, at::kDouble);
   const at::Tensor y = at::randint(3, {16}, at::kLong);
   torch::optim::SGD optimizer(net->parameters(), torch::optim::SGDOptions(0.5));
@@ -258,7 +258,7 @@ TEST(Network, LearnsWithTorchsOptimizers) {
 }
 
 TEST(Network, GoesThroughTorchsArchives) {
-  const Network net = small_network();
+  Network net = small_network();
   std::stringstream stream;
   torch::save(net, stream);
   torch::manual_seed(99);
@@ -274,7 +274,7 @@ TEST(Network, PrintsItsBlocks) {
   std::ostringstream stream;
   stream << small_network(merge::mean(), 0.25);
   const std::string text = stream.str();
-  for (const std::string& part :
+  for (const std::string part :
        {"nsn::Network(input=(5), merge=mean)", "hidden1", "output",
         "Dense(5, 5, activation=relu, dropout=0.25)", "Dense(5, 3)"}) {
     EXPECT_NE(text.find(part), std::string::npos) << "no '" << part << "' in " << text;
@@ -292,7 +292,7 @@ TEST(Network, TakesAThousandBlocks) {
     if (i % 2 == 1) half.push_back(name);
   }
   options.subnetwork("half", half);
-  const Network net(options);
+  Network net(options);
   joint_loss(net->joint(at::randn({3, 2}, at::kDouble)), at::zeros({3}, at::kLong)).backward();
   EXPECT_EQ(net->parameters().size(), 2U * kBlocks);
   for (const at::Tensor& parameter : net->parameters()) EXPECT_TRUE(parameter.grad().defined());
@@ -301,7 +301,7 @@ TEST(Network, TakesAThousandBlocks) {
 
 TEST(Network, WithoutSubnetworksIsTorchsSequential) {
   torch::manual_seed(8);
-  const Network net(NetworkOptions()
+  Network net(NetworkOptions()
                         .input({6}, at::kDouble)
                         .block("a", DenseOptions(6, 4).activation(torch::kReLU))
                         .block("b", DenseOptions(4, 4).activation(torch::kSiLU).bias(false))
@@ -360,7 +360,7 @@ TEST(CustomBlock, MergesItsGradients) {
         merge::weighted({{"base", 0.5}, {"sub1", 2.0}, {"sub2", -1.0}})}) {
     SCOPED_TRACE(rule.name());
     torch::manual_seed(1);
-    const Network net(NetworkOptions()
+    Network net(NetworkOptions()
                           .input({3}, at::kDouble)
                           .block("a", std::make_shared<const Affine>(3))
                           .block("b", DenseOptions(3, 3).activation(torch::kTanh))
@@ -412,7 +412,7 @@ TEST(CustomBlock, MayReturnItsInput) {
       return x;
     }
   };
-  const Network net(NetworkOptions().input({3}).block("a", std::make_shared<const Identity>(3)));
+  Network net(NetworkOptions().input({3}).block("a", std::make_shared<const Identity>(3)));
   const at::Tensor x = at::randn({2, 3});
   const at::Tensor y = net->forward(x);
   EXPECT_FALSE(y.is_alias_of(x));

@@ -1,4 +1,5 @@
 #include <limits>
+#include <map>
 
 #include "support.h"
 
@@ -28,7 +29,7 @@ std::map<std::string, double> decays(const Network& net, double decay, const std
 
 TEST(DecayGroups, DecayWeightsAndNoBiases) {
   const auto all = decays(paper(), 1e-3, "");
-  for (const std::string& block : {"hidden1", "hidden2", "output"}) {
+  for (const std::string block : {"hidden1", "hidden2", "output"}) {
     EXPECT_EQ(all.at(block + ".weight"), 1e-3);
     EXPECT_EQ(all.at(block + ".bias"), 0.0);
   }
@@ -48,10 +49,10 @@ TEST(DecayGroups, OfBaseAreThePapersNumbers) {
 
 TEST(DecayGroups, StandForAnL2TermInOneLoss) {
   // A step with decay equals a step with the term weight_decay / 2 |W|^2 in the loss of `of`.
-  for (const std::string& of : {"base", "sub1", "sub2"}) {
+  for (const std::string of : {"base", "sub1", "sub2"}) {
     SCOPED_TRACE(of);
     constexpr double kDecay = 0.2;
-    const Network net = paper();
+    Network net = paper();
     const at::Tensor x = at::randn({4, 5}, at::kDouble);
     const auto names = net->description().names();
     std::vector<std::vector<at::Tensor>> of_lanes;
@@ -92,7 +93,7 @@ TEST(DecayGroups, StandForAnL2TermInOneLoss) {
 }
 
 TEST(ParamGroups, CarryTheOptions) {
-  const Network net = paper();
+  Network net = paper();
   const auto groups =
       param_groups(net, torch::optim::AdamWOptions(0.02).eps(1e-5).weight_decay(0.5), 9e-5, "base");
   ASSERT_EQ(groups.size(), 3U);

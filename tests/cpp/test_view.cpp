@@ -13,14 +13,14 @@ Network network(double dropout = 0.5, at::ScalarType dtype = at::kFloat) {
 }
 
 TEST(View, SharesTheNetworksStorage) {
-  const Network net = network();
+  Network net = network();
   const View view = net->view("sub1");
   EXPECT_EQ(view.name(), "sub1");
   const auto held = view.parameters();
   const auto named = net->named_parameters();
   ASSERT_EQ(held.size(), 4U);
   size_t next = 0;
-  for (const std::string& name :
+  for (const std::string name :
        {"hidden2.weight", "hidden2.bias", "output.weight", "output.bias"}) {
     EXPECT_EQ(held[next].data_ptr(), named[name].data_ptr()) << name;
     EXPECT_EQ(held[next++].sizes(), named[name].sizes()) << name;
@@ -28,18 +28,18 @@ TEST(View, SharesTheNetworksStorage) {
 }
 
 TEST(View, EvaluatesAndRecordsNothing) {
-  const Network net = network();
+  Network net = network();
   const at::Tensor x = at::randn({3, 5}).set_requires_grad(true);
   net->eval();
   std::vector<at::Tensor> expected;
-  for (const std::string& name : {"base", "sub1", "sub2"}) {
+  for (const std::string name : {"base", "sub1", "sub2"}) {
     expected.push_back(net->forward(x, name).detach());
   }
   for (const bool training : {true, false}) {
     net->train(training);
     const auto state = at::detail::getDefaultCPUGenerator().get_state();
     size_t next = 0;
-    for (const std::string& name : {"base", "sub1", "sub2"}) {
+    for (const std::string name : {"base", "sub1", "sub2"}) {
       const torch::AutoGradMode grad_mode(true);
       const at::Tensor y = net->view(name)(x);
       EXPECT_FALSE(y.requires_grad());
@@ -57,7 +57,7 @@ TEST(View, EvaluatesAndRecordsNothing) {
 }
 
 TEST(View, SeesUpdatesInPlace) {
-  const Network net = network();
+  Network net = network();
   net->eval();
   const View view = net->view("base");
   const at::Tensor x = at::randn({3, 5});
@@ -72,7 +72,7 @@ TEST(View, SeesUpdatesInPlace) {
 }
 
 TEST(View, IsStaleOnceTheNetworkMoved) {
-  const Network net = network();
+  Network net = network();
   const View base = net->view("base"), sub2 = net->view("sub2");
   const at::Tensor x = at::randn({3, 5});
   const at::Tensor before = base(x);
@@ -87,7 +87,7 @@ TEST(View, IsStaleOnceTheNetworkMoved) {
 }
 
 TEST(View, IsStaleByItsOwnParametersOnly) {
-  const Network net = network();
+  Network net = network();
   const View base = net->view("base"), sub2 = net->view("sub2");
   auto hidden = net->named_parameters()["hidden1.weight"];
   hidden.set_data(hidden.detach().clone());
@@ -100,7 +100,7 @@ TEST(View, OutlivesItsNetwork) {
   const at::Tensor x = at::randn({3, 5});
   at::Tensor expected;
   {
-    const Network net = network();
+    Network net = network();
     view.emplace(net->view("sub1"));
     net->eval();
     expected = net->forward(x, "sub1").detach();
@@ -119,7 +119,7 @@ TEST(View, WorksForANetworkOnTheStack) {
 }
 
 TEST(View, CopiesAreCheap) {
-  const Network net = network();
+  Network net = network();
   const View view = net->view("sub1");
   const View copy = view;  // NOLINT(performance-unnecessary-copy-initialization)
   EXPECT_EQ(copy.parameters()[0].data_ptr(), view.parameters()[0].data_ptr());
@@ -127,14 +127,14 @@ TEST(View, CopiesAreCheap) {
 }
 
 TEST(View, ChecksItsInputAndName) {
-  const Network net = network();
+  Network net = network();
   expect_throws_with([&] { net->view("nobody"); }, {"'nobody'", "'base', 'sub1', 'sub2'"});
   const View view = net->view("sub1");
   expect_throws_with([&] { view(at::randn({3, 6})); }, {"(B, 5)", "(3, 6)"});
 }
 
 TEST(View, RunsInAnyNumberOfThreads) {
-  const Network net = network(0.5, at::kDouble);  // in training mode, which a View does not mind
+  Network net = network(0.5, at::kDouble);  // in training mode, which a View does not mind
   const std::vector<std::string> names = {"base", "sub1", "sub2", "base"};
   std::vector<View> views;
   std::vector<at::Tensor> inputs, expected;

@@ -1,0 +1,173 @@
+"""The command line as a user runs it."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_data import write_set
+from test_recipe import SMALL
+
+import nsn
+
+COMMAND = [sys.executable, "-m", "nsn.cli"]
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> dict[str, Path]:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(SMALL)
+    return {
+        "recipe": recipe,
+        "data": write_set(tmp_path / "data", gz=True),
+        "out": tmp_path / "out",
+    }
+
+
+def train(setting: dict[str, Path], *more: str | Path) -> subprocess.CompletedProcess[str]:
+    return run("train", setting["recipe"], "--data", setting["data"], "--out", setting["out"],
+               "--threads", "1", *more)
+
+
+def test_train_leaves_its_files_and_eval_repeats_its_table(setting: dict[str, Path]) -> None:
+    result = train(setting, "--seed", "3")
+    assert result.returncode == 0, result.stderr
+    assert "epoch 2/2  loss" in result.stdout and "small" in result.stdout
+    out = setting["out"]
+    assert {path.name for path in out.iterdir()} == {
+        "model.safetensors",
+        "report.json",
+        "curves.png",
+    }
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["final"]) == ["base", "small"]
+    assert report["seed"] == 3 and not report["interrupted"]
+    assert report["recipe"]["optimizer"] == {"name": "SGD", "lr": 0.1}
+    assert report["machine"]["torch"] == torch.__version__ and report["machine"]["threads"] == 1
+    assert [record["epoch"] for record in report["epochs"]] == [1, 2]
+    assert "chosen on the test data" in report["best_epoch_on_test"]["note"]
+    final = report["final"]["small"]
+    assert final["parameters"] == 170 and final["bytes"] == 680 and final["latency_us"] > 0
+    assert final["accuracy"] == report["epochs"][-1]["subnetworks"]["small"]["accuracy"]
+
+    again = run("eval", out / "model.safetensors", "--data", setting["data"], "--json")
+    assert again.returncode == 0, again.stderr
+    scores = json.loads(again.stdout)["final"]
+    for name, row in report["final"].items():
+        assert scores[name]["accuracy"] == row["accuracy"]
+        assert scores[name]["loss"] == pytest.approx(row["loss"])
+    shown = run("eval", out / "model.safetensors", "--data", setting["data"])
+    assert shown.returncode == 0 and f"{final['accuracy']:.4f}" in shown.stdout
+
+
+def test_same_seed_same_bits_other_seed_other_bits(setting: dict[str, Path]) -> None:
+    contents = []
+    for seed in ("1", "1", "2"):
+        assert train(setting, "--seed", seed).returncode == 0
+        contents.append((setting["out"] / "model.safetensors").read_bytes())
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_overrides(setting: dict[str, Path]) -> None:
+    result = train(setting, "--epochs", "1", "--set", "optimizer.lr=0.5")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((setting["out"] / "report.json").read_text())
+    assert report["recipe"]["epochs"] == 1 and report["recipe"]["optimizer"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nope"], "there is no recipe 'nope'"),
+        (["train", "demo", "--data", "nowhere"], "there is no folder 'nowhere'"),
+        (["train", "demo", "--set", "lr=1"], "the recipe has no key 'lr'"),
+        (["eval", "nowhere.safetensors"], "cannot open 'nowhere.safetensors': No such file"),
+        (["eval", __file__], "is no complete safetensors file"),
+    ],
+)
+def test_wrong_input_is_one_message_and_code_2(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.startswith("nsn: ")
+
+
+def test_data_that_does_not_fit(setting: dict[str, Path]) -> None:
+    result = run("train", "demo", "--data", setting["data"], "--out", setting["out"])
+    assert result.returncode == 2 and "an image has 16 pixels" in result.stderr
+    assert not setting["out"].exists()
+
+
+def test_an_out_that_cannot_be_made(setting: dict[str, Path]) -> None:
+    setting["out"].write_text("a file")
+    result = train(setting)
+    assert result.returncode == 2 and "--out: cannot make the folder" in result.stderr
+
+
+def test_help_and_version() -> None:
+    assert run("--version").stdout == f"nsn {nsn.__version__}, torch {torch.__version__}\n"
+    for command in ([], ["train"], ["eval"]):
+        text = run(*command, "--help").stdout
+        assert "130" in text, text
+    assert "nsn train demo --set" in run("train", "--help").stdout
+    assert run("frobnicate").returncode == 2
+
+
+def test_interrupt_leaves_a_usable_checkpoint(setting: dict[str, Path]) -> None:
+    arguments = ["train", setting["recipe"], "--data", setting["data"], "--out", setting["out"],
+                 "--threads", "1", "--epochs", "100000"]
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch 1/100000")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    report = json.loads((setting["out"] / "report.json").read_text())
+    assert report["interrupted"] and 1 <= len(report["epochs"]) < 100000
+    net = nsn.load(setting["out"] / "model.safetensors")
+    assert net(torch.rand(2, 16), "small").isfinite().all()
+    assert {path.name for path in setting["out"].iterdir()} == {
+        "model.safetensors",
+        "report.json",
+        "curves.png",
+    }
+
+
+def test_live_bar_on_a_terminal(setting: dict[str, Path]) -> None:
+    master, slave = pty.openpty()
+    arguments = ["train", setting["recipe"], "--data", setting["data"], "--out", setting["out"],
+                 "--threads", "1", "--epochs", "300"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150"}
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=slave, stderr=slave, env=environment
+    )
+    os.close(slave)
+    text = b""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            chunk = os.read(master, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        text += chunk
+    assert process.wait(timeout=60) == 0
+    shown = text.decode()
+    assert "epoch 300/300" in shown and "loss" in shown and "left" in shown
+    assert "base 0." in shown or "base 1." in shown

@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+import nsn
+from nsn.training.errors import InputError
+from nsn.training.recipe import load_recipe, shipped
+
+SMALL = """
+epochs = 2
+batch_size = 4
+[optimizer]
+name = "SGD"
+lr = 0.1
+[schedule]
+kind = "cosine"
+warmup_epochs = 1
+[network]
+merge = { rule = "mean" }
+[network.input]
+shape = [16]
+[[network.blocks]]
+name = "hidden"
+type = "Dense"
+in_features = 16
+out_features = 16
+dropout = 0.5
+[[network.blocks]]
+name = "output"
+type = "Dense"
+in_features = 16
+out_features = 10
+[[network.subnetworks]]
+name = "small"
+blocks = ["output"]
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return str(path)
+
+
+def test_shipped_recipes_load() -> None:
+    assert shipped() == ["demo", "paper"]
+    for name in shipped():
+        recipe = load_recipe(name)
+        assert recipe.description.names == ["base", "sub1", "sub2"]
+        assert [recipe.description.parameter_count(n) for n in recipe.description.names] == [
+            1_238_730,
+            623_290,
+            7_850,
+        ]
+
+
+def test_every_value_can_be_overridden(small: str) -> None:
+    recipe = load_recipe(
+        small,
+        [
+            "epochs=7",
+            "optimizer.name=AdamW",
+            "optimizer.lr=1",
+            "schedule.warmup_epochs=0",
+            "network.blocks.hidden.dropout=0.25",
+            "network.subnetworks.small.blocks=['hidden', 'output']",
+            "network.merge.rule=sum",
+        ],
+    )
+    assert recipe.epochs == 7 and recipe.values["optimizer"] == {"name": "AdamW", "lr": 1.0}
+    assert '"dropout":0.25' in recipe.description.to_json()
+    assert recipe.description.blocks_of("small") == ["hidden", "output"]
+    optimizer = recipe.optimizer(nsn.Network(recipe.description))
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs", "expected key=value, but got 'epochs'"),
+        ("epoch=3", "has no key 'epoch'. The nearest keys are 'epochs'"),
+        ("optimizer.lrate=3", "no key 'optimizer.lrate'. The nearest keys are 'lr'"),
+        ("network.blocks.hiden.dropout=0", "no key 'network.blocks.hiden'. .* 'hidden'"),
+        ("epochs=2.5", r"'epochs' is an integer \(2\), but the value given is 2.5"),
+        ("epochs=true", "'epochs' is an integer"),
+        ("optimizer.lr=fast", "'optimizer.lr' is a number"),
+        ("epochs=0", "'epochs' must be at least 1"),
+        ("optimizer.name=Nope", "optimizer.name must be a class of torch.optim, but is 'Nope'"),
+        ("schedule.kind=linear", "schedule.kind must be one of constant, steps, cosine"),
+        ("schedule.warmup_epochs=-1", "schedule.warmup_epochs must be a positive number"),
+        ("network.blocks.output.in_features=8", r"expects \(\*, 8\), .* but gets \(16\)"),
+        ("network.merge.rule=median", "unknown merge rule 'median'"),
+    ],
+)
+def test_wrong_overrides(small: str, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(small, [override])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "", "'epochs' must be an integer, but is None"),
+        ("epochs = 2", "epochs = 2\nepoch = 3", "unknown key 'epoch'. The keys are batch_size"),
+        ("epochs = 2", "epochs = = 2", "is no TOML"),
+        ("warmup_epochs", "warmup", "recipe: schedule has an unknown key 'warmup'"),
+        ("[schedule]", "[decay]\nweight_decay = 'x'\n[schedule]", "decay.weight_decay must be a number"),
+        ("[schedule]", "[decay]\nof = 3\n[schedule]", "decay.of must be a sub-network's name"),
+        ("shape = [16]", "shape = [16]\ncolor = 1", "'input' has an unknown field 'color'"),
+    ],
+)
+def test_wrong_recipes(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(SMALL.replace(old, new, 1))
+    with pytest.raises(InputError, match=message):
+        load_recipe(str(path))
+
+
+def test_unknown_recipe_and_wrong_options(small: str) -> None:
+    with pytest.raises(InputError, match="no recipe 'nope'. .* demo, paper"):
+        load_recipe("nope")
+    recipe = load_recipe(small)
+    recipe.values["optimizer"]["speed"] = 3
+    with pytest.raises(InputError, match="torch.optim.SGD refuses its options"):
+        recipe.optimizer(nsn.Network(recipe.description))
+    recipe = load_recipe("demo", ["decay.of=sub9"])
+    with pytest.raises(InputError, match="recipe: decay: nsn: there is no sub-network 'sub9'"):
+        recipe.optimizer(nsn.Network(recipe.description))
+
+
+def test_cosine_schedule(small: str) -> None:
+    recipe = load_recipe(small)
+    factors = [recipe.learning_rate_factor(step, 10) for step in range(20)]
+    assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert factors[10] == pytest.approx(1.0) and factors[15] == pytest.approx(0.5)
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False)) and factors[-1] > 0
