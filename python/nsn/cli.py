@@ -77,14 +77,17 @@ def train(
     recipe: Annotated[str, typer.Argument(help="demo, paper, or the path of a .toml file.")],
     data: DataOption = Path("data/mnist"),
     out: Annotated[
-        Path, typer.Option(help="Folder for what the run leaves; files of an older run are replaced.")
+        Path,
+        typer.Option(help="Folder for what the run leaves; files of an older run are replaced."),
     ] = Path("runs/latest"),
     seed: Annotated[int, typer.Option(help="For weights, order of samples and dropout.")] = 1,
     threads: ThreadsOption = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="In place of a recipe's value; repeatable."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="In place of a recipe's value; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Train a network together with its sub-networks.
@@ -136,7 +139,9 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A model.safetensors of nsn.")],
     data: DataOption = Path("data/mnist"),
     threads: ThreadsOption = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON in place of a table.")
+    ] = False,
 ) -> None:
     """Evaluate all sub-networks of a checkpoint on the test data.
 

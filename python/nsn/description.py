@@ -205,7 +205,10 @@ def _rule_document(rule: Rule, functions: dict[str, Callable[..., torch.Tensor]]
         )
     if rule.is_linear:
         return {"rule": rule.name, **({"weights": rule.weights} if rule.weights else {})}
-    if rule.function is not None and functions.setdefault(rule.name, rule.function) != rule.function:
+    if (
+        rule.function is not None
+        and functions.setdefault(rule.name, rule.function) != rule.function
+    ):
         raise ValueError(
             f"nsn.Description: two different merge functions are named '{rule.name}'. Give one of "
             f"them another name: nsn.merge.function(..., name=...)."

@@ -8,7 +8,9 @@ from torch.nn.utils import parametrize
 from nsn.network import Network
 
 
-def param_groups(network: Network, weight_decay: float, of: str | None = None) -> list[dict[str, Any]]:
+def param_groups(
+    network: Network, weight_decay: float, of: str | None = None
+) -> list[dict[str, Any]]:
     """The parameters in groups by the weight decay that each is to get: weights, not biases.
 
     With ``of``, the decay stands for an L2 term ``weight_decay / 2 * |W|^2`` in the loss of that

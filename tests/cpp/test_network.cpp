@@ -161,7 +161,7 @@ TEST(Network, ChecksItsParameters) {
   table[2] = at::randn({5, 4});
   expect_throws_with([&] { net->core().joint(table, x, size_t{0}, false); },
                      {"'hidden2.weight'", "(5, 5)", "(5, 4)"});
-  table[2] = {};
+  table[2].reset();
   expect_throws_with([&] { net->core().joint(table, x, size_t{1}, false); },
                      {"'hidden2.weight'", "undefined"});
   // sub2 does not use it.
@@ -207,7 +207,9 @@ TEST(NetworkClone, IsIndependent) {
     EXPECT_EQ(other.requires_grad(), item.value().requires_grad());
     EXPECT_TRUE(other.is_leaf());
     expect_same_bits(other.grad(), item.value().grad());
-    if (other.grad().defined()) EXPECT_FALSE(other.grad().is_alias_of(item.value().grad()));
+    if (other.grad().defined()) {
+      EXPECT_FALSE(other.grad().is_alias_of(item.value().grad()));
+    }
   }
   for (const auto& child : copy->children()) EXPECT_FALSE(child->is_training());
   const at::Tensor x = at::randn({2, 5}, at::kDouble);

@@ -37,8 +37,17 @@ def setting(tmp_path: Path) -> dict[str, Path]:
 
 
 def train(setting: dict[str, Path], *more: str | Path) -> subprocess.CompletedProcess[str]:
-    return run("train", setting["recipe"], "--data", setting["data"], "--out", setting["out"],
-               "--threads", "1", *more)
+    return run(
+        "train",
+        setting["recipe"],
+        "--data",
+        setting["data"],
+        "--out",
+        setting["out"],
+        "--threads",
+        "1",
+        *more,
+    )
 
 
 def test_train_leaves_its_files_and_eval_repeats_its_table(setting: dict[str, Path]) -> None:
@@ -127,8 +136,18 @@ def test_help_and_version() -> None:
 
 
 def test_interrupt_leaves_a_usable_checkpoint(setting: dict[str, Path]) -> None:
-    arguments = ["train", setting["recipe"], "--data", setting["data"], "--out", setting["out"],
-                 "--threads", "1", "--epochs", "100000"]
+    arguments = [
+        "train",
+        setting["recipe"],
+        "--data",
+        setting["data"],
+        "--out",
+        setting["out"],
+        "--threads",
+        "1",
+        "--epochs",
+        "100000",
+    ]
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -150,8 +169,18 @@ def test_interrupt_leaves_a_usable_checkpoint(setting: dict[str, Path]) -> None:
 
 def test_live_bar_on_a_terminal(setting: dict[str, Path]) -> None:
     master, slave = pty.openpty()
-    arguments = ["train", setting["recipe"], "--data", setting["data"], "--out", setting["out"],
-                 "--threads", "1", "--epochs", "300"]
+    arguments = [
+        "train",
+        setting["recipe"],
+        "--data",
+        setting["data"],
+        "--out",
+        setting["out"],
+        "--threads",
+        "1",
+        "--epochs",
+        "300",
+    ]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150"}
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stdout=slave, stderr=slave, env=environment

@@ -68,7 +68,10 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut gzip": (lambda c: gzip.compress(c)[:-9], "is a damaged gzip file"),
     "bad gzip": (lambda c: gzip.compress(c)[:12] + b"\xff" * 30, "is a damaged gzip file"),
     "no samples": (lambda c: idx((0, 4, 4)), "holds no samples"),
-    "labels": (lambda c: idx((6,)), r"must hold images, \(N, rows, columns\), but has the shape \(6,\)"),
+    "labels": (
+        lambda c: idx((6,)),
+        r"must hold images, \(N, rows, columns\), but has the shape \(6,\)",
+    ),
 }
 
 
@@ -98,7 +101,11 @@ def test_missing_folder_file_and_mismatch(tmp_path: Path) -> None:
 def test_data_that_does_not_fit_the_network(tmp_path: Path) -> None:
     data = load_data(write_set(tmp_path))
     check_fits(data, (16,), 6)
-    with pytest.raises(InputError, match=r"16 pixels, but the network's input has the shape \(784,\)"):
+    with pytest.raises(
+        InputError, match=r"16 pixels, but the network's input has the shape \(784,\)"
+    ):
         check_fits(data, (784,), 6)
-    with pytest.raises(InputError, match="there is a label 5, but the network has outputs for 0 to 4"):
+    with pytest.raises(
+        InputError, match="there is a label 5, but the network has outputs for 0 to 4"
+    ):
         check_fits(data, (16,), 5)

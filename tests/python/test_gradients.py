@@ -280,7 +280,9 @@ def test_single_lane_passes_gradgradcheck(rule: str) -> None:
 
 def test_relu_dropout_passes_gradgradcheck() -> None:
     net = nsn.Network(
-        input=(3,), blocks={"a": nsn.Dense(3, 4, activation="relu", dropout=0.5)}, dtype=torch.float64
+        input=(3,),
+        blocks={"a": nsn.Dense(3, 4, activation="relu", dropout=0.5)},
+        dtype=torch.float64,
     )
     run, inputs = as_function(net, ["base"])
 

@@ -70,8 +70,11 @@ def test_load_state_dict_assign() -> None:
     state = {key: torch.full_like(value, 0.01) for key, value in net.state_dict().items()}
     net.load_state_dict(state, assign=True)
     assert net.hidden2.weight.data_ptr() == state["hidden2.weight"].data_ptr()
-    expected = F.linear(F.relu(F.linear(x, *[state[f"hidden2.{p}"] for p in ("weight", "bias")])),
-                        state["output.weight"], state["output.bias"])
+    expected = F.linear(
+        F.relu(F.linear(x, *[state[f"hidden2.{p}"] for p in ("weight", "bias")])),
+        state["output.weight"],
+        state["output.bias"],
+    )
     assert torch.allclose(net(x, "sub1"), expected)
     assert view.stale() and torch.equal(view(x), before)
     step(net, x, y)
@@ -81,7 +84,9 @@ def test_load_state_dict_assign() -> None:
 def test_assign_of_a_wrong_shape_is_refused_when_called() -> None:
     net = network()
     net.output.weight = nn.Parameter(torch.zeros(3, 3))
-    with pytest.raises(ValueError, match=r"'output.weight' must have shape \(10, 12\), but has \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"'output.weight' must have shape \(10, 12\), but has \(3, 3\)"
+    ):
         net(batch()[0])
 
 
@@ -250,8 +255,11 @@ def test_parametrize() -> None:
 def test_autocast() -> None:
     net = network(merge=nsn.merge.mean())
     x, y = batch(32)
-    lanes = {"base": ["hidden1", "hidden2", "output"], "sub1": ["hidden2", "output"],
-             "sub2": ["output"]}
+    lanes = {
+        "base": ["hidden1", "hidden2", "output"],
+        "sub1": ["hidden2", "output"],
+        "sub2": ["output"],
+    }
     total: dict[str, list[Tensor]] = {}
     for blocks in lanes.values():
         own = {key: p.detach().clone().requires_grad_() for key, p in net.named_parameters()}

@@ -39,10 +39,14 @@ def transcription(weights: dict[str, Tensor], batches: list[tuple[Tensor, Tensor
         for part in ("weight", "bias"):
             merged = {
                 "hidden1": gradients["base"][f"hidden1.{part}"],
-                "hidden2": (gradients["sub1"][f"hidden2.{part}"]
-                            + gradients["base"][f"hidden2.{part}"]) / 2,
-                "output": (gradients["sub2"][f"output.{part}"]
-                           + gradients["sub1"][f"output.{part}"]) / 2,
+                "hidden2": (
+                    gradients["sub1"][f"hidden2.{part}"] + gradients["base"][f"hidden2.{part}"]
+                )
+                / 2,
+                "output": (
+                    gradients["sub2"][f"output.{part}"] + gradients["sub1"][f"output.{part}"]
+                )
+                / 2,
             }
             for layer, gradient in merged.items():
                 key = f"{layer}.{part}"
@@ -95,6 +99,8 @@ def test_50_steps_of_the_recipe(mnist: Path, fused: str) -> None:
 def test_schedule_divides_by_3_after_200_and_400_epochs() -> None:
     recipe = load_recipe("paper")
     assert recipe.epochs == 600
-    factors = [recipe.learning_rate_factor(epoch * 469, 469) for epoch in (0, 199, 200, 399, 400, 599)]
+    factors = [
+        recipe.learning_rate_factor(epoch * 469, 469) for epoch in (0, 199, 200, 399, 400, 599)
+    ]
     assert factors == pytest.approx([1, 1, 1 / 3, 1 / 3, 1 / 9, 1 / 9])
     assert recipe.values["optimizer"]["lr"] == 0.03

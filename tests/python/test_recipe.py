@@ -106,7 +106,11 @@ def test_wrong_overrides(small: str, override: str, message: str) -> None:
         ("epochs = 2", "epochs = 2\nepoch = 3", "unknown key 'epoch'. The keys are batch_size"),
         ("epochs = 2", "epochs = = 2", "is no TOML"),
         ("warmup_epochs", "warmup", "recipe: schedule has an unknown key 'warmup'"),
-        ("[schedule]", "[decay]\nweight_decay = 'x'\n[schedule]", "decay.weight_decay must be a number"),
+        (
+            "[schedule]",
+            "[decay]\nweight_decay = 'x'\n[schedule]",
+            "decay.weight_decay must be a number",
+        ),
         ("[schedule]", "[decay]\nof = 3\n[schedule]", "decay.of must be a sub-network's name"),
         ("shape = [16]", "shape = [16]\ncolor = 1", "'input' has an unknown field 'color'"),
     ],

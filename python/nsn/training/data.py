@@ -90,7 +90,9 @@ def load_data(directory: Path) -> Data:
         InputError: where a file is missing or wrong, or images and labels do not belong together.
     """
     if not directory.is_dir():
-        raise InputError(f"data: there is no folder '{directory}'. Give one with MNIST's idx files.")
+        raise InputError(
+            f"data: there is no folder '{directory}'. Give one with MNIST's idx files."
+        )
     return Data(_split(directory, "train"), _split(directory, "t10k"))
 
 

@@ -250,5 +250,3 @@ _KINDS: dict[type, str] = {
 
 def _kind_name(kind: type) -> str:
     return _KINDS.get(kind, kind.__name__)
-
-
