@@ -41,6 +41,9 @@ void write_checkpoint(const Description& description, at::TensorList parameters,
                       to_string(parameter.shape), ", but has ",
                       tensor.defined() ? to_string(tensor.sizes().vec()) : "none",
                       ". Save the network with its own parameters.");
+    TORCH_CHECK_VALUE(at::isFloatingType(tensor.scalar_type()), "nsn::save: parameter '", name,
+                      "' must be floating, but has dtype ", tensor.scalar_type(),
+                      ". Save the network with its own parameters.");
     tensors.emplace_back(name, tensor);
   });
   Metadata all = metadata;

@@ -20,9 +20,10 @@ namespace {
 
 constexpr size_t kNone = static_cast<size_t>(-1);
 
-/// Whether a tensor lies alone in its storage.
+/// Whether nobody else holds the tensor, and it lies alone in its storage. A block may return its
+/// input, and then the caller holds the tensor too.
 bool owns_storage(const at::Tensor& tensor) {
-  return tensor.storage().nbytes() == tensor.nbytes() && tensor.storage().use_count() == 1;
+  return tensor.use_count() == 1 && tensor.storage().nbytes() == tensor.nbytes() && tensor.storage().use_count() == 1;
 }
 
 }  // namespace

@@ -222,6 +222,9 @@ Json parse(const std::string& text) {
     }
     return true;
   };
+  // The parser takes NUL for the end, and would pass over what follows.
+  TORCH_CHECK_VALUE(text.find('\0') == std::string::npos,
+                    "nsn::Description: the text is no JSON: it has a NUL byte.");
   try {
     Json json = Json::parse(text, callback);
     TORCH_CHECK_VALUE(!deep, "nsn::Description: the JSON is nested deeper than ", kMostDepth,
@@ -303,7 +306,12 @@ std::string Description::to_json(int indent) const {
     json["subnetworks"].push_back(std::move(each));
   }
   json["merge"] = write_rule(merge_);
-  return json.dump(indent);
+  try {
+    return json.dump(indent);
+  } catch (const Json::exception& error) {
+    TORCH_CHECK_VALUE(false, "nsn::Description: names must be UTF-8: ", error.what(),
+                      ". Rename the merge rule.");
+  }
 }
 
 }  // namespace nsn

@@ -5,6 +5,7 @@
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace nsn::merge {
@@ -115,6 +116,9 @@ Rule weighted(std::vector<std::pair<std::string, double>> weights) {
                     "nsn::merge::weighted: expected a coefficient for each sub-network, but got "
                     "none. Name them: weighted({{\"base\", 0.5}, ...}).");
   for (const size_t i : c10::irange(weights.size())) {
+    TORCH_CHECK_VALUE(std::isfinite(weights[i].second), "nsn::merge::weighted: the coefficient of "
+                      "sub-network '", weights[i].first, "' must be finite, but is ",
+                      weights[i].second, ".");
     for (const size_t j : c10::irange(i)) {
       TORCH_CHECK_VALUE(weights[i].first != weights[j].first, "nsn::merge::weighted: sub-network '",
                         weights[i].first, "' is named twice. Give it one coefficient.");

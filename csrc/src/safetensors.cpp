@@ -116,7 +116,13 @@ std::string header_of(const NamedTensors& tensors,
         {"dtype", dtype->name}, {"shape", tensor.sizes().vec()}, {"data_offsets", {begin, end}}};
     begin = end;
   }
-  std::string text = header.dump();
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const Json::exception& error) {
+    TORCH_CHECK_VALUE(false, "nsn: names and metadata of a checkpoint must be UTF-8: ",
+                      error.what(), ". Encode them.");
+  }
   text.append((8 - text.size() % 8) % 8, ' ');  // tensors start aligned
   return text;
 }
@@ -140,7 +146,9 @@ Json parse_header(const std::string& text, const std::string& path) {
     return true;
   };
   const Json header = Json::parse(text, callback, /*allow_exceptions=*/false);
-  TORCH_CHECK_VALUE(!header.is_discarded() && header.is_object() && !deep, "nsn: '", path,
+  // The parser takes NUL for the end, and would pass over what follows.
+  const bool no_nul = text.find('\0') == std::string::npos;
+  TORCH_CHECK_VALUE(!header.is_discarded() && header.is_object() && !deep && no_nul, "nsn: '", path,
                     "' is no safetensors file: its header is no JSON object. Save it with "
                     "nsn::save.");
   TORCH_CHECK_VALUE(duplicate.empty(), "nsn: '", path, "': the header names '", duplicate,
@@ -178,9 +186,12 @@ Entry parse_entry(const std::string& name, const Json& json, const std::string& 
 
   Entry entry{name, known->dtype, {}, offsets[0].get<uint64_t>(), offsets[1].get<uint64_t>()};
   uint64_t bytes = c10::elementSize(entry.dtype);
+  // What strides grow to: as bytes, but with zeros for ones.
+  int64_t most = 1;
   for (const Json& extent : shape) {
     const auto value = extent.get<uint64_t>();
-    check(!__builtin_mul_overflow(bytes, value, &bytes) && value <= INT64_MAX,
+    check(!__builtin_mul_overflow(bytes, value, &bytes) &&
+              !__builtin_mul_overflow(most, std::max(value, uint64_t{1}), &most),
           "has the shape ", shape.dump(), ", which no memory holds");
     entry.shape.push_back(static_cast<int64_t>(value));
   }

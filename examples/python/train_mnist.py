@@ -2,8 +2,8 @@
 
     python train_mnist.py DIRECTORY [EPOCHS] [SEED] [STEPS] [CHECKPOINT]
 
-DIRECTORY holds the four idx files of MNIST. STEPS, if not 0, ends training early. The same program as
-examples/cpp/train_mnist.cpp; ends with the same weights.
+DIRECTORY holds the four idx files of MNIST. STEPS, if not 0, ends training early. The same program
+as examples/cpp/train_mnist.cpp; ends with the same weights.
 """
 
 import sys

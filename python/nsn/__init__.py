@@ -20,13 +20,15 @@ from pathlib import Path
 
 import torch
 
-from nsn._build_info import TORCH_VERSION as _BUILT_WITH
-from nsn._build_info import VERSION as __version__
+from nsn import _build_info
+
+__version__ = _build_info.VERSION
+_BUILT_WITH = _build_info.TORCH_VERSION
 
 if torch.__version__.split(".")[:2] != _BUILT_WITH.split(".")[:2]:
     raise ImportError(
-        f"nsn {__version__} was built against torch {_BUILT_WITH}, but torch {torch.__version__} is "
-        f"installed, and a build fits one minor version of torch. Install torch "
+        f"nsn {__version__} was built against torch {_BUILT_WITH}, but torch {torch.__version__} "
+        f"is installed, and a build fits one minor version of torch. Install torch "
         f"{'.'.join(_BUILT_WITH.split('.')[:2])}, or build nsn again beside this torch."
     )
 

@@ -25,8 +25,8 @@ from nsn.training.report import make_report, summarize, table, write_json
 BAD_INPUT, INTERRUPTED = 2, 130
 
 _EPILOG = (
-    "Exit codes: 0 done; 1 an unexpected failure; 2 wrong usage, recipe, data or file; 130 ended by "
-    "Ctrl-C, with a usable checkpoint."
+    "Exit codes: 0 done; 1 an unexpected failure; 2 wrong usage, recipe, data or file; 130 ended "
+    "by Ctrl-C, with a usable checkpoint."
 )
 
 app = typer.Typer(
@@ -95,7 +95,6 @@ def train(
     Leaves model.safetensors, report.json and curves.png in the folder --out.
 
     Examples:
-
       nsn train demo
 
       nsn train demo --data fashion --epochs 3 --out runs/fashion
@@ -146,7 +145,6 @@ def evaluate(
     """Evaluate all sub-networks of a checkpoint on the test data.
 
     Example:
-
       nsn eval runs/demo/model.safetensors
     """
     try:

@@ -200,8 +200,8 @@ def _rule_document(rule: Rule, functions: dict[str, Callable[..., torch.Tensor]]
     """A rule's JSON; a function is put into ``functions`` under its name."""
     if not isinstance(rule, Rule):
         raise TypeError(
-            f"nsn.Description: a merge rule must come from nsn.merge, such as nsn.merge.mean(), but "
-            f"is a {type(rule).__name__}. Wrap a function of your own in nsn.merge.function."
+            f"nsn.Description: a merge rule must come from nsn.merge, such as nsn.merge.mean(), "
+            f"but is a {type(rule).__name__}. Wrap a function of your own in nsn.merge.function."
         )
     if rule.is_linear:
         return {"rule": rule.name, **({"weights": rule.weights} if rule.weights else {})}

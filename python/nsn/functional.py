@@ -17,15 +17,15 @@ def share(
 ) -> list[Tensor]:
     """One tensor for each lane, whose backward merges into one gradient of the parameter.
 
-    The primitive below all merging; the results may be used with any torch operation. They are views
-    of the parameter's storage; do not modify them in place.
+    The primitive below all merging; the results may be used with any torch operation. They are
+    views of the parameter's storage; do not modify them in place.
 
     Args:
         parameter: the shared tensor.
         slices: for each lane its slice, one extent a dimension: ``(s0, s1)`` means
             ``parameter[:s0, :s1]``. Slices may be of different sizes and may cross.
-        rule: from :mod:`nsn.merge`. The smaller lane is the one with the smaller slice, then the one
-            given first.
+        rule: from :mod:`nsn.merge`. The smaller lane is the one with the smaller slice, then the
+            one given first.
         names: the lanes' names, for ``weighted`` and functions; default "0", "1", ...
 
     Returns:

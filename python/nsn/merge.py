@@ -80,4 +80,5 @@ def function(
         name: what stands for the rule in a checkpoint, which cannot hold the function; ``load``
             takes it again by this name. Default: the function's own name.
     """
-    return _merge.function(name or getattr(function, "__name__", "function"), function)
+    own: str = getattr(function, "__name__", "function")
+    return _merge.function(name or own, function)

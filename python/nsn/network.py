@@ -26,6 +26,13 @@ class All:
 ALL: Final = All()
 
 
+# torch.compile leaves the C++ operation as it is: a graph break around it.
+_joint: Callable[[_C.Core, list[Tensor], Tensor, list[int], bool], list[Tensor]]
+_joint = torch.compiler.disable(
+    _C.Core.joint, reason="nsn runs its joint pass as one C++ operation, which cannot be traced"
+)
+
+
 class Block(nn.Module):
     """The parameters of one block, under the names that the block gives them."""
 
@@ -49,8 +56,8 @@ class Network(nn.Module):
     A module as any other: its parameters, ``<block>.<parameter>``, are ``nn.Parameter``s, and
     ``state_dict``, ``to``, ``deepcopy``, pickle, optimizers, hooks, ``functional_call``, DDP and
     autocast act on them as they do elsewhere. Merge rules act within a process: under DDP each
-    process merges its own lanes' gradients, and DDP averages what they merged, which for linear rules
-    is the gradient of the joined batch.
+    process merges its own lanes' gradients, and DDP averages what they merged, which for linear
+    rules is the gradient of the joined batch.
 
     Args:
         description: a :class:`Description`; or else its arguments, by name.
@@ -130,7 +137,9 @@ class Network(nn.Module):
         return self._description.names
 
     @overload
-    def forward(self, x: Tensor, names: str | None = None) -> Tensor: ...
+    def forward(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
+        self, x: Tensor, names: str | None = None
+    ) -> Tensor: ...
 
     @overload
     def forward(self, x: Tensor, names: All | Sequence[str]) -> dict[str, Tensor]: ...
@@ -159,21 +168,18 @@ class Network(nn.Module):
         if names is None:
             names = "base"
         if isinstance(names, str):
-            return self._run(x, [names])[0]
+            return self._joint(x, [names])[0]
         several = self.subnetworks if isinstance(names, All) else list(names)
-        return dict(zip(several, self._run(x, several), strict=True))
+        return dict(zip(several, self._joint(x, several), strict=True))
 
-    @torch.compiler.disable(  # type: ignore[misc]
-        reason="nsn runs its joint pass as one C++ operation, which torch.compile leaves as it is"
-    )
-    def _run(self, x: Tensor, names: list[str]) -> list[Tensor]:
+    def _joint(self, x: Tensor, names: list[str]) -> list[Tensor]:
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"nsn.Network: expected a batch as a torch.Tensor, but got a {type(x).__name__}. "
                 f"Convert it with torch.as_tensor."
             )
         places = [self._place(name) for name in names]
-        return self._core.joint(self._parameters_now(), x, places, self.training)
+        return _joint(self._core, self._parameters_now(), x, places, self.training)
 
     def _place(self, name: str) -> int:
         place = self._places.get(name)
@@ -196,8 +202,7 @@ class Network(nn.Module):
         return View(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
-        state = dict(state)
+        state = self.__dict__.copy()
         del state["_core"]  # made again from the description
         return state
 

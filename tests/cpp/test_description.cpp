@@ -293,6 +293,7 @@ TEST(DescriptionJson, RefusesWhatIsNoDocument) {
   expect_json_refused("null", {"object", "null"});
   expect_json_refused("\xff\xfe", {"no JSON"});
   expect_json_refused(kDocument + "x", {"no JSON"});
+  expect_json_refused(kDocument + std::string("\0x", 2), {"NUL"});
   expect_json_refused("{\"nsn\": 1e999}", {"no JSON"});
   expect_json_refused("{\"nsn\": \"\xff\"}", {"no JSON"});
   for (size_t length = 0; length < kDocument.size(); length += 7) {

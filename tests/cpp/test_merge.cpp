@@ -86,7 +86,7 @@ TEST(MergeApply, ElementsThatNoLaneCoversAreExactZeros) {
   const at::Tensor merged =
       merge::apply(merge::mean(), {{"a", 0}, {"b", 1}}, {{1, 2}, {2, 1}},
                    {at::ones({1, 2}), at::ones({2, 1})}, {2, 3});
-  expect_same_bits(merged, at::tensor({1.0F, 0.5F, 0.0F, 0.5F, 0.0F, 0.0F}).view({2, 3}));
+  expect_same_bits(merged, at::tensor({1.0F, 1.0F, 0.0F, 1.0F, 0.0F, 0.0F}).view({2, 3}));
 }
 
 TEST(MergeApply, LanesWithoutAGradientCountAsZero) {

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import paper_network
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import nsn
+from conftest import paper_network
 
 
 @pytest.fixture

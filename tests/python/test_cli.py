@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data import write_set
-from test_recipe import SMALL
 
 import nsn
+from test_data import write_set
+from test_recipe import SMALL
 
 COMMAND = [sys.executable, "-m", "nsn.cli"]
 

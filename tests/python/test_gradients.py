@@ -4,15 +4,15 @@ import random
 from typing import Any
 
 import pytest
-import reference
 import torch
-from conftest import paper_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import nsn
+import reference
+from conftest import paper_network
 from nsn import _C
 
 LINEAR = ["sum", "mean", "two_smallest_mean", "owner", "weighted"]
@@ -207,7 +207,8 @@ def test_permuting_lanes_changes_nothing(seed: int) -> None:
             loss.backward()
         results.append((outputs, {k: v.grad for k, v in case.net.named_parameters()}))
     for name in case.lanes:
-        assert torch.equal(results[0][0][name], results[1][0][name])
+        # Not the same bits: a row's place in a matrix product may decide how its sum is rounded.
+        assert torch.allclose(results[0][0][name], results[1][0][name], rtol=1e-12, atol=1e-12)
     for key, gradient in results[0][1].items():
         other = results[1][1][key]
         assert (gradient is None) == (other is None)

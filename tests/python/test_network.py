@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, paper_network
 from torch import Tensor
 
 import nsn
+from conftest import ROOT, paper_network
 from nsn import _C
 
 DENSE = nsn.Dense(4, 4)

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -139,4 +140,4 @@ def test_cosine_schedule(small: str) -> None:
     factors = [recipe.learning_rate_factor(step, 10) for step in range(20)]
     assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert factors[10] == pytest.approx(1.0) and factors[15] == pytest.approx(0.5)
-    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False)) and factors[-1] > 0
+    assert all(a > b for a, b in pairwise(factors[10:])) and factors[-1] > 0

@@ -107,7 +107,7 @@ def _step(
     images = to_input(split.images.index_select(0, batch), _dtype(network))
     loss = joint_loss(network(images, ALL), split.labels.index_select(0, batch))
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return loss.item()
 

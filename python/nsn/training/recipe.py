@@ -69,7 +69,7 @@ class Recipe:
             passed = sum(step // steps_per_epoch >= each for each in schedule["milestones"])
             return float(schedule["divide_by"] ** -passed)
         if schedule["kind"] == "cosine":
-            warmup = schedule["warmup_epochs"] * steps_per_epoch
+            warmup: float = schedule["warmup_epochs"] * steps_per_epoch
             if step < warmup:
                 return (step + 1) / warmup
             progress = (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup)
