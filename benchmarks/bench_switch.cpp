@@ -1,5 +1,5 @@
-// What a sub-network costs to run and to switch to, at batch 1, for the network of the paper; and one
-// training step of all three. Thread count by OMP_NUM_THREADS.
+// What a sub-network costs to run and to switch to, at batch 1, for the network of the paper; and
+// one training step of all three. Thread count by OMP_NUM_THREADS.
 
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randint.h>

@@ -81,8 +81,7 @@ Checkpoint read_checkpoint(const std::string& path,
     parameters.push_back(tensor->second);
     found.erase(tensor);
   });
-  TORCH_CHECK_VALUE(found.empty(), "nsn::load: '", path, "' has the tensor '",
-                    found.begin()->first,
+  TORCH_CHECK_VALUE(found.empty(), "nsn::load: '", path, "' has the tensor '", found.begin()->first,
                     "', which its description does not know. The file is damaged or foreign.");
   file.metadata.erase(kDescriptionKey);
   file.metadata.erase(kFormatKey);

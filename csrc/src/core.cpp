@@ -23,7 +23,8 @@ constexpr size_t kNone = static_cast<size_t>(-1);
 /// Whether nobody else holds the tensor, and it lies alone in its storage. A block may return its
 /// input, and then the caller holds the tensor too.
 bool owns_storage(const at::Tensor& tensor) {
-  return tensor.use_count() == 1 && tensor.storage().nbytes() == tensor.nbytes() && tensor.storage().use_count() == 1;
+  return tensor.use_count() == 1 && tensor.storage().nbytes() == tensor.nbytes() &&
+         tensor.storage().use_count() == 1;
 }
 
 }  // namespace
@@ -64,8 +65,8 @@ std::vector<at::Tensor> Core::initial_parameters() const {
   for (const auto& block : description_.blocks()) {
     std::vector<at::Tensor> own;
     for (const ParameterSpec& parameter : block.parameters) {
-      own.push_back(at::empty(parameter.shape,
-                              at::TensorOptions().dtype(description_.parameter_dtype())));
+      own.push_back(
+          at::empty(parameter.shape, at::TensorOptions().dtype(description_.parameter_dtype())));
     }
     block.block->initialize(own);
     result.insert(result.end(), own.begin(), own.end());
@@ -74,9 +75,8 @@ std::vector<at::Tensor> Core::initial_parameters() const {
 }
 
 void Core::check_input(at::TensorList parameters, const at::Tensor& x) const {
-  TORCH_CHECK_VALUE(parameters.size() == description_.parameter_tensors(),
-                    "nsn::Core: expected ", description_.parameter_tensors(),
-                    " parameters, but got ", parameters.size(),
+  TORCH_CHECK_VALUE(parameters.size() == description_.parameter_tensors(), "nsn::Core: expected ",
+                    description_.parameter_tensors(), " parameters, but got ", parameters.size(),
                     ". Give those of Description::parameter_names(), in order.");
   TORCH_CHECK_VALUE(x.defined(), "nsn::Network: the input is an undefined tensor. Pass a batch.");
   const Shape& shape = description_.input();
@@ -90,8 +90,7 @@ void Core::check_input(at::TensorList parameters, const at::Tensor& x) const {
                       ". Reshape the batch, for example with flatten(1); for a single sample use "
                       "unsqueeze(0).");
   }
-  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) ==
-                        at::isFloatingType(description_.dtype()),
+  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) == at::isFloatingType(description_.dtype()),
                     "nsn::Network: expected input of dtype ", description_.dtype(), ", but got ",
                     x.scalar_type(), ". Convert the batch with to().");
 }
@@ -116,8 +115,9 @@ std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor&
   check_input(parameters, x);
   const auto& described = description_.subnetworks();
   const size_t lanes = subnetworks.size();
-  TORCH_CHECK_VALUE(lanes > 0, "nsn::Network: a joint pass needs at least one sub-network, but got "
-                               "none. Name some.");
+  TORCH_CHECK_VALUE(lanes > 0,
+                    "nsn::Network: a joint pass needs at least one sub-network, but got "
+                    "none. Name some.");
   for (const size_t lane : c10::irange(lanes)) {
     const size_t subnetwork = subnetworks[lane];
     TORCH_CHECK_VALUE(subnetwork < described.size(), "nsn::Core: there is no sub-network ",

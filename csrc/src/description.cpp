@@ -68,7 +68,8 @@ Description::Description(const NetworkOptions& options)
   checked_numel(input_, "the network's input");
   TORCH_CHECK_VALUE(at::isFloatingType(dtype_) || at::isIntegralType(dtype_, /*includeBool=*/false),
                     "nsn::Description: the network's input dtype must be a floating or an integral "
-                    "one, but got ", dtype_, ". Use float32.");
+                    "one, but got ",
+                    dtype_, ". Use float32.");
   add_blocks(options);
 
   std::unordered_set<std::string> names;
@@ -78,9 +79,8 @@ Description::Description(const NetworkOptions& options)
                       name, "'. Rename one.");
   }
   // "base" comes first, and has all blocks unless it is described.
-  const auto base =
-      std::find_if(options.subnetworks_.begin(), options.subnetworks_.end(),
-                   [](const auto& subnetwork) { return subnetwork.first == kBase; });
+  const auto base = std::find_if(options.subnetworks_.begin(), options.subnetworks_.end(),
+                                 [](const auto& subnetwork) { return subnetwork.first == kBase; });
   if (base != options.subnetworks_.end()) {
     add_subnetwork(kBase, base->second);
   } else {
@@ -137,16 +137,15 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
       std::vector<std::string> all;
       for (const auto& block : blocks_) all.push_back(block.name);
       TORCH_CHECK_VALUE(false, "nsn::Description: sub-network '", name,
-                        "' names a block that does not exist: '", block_name,
-                        "'. The blocks are ", quoted(all), ".");
+                        "' names a block that does not exist: '", block_name, "'. The blocks are ",
+                        quoted(all), ".");
     }
     const size_t place = found->second;
-    TORCH_CHECK_VALUE(
-        subnetwork.blocks.empty() || subnetwork.blocks.back() < place,
-        "nsn::Description: sub-network '", name, "' keeps block '", block_name, "' after '",
-        blocks_[subnetwork.blocks.back()].name,
-        "', but blocks are kept in the order of the network, each once. List '", block_name,
-        "' where the network has it.");
+    TORCH_CHECK_VALUE(subnetwork.blocks.empty() || subnetwork.blocks.back() < place,
+                      "nsn::Description: sub-network '", name, "' keeps block '", block_name,
+                      "' after '", blocks_[subnetwork.blocks.back()].name,
+                      "', but blocks are kept in the order of the network, each once. List '",
+                      block_name, "' where the network has it.");
     const NamedBlock& block = blocks_[place];
     const auto output = block.block->output_shape(subnetwork.output);
     if (!output) {
@@ -169,20 +168,18 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
   }
   for (const auto& [block_name, probability] : options.dropout()) {
     const auto found = places.find(block_name);
-    const auto kept =
-        found == places.end()
-            ? subnetwork.blocks.end()
-            : std::find(subnetwork.blocks.begin(), subnetwork.blocks.end(), found->second);
+    const auto kept = found == places.end() ? subnetwork.blocks.end()
+                                            : std::find(subnetwork.blocks.begin(),
+                                                        subnetwork.blocks.end(), found->second);
     TORCH_CHECK_VALUE(kept != subnetwork.blocks.end(), "nsn::Description: sub-network '", name,
                       "' sets a dropout for block '", block_name,
                       "', which it does not keep. It keeps ", quoted(options.blocks()), ".");
     TORCH_CHECK_VALUE(blocks_[*kept].block->has_dropout(), "nsn::Description: sub-network '", name,
                       "' sets a dropout for block '", block_name, "', but a ",
                       blocks_[*kept].block->type(), " has none. Remove it.");
-    TORCH_CHECK_VALUE(probability >= 0.0 && probability <= 1.0,
-                      "nsn::Description: sub-network '", name, "': the dropout of block '",
-                      block_name, "' must be a probability from 0 to 1, but got ", probability,
-                      ".");
+    TORCH_CHECK_VALUE(probability >= 0.0 && probability <= 1.0, "nsn::Description: sub-network '",
+                      name, "': the dropout of block '", block_name,
+                      "' must be a probability from 0 to 1, but got ", probability, ".");
     auto& use = subnetwork.uses[static_cast<size_t>(kept - subnetwork.blocks.begin())];
     TORCH_CHECK_VALUE(!use.dropout, "nsn::Description: sub-network '", name,
                       "' sets the dropout of block '", block_name, "' twice. Set it once.");

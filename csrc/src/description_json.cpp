@@ -59,8 +59,8 @@ class Fields {
   double number(const std::string& name) { return as_number(get(name), name); }
   bool boolean(const std::string& name) {
     const Json& value = get(name);
-    TORCH_CHECK_VALUE(value.is_boolean(), at(name), " must be true or false, but is ",
-                      found(value), ".");
+    TORCH_CHECK_VALUE(value.is_boolean(), at(name), " must be true or false, but is ", found(value),
+                      ".");
     return value.get<bool>();
   }
   bool has(const std::string& name) { return find(name) != nullptr; }
@@ -70,17 +70,15 @@ class Fields {
     return value.get<std::string>();
   }
   int64_t as_integer(const Json& value, const std::string& name) const {
-    const bool fits = value.is_number_integer() &&
-                      (!value.is_number_unsigned() ||
-                       value.get<uint64_t>() <=
-                           static_cast<uint64_t>(std::numeric_limits<int64_t>::max()));
-    TORCH_CHECK_VALUE(fits, at(name), " must be an integer below 2^63, but is ", found(value),
-                      ".");
+    const bool fits =
+        value.is_number_integer() &&
+        (!value.is_number_unsigned() ||
+         value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()));
+    TORCH_CHECK_VALUE(fits, at(name), " must be an integer below 2^63, but is ", found(value), ".");
     return value.get<int64_t>();
   }
   double as_number(const Json& value, const std::string& name) const {
-    TORCH_CHECK_VALUE(value.is_number(), at(name), " must be a number, but is ", found(value),
-                      ".");
+    TORCH_CHECK_VALUE(value.is_number(), at(name), " must be a number, but is ", found(value), ".");
     return value.get<double>();
   }
   const Json& as_array(const Json& value, const std::string& name) const {

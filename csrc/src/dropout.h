@@ -27,8 +27,7 @@ void masked_forward(const at::Tensor& x, bool relu, const functional::Dropout& d
                     const at::Tensor& out, const at::Tensor& mask);
 
 /// Writes out = bit of the mask ? x * scale : 0.
-void masked_apply(const at::Tensor& x, const at::Tensor& mask, double scale,
-                  const at::Tensor& out);
+void masked_apply(const at::Tensor& x, const at::Tensor& mask, double scale, const at::Tensor& out);
 
 /// The mask as a bool tensor of `shape`.
 at::Tensor unpack_mask(const at::Tensor& mask, at::IntArrayRef shape);

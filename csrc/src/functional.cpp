@@ -62,8 +62,8 @@ void check_transforms(at::TensorList tensors) {
 
 /// A tensor on part of `buffer`'s storage that autograd does not take for a view of it.
 at::Tensor part(const at::Tensor& buffer, int64_t first_row, at::IntArrayRef sizes) {
-  at::Tensor result = at::detail::make_tensor<c10::TensorImpl>(
-      c10::Storage(buffer.storage()), buffer.key_set(), buffer.dtype());
+  at::Tensor result = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(buffer.storage()),
+                                                               buffer.key_set(), buffer.dtype());
   const int64_t row = buffer.dim() > 1 ? buffer.stride(0) : 1;
   auto* impl = result.unsafeGetTensorImpl();
   impl->set_storage_offset(buffer.storage_offset() + first_row * row);
@@ -84,8 +84,7 @@ at::Tensor stack_rows(const std::vector<at::Tensor>& matrices) {
   bool adjacent = true;
   for (const at::Tensor& matrix : matrices) {
     adjacent = adjacent && matrix.is_alias_of(matrices[0]) &&
-               matrix.storage_offset() ==
-                   matrices[0].storage_offset() + rows * matrices[0].size(1);
+               matrix.storage_offset() == matrices[0].storage_offset() + rows * matrices[0].size(1);
     rows += matrix.size(0);
   }
   return adjacent ? part(matrices[0], 0, {rows, matrices[0].size(1)}) : at::cat(matrices);
@@ -133,8 +132,8 @@ const T& kept(AutogradContext* ctx) {
 }
 
 /// Ties `results`, computed outside the graph, to `sources`, and throws where somebody
-/// differentiates them: a merged gradient is not the gradient of one function. (torch's DelayedError
-/// would do it too, with a message that does not say why.)
+/// differentiates them: a merged gradient is not the gradient of one function. (torch's
+/// DelayedError would do it too, with a message that does not say why.)
 struct RefuseSecondDerivative : torch::autograd::Function<RefuseSecondDerivative> {
   static variable_list forward(AutogradContext* ctx, const std::string& why, at::TensorList results,
                                at::TensorList sources) {
@@ -246,12 +245,14 @@ struct ShareFunction : torch::autograd::Function<ShareFunction> {
 
 void check_slices(const at::Tensor& parameter, c10::ArrayRef<merge::Slice> slices,
                   c10::ArrayRef<merge::Lane> lanes) {
-  TORCH_CHECK_VALUE(parameter.defined(),
-                    "nsn::share: the parameter is undefined. Pass a tensor.");
-  TORCH_CHECK_VALUE(!slices.empty(), "nsn::share: expected at least one slice, but got none. Give "
-                                     "one slice for each lane.");
-  TORCH_CHECK_VALUE(slices.size() == lanes.size(), "nsn::share: expected one lane for each slice, "
-                    "but got ", lanes.size(), " lanes and ", slices.size(), " slices.");
+  TORCH_CHECK_VALUE(parameter.defined(), "nsn::share: the parameter is undefined. Pass a tensor.");
+  TORCH_CHECK_VALUE(!slices.empty(),
+                    "nsn::share: expected at least one slice, but got none. Give "
+                    "one slice for each lane.");
+  TORCH_CHECK_VALUE(slices.size() == lanes.size(),
+                    "nsn::share: expected one lane for each slice, "
+                    "but got ",
+                    lanes.size(), " lanes and ", slices.size(), " slices.");
   for (const merge::Slice& slice : slices) {
     bool fits = slice.size() == static_cast<size_t>(parameter.dim());
     for (size_t dim = 0; fits && dim < slice.size(); ++dim) {
@@ -277,8 +278,8 @@ struct LinearSpec {
 struct WithoutAutocast {
   explicit WithoutAutocast(at::DeviceType device) {
     if (at::autocast::is_autocast_available(device)) {
-      guard.emplace(c10::DispatchKeySet(
-          at::autocast::get_autocast_dispatch_key_from_device_type(device)));
+      guard.emplace(
+          c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
     }
   }
   std::optional<c10::impl::ExcludeDispatchKeyGuard> guard;
@@ -383,8 +384,8 @@ MergedGradients merge_linear(const LinearSpec& spec, const std::vector<at::Tenso
 }
 
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
-  // Places among forward's tensors: the weight, one input a lane, then the bias, which has an edge in
-  // the graph only where there is one.
+  // Places among forward's tensors: the weight, one input a lane, then the bias, which has an edge
+  // in the graph only where there is one.
   static constexpr size_t kWeight = 0, kInputs = 1;
 
   static variable_list forward(AutogradContext* ctx, const at::Tensor& weight,
@@ -422,9 +423,10 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     sources.push_back(weight);
     sources.push_back(bias);
     const std::string why =
-        spec.autocast ? "nsn: the second derivative under autocast is not supported. Leave autocast "
-                        "for the passes that are differentiated twice."
-                      : why_refused(spec.rule);
+        spec.autocast
+            ? "nsn: the second derivative under autocast is not supported. Leave autocast "
+              "for the passes that are differentiated twice."
+            : why_refused(spec.rule);
     return refuse_second_derivative(why, results, sources);
   }
 
@@ -502,8 +504,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 // ---------------------------------------------------------------------------------------------
 // relu_dropout
 
-/// One mask and scale a group of lanes, applied to one tensor a lane. Linear in its inputs, so it is
-/// its own backward, of any order.
+/// One mask and scale a group of lanes, applied to one tensor a lane. Linear in its inputs, so it
+/// is its own backward, of any order.
 struct MaskSpec {
   std::vector<at::Tensor> masks;  // one a lane; lanes of one group share theirs
   std::vector<double> scales;
@@ -614,8 +616,8 @@ std::vector<at::Tensor> share(const at::Tensor& parameter, c10::ArrayRef<merge::
   check_slices(parameter, slices, lanes);
   check_transforms(parameter);
   if (!is_recorded(parameter)) return share_forward(parameter, slices);
-  return ShareFunction::apply(
-      parameter, ShareSpec{slices.vec(), lanes.vec(), rule, parameter.sizes().vec()});
+  return ShareFunction::apply(parameter,
+                              ShareSpec{slices.vec(), lanes.vec(), rule, parameter.sizes().vec()});
 }
 
 std::vector<at::Tensor> linear(at::TensorList inputs, const at::Tensor& weight,
@@ -640,9 +642,8 @@ std::vector<at::Tensor> relu_dropout(at::TensorList inputs, bool relu,
                                      c10::ArrayRef<Dropout> dropout,
                                      c10::ArrayRef<size_t> same_as) {
   check_transforms(inputs);
-  const bool on_cpu = std::all_of(inputs.begin(), inputs.end(), [](const at::Tensor& input) {
-    return input.device().is_cpu();
-  });
+  const bool on_cpu = std::all_of(inputs.begin(), inputs.end(),
+                                  [](const at::Tensor& input) { return input.device().is_cpu(); });
   if (!on_cpu) return relu_dropout_plain(inputs, relu, dropout);
   const ReluDropoutSpec options{relu, dropout.vec(), same_as.vec()};
   if (!is_recorded(inputs)) {
@@ -658,8 +659,7 @@ std::vector<at::Tensor> relu_dropout_plain(at::TensorList inputs, bool relu,
   for (const size_t lane : c10::irange(inputs.size())) {
     at::Tensor output = relu ? at::relu(inputs[lane]) : inputs[lane];
     if (dropout[lane].probability > 0.0) {
-      const at::Tensor mask =
-          dropout_mask(output.sizes(), dropout[lane]).to(output.device());
+      const at::Tensor mask = dropout_mask(output.sizes(), dropout[lane]).to(output.device());
       output = at::where(mask, output * detail::dropout_scale(dropout[lane]),
                          at::zeros({}, output.options()));
     }

@@ -22,8 +22,8 @@ at::Tensor stacked_cross_entropy(const std::vector<at::Tensor>& outputs, const a
   const auto lanes = static_cast<int64_t>(outputs.size());
   std::vector<int64_t> repeats(static_cast<size_t>(targets.dim()), 1);
   repeats[0] = lanes;
-  const at::Tensor losses = at::cross_entropy_loss(
-      at::cat(outputs), targets.repeat(repeats), /*weight=*/{}, at::Reduction::None, kIgnored);
+  const at::Tensor losses = at::cross_entropy_loss(at::cat(outputs), targets.repeat(repeats),
+                                                   /*weight=*/{}, at::Reduction::None, kIgnored);
   const bool indices = !at::isFloatingType(targets.scalar_type());
   // One number a lane, then the mean as torch takes it: over what is not left out.
   const at::Tensor sums = losses.reshape({lanes, losses.numel() / lanes}).sum(1);
@@ -37,8 +37,9 @@ at::Tensor stacked_cross_entropy(const std::vector<at::Tensor>& outputs, const a
 
 at::Tensor joint_loss(const Outputs& outputs, const at::Tensor& targets, const Loss& loss,
                       const std::map<std::string, double>& weights) {
-  TORCH_CHECK_VALUE(!outputs.is_empty(), "nsn::joint_loss: there are no outputs. Pass what "
-                                         "Network::joint returned.");
+  TORCH_CHECK_VALUE(!outputs.is_empty(),
+                    "nsn::joint_loss: there are no outputs. Pass what "
+                    "Network::joint returned.");
   for (const auto& [name, weight] : weights) {
     static_cast<void>(weight);
     std::string known;
@@ -54,11 +55,11 @@ at::Tensor joint_loss(const Outputs& outputs, const at::Tensor& targets, const L
     factors.push_back(found == weights.end() ? 1.0 : found->second);
   }
   if (!loss) {
-    const bool stackable = targets.dim() > 0 && values[0].dim() > 1 && targets.size(0) > 0 &&
-                           std::all_of(values.begin(), values.end(), [&](const at::Tensor& value) {
-                             return value.sizes() == values[0].sizes() &&
-                                    value.size(0) == targets.size(0);
-                           });
+    const bool stackable =
+        targets.dim() > 0 && values[0].dim() > 1 && targets.size(0) > 0 &&
+        std::all_of(values.begin(), values.end(), [&](const at::Tensor& value) {
+          return value.sizes() == values[0].sizes() && value.size(0) == targets.size(0);
+        });
     if (stackable) return stacked_cross_entropy(values, targets, factors);
   }
   at::Tensor total;
@@ -67,7 +68,8 @@ at::Tensor joint_loss(const Outputs& outputs, const at::Tensor& targets, const L
         loss ? loss(values[i], targets) : at::cross_entropy_loss(values[i], targets);
     TORCH_CHECK_VALUE(value.defined() && value.numel() == 1 && value.dim() == 0,
                       "nsn::joint_loss: the loss must return a scalar, but returned a tensor of "
-                      "shape ", value.defined() ? value.sizes() : at::IntArrayRef(),
+                      "shape ",
+                      value.defined() ? value.sizes() : at::IntArrayRef(),
                       ". Reduce it, for example with mean().");
     const at::Tensor term = factors[i] == 1.0 ? value : value * factors[i];
     total = total.defined() ? total + term : term;

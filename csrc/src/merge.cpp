@@ -116,9 +116,10 @@ Rule weighted(std::vector<std::pair<std::string, double>> weights) {
                     "nsn::merge::weighted: expected a coefficient for each sub-network, but got "
                     "none. Name them: weighted({{\"base\", 0.5}, ...}).");
   for (const size_t i : c10::irange(weights.size())) {
-    TORCH_CHECK_VALUE(std::isfinite(weights[i].second), "nsn::merge::weighted: the coefficient of "
-                      "sub-network '", weights[i].first, "' must be finite, but is ",
-                      weights[i].second, ".");
+    TORCH_CHECK_VALUE(std::isfinite(weights[i].second),
+                      "nsn::merge::weighted: the coefficient of "
+                      "sub-network '",
+                      weights[i].first, "' must be finite, but is ", weights[i].second, ".");
     for (const size_t j : c10::irange(i)) {
       TORCH_CHECK_VALUE(weights[i].first != weights[j].first, "nsn::merge::weighted: sub-network '",
                         weights[i].first, "' is named twice. Give it one coefficient.");
@@ -128,9 +129,9 @@ Rule weighted(std::vector<std::pair<std::string, double>> weights) {
     std::vector<double> result;
     result.reserve(lanes.size());
     for (const Lane& lane : lanes) {
-      const auto found =
-          std::find_if(weights.begin(), weights.end(),
-                       [&](const auto& weight) { return weight.first == lane.name; });
+      const auto found = std::find_if(weights.begin(), weights.end(), [&](const auto& weight) {
+        return weight.first == lane.name;
+      });
       TORCH_CHECK_VALUE(found != weights.end(),
                         "nsn::merge::weighted: no coefficient for sub-network '", lane.name,
                         "', which uses the parameter. Add one; 0 drops its gradient.");

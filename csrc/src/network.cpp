@@ -83,8 +83,8 @@ at::Tensor NetworkImpl::forward(const at::Tensor& x, const std::string& name) {
 View NetworkImpl::view(const std::string& name) const {
   View::Current current;
   // A network on the stack has nobody who could tell when it is gone.
-  const auto self = std::weak_ptr<const torch::nn::Module>(
-      const_cast<NetworkImpl*>(this)->weak_from_this());
+  const auto self =
+      std::weak_ptr<const torch::nn::Module>(const_cast<NetworkImpl*>(this)->weak_from_this());
   if (!self.expired()) {
     current = [self] {
       const auto network = self.lock();

@@ -22,8 +22,8 @@ std::vector<DecayGroup> decay_groups(const Core& core, at::TensorList parameters
       const size_t place = block.first_parameter + i;
       const double decay = block.parameters[i].decays ? weight_decay * coefficients[place] : 0.0;
       TORCH_CHECK_VALUE(decay >= 0.0, "nsn::param_groups: sub-network '", of,
-                        "' has the negative merge coefficient ", coefficients[place],
-                        " in block '", block.name, "', which no decay can follow. Leave out `of`.");
+                        "' has the negative merge coefficient ", coefficients[place], " in block '",
+                        block.name, "', which no decay can follow. Leave out `of`.");
       DecayGroup& group = groups[decay];
       group.weight_decay = decay;
       group.parameters.push_back(parameters[place]);

@@ -53,8 +53,9 @@ constexpr std::array<DtypeName, 9> kDtypes = {{{"F64", at::kDouble},
 /// The rule, what the system said, and the remedy, for one failed call.
 [[noreturn]] void refuse(const std::string& path, const std::string& action) {
   const int code = errno;
-  throw FileError(code, path, "nsn: cannot " + action + " '" + path + "': " + std::strerror(code) +
-                                  ". Check the path and its permissions.");
+  throw FileError(code, path,
+                  "nsn: cannot " + action + " '" + path + "': " + std::strerror(code) +
+                      ". Check the path and its permissions.");
 }
 
 class Descriptor {
@@ -92,7 +93,8 @@ void read_all(int descriptor, void* data, uint64_t size, const std::string& path
       if (errno == EINTR) continue;
       refuse(path, "read");
     }
-    TORCH_CHECK_VALUE(got > 0, "nsn: '", path, "' became shorter while it was read. Read it again "
+    TORCH_CHECK_VALUE(got > 0, "nsn: '", path,
+                      "' became shorter while it was read. Read it again "
                       "when nobody writes it.");
     next += got;
     size -= static_cast<uint64_t>(got);
@@ -109,7 +111,8 @@ std::string header_of(const NamedTensors& tensors,
       return each.dtype == tensor.scalar_type();
     });
     TORCH_CHECK_VALUE(dtype != kDtypes.end(), "nsn: tensor '", name, "' has dtype ",
-                      tensor.scalar_type(), ", which a checkpoint cannot hold. Convert it, for "
+                      tensor.scalar_type(),
+                      ", which a checkpoint cannot hold. Convert it, for "
                       "example to float32.");
     const uint64_t end = begin + tensor.nbytes();
     header[name] = {
@@ -120,8 +123,9 @@ std::string header_of(const NamedTensors& tensors,
   try {
     text = header.dump();
   } catch (const Json::exception& error) {
-    TORCH_CHECK_VALUE(false, "nsn: names and metadata of a checkpoint must be UTF-8: ",
-                      error.what(), ". Encode them.");
+    TORCH_CHECK_VALUE(false,
+                      "nsn: names and metadata of a checkpoint must be UTF-8: ", error.what(),
+                      ". Encode them.");
   }
   text.append((8 - text.size() % 8) % 8, ' ');  // tensors start aligned
   return text;
@@ -180,9 +184,9 @@ Entry parse_entry(const std::string& name, const Json& json, const std::string& 
   check(known != kDtypes.end(), "has the unknown dtype ", dtype.dump());
   check(shape.is_array() && std::all_of(shape.begin(), shape.end(), is_natural),
         "has a shape that is no array of naturals");
-  check(offsets.is_array() && offsets.size() == 2 && is_natural(offsets[0]) &&
-            is_natural(offsets[1]),
-        "has data_offsets that are no pair of naturals");
+  check(
+      offsets.is_array() && offsets.size() == 2 && is_natural(offsets[0]) && is_natural(offsets[1]),
+      "has data_offsets that are no pair of naturals");
 
   Entry entry{name, known->dtype, {}, offsets[0].get<uint64_t>(), offsets[1].get<uint64_t>()};
   uint64_t bytes = c10::elementSize(entry.dtype);
@@ -236,7 +240,7 @@ void write(const std::string& path, const NamedTensors& tensors,
 File read(const std::string& path) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.number() < 0) refuse(path, "open");
-  struct stat status {};
+  struct stat status{};
   if (::fstat(file.number(), &status) != 0) refuse(path, "read");
   if (S_ISDIR(status.st_mode)) {
     errno = EISDIR;
@@ -251,10 +255,10 @@ File read(const std::string& path) {
   for (const size_t i : c10::irange(kLengthBytes)) {
     header_bytes |= static_cast<uint64_t>(length[i]) << (8 * i);
   }
-  TORCH_CHECK_VALUE(
-      header_bytes <= kMostHeaderBytes && header_bytes <= size - kLengthBytes, "nsn: '", path,
-      "' is no complete safetensors file: it announces a header of ", header_bytes, " bytes and has ",
-      size - kLengthBytes, " after the announcement. It is truncated or foreign.");
+  TORCH_CHECK_VALUE(header_bytes <= kMostHeaderBytes && header_bytes <= size - kLengthBytes,
+                    "nsn: '", path, "' is no complete safetensors file: it announces a header of ",
+                    header_bytes, " bytes and has ", size - kLengthBytes,
+                    " after the announcement. It is truncated or foreign.");
   std::string text(header_bytes, '\0');
   read_all(file.number(), text.data(), header_bytes, path);
 

@@ -113,8 +113,8 @@ void bind_merge(py::module_& m) {
   using nsn::merge::Rule;
   py::class_<LaneGradient>(m, "LaneGradient")
       .def_readonly("name", &LaneGradient::name)
-      .def_property_readonly("slice",
-                             [](const LaneGradient& lane) { return py::tuple(py::cast(lane.slice)); })
+      .def_property_readonly(
+          "slice", [](const LaneGradient& lane) { return py::tuple(py::cast(lane.slice)); })
       .def_readonly("gradient", &LaneGradient::gradient)
       .def_property_readonly("parameter_shape", [](const LaneGradient& lane) {
         return py::tuple(py::cast(lane.parameter_shape));
@@ -122,15 +122,14 @@ void bind_merge(py::module_& m) {
   py::class_<Rule>(m, "Rule")
       .def_property_readonly("name", &Rule::name)
       .def_property_readonly("is_linear", &Rule::is_linear)
-      .def_property_readonly(
-          "weights",
-          [](const Rule& rule) {
-            py::dict weights;
-            for (const auto& [name, coefficient] : rule.weights()) {
-              weights[py::str(name)] = coefficient;
-            }
-            return weights;
-          })
+      .def_property_readonly("weights",
+                             [](const Rule& rule) {
+                               py::dict weights;
+                               for (const auto& [name, coefficient] : rule.weights()) {
+                                 weights[py::str(name)] = coefficient;
+                               }
+                               return weights;
+                             })
       .def_property_readonly("function", &python_function);
   m.def("sum", &nsn::merge::sum);
   m.def("mean", &nsn::merge::mean);
@@ -155,10 +154,8 @@ void bind_core(py::module_& m) {
   py::class_<Description>(m, "Description")
       .def(py::init(&make_description))
       .def("to_json", &Description::to_json, py::arg("indent") = -1)
-      .def_property_readonly("input_shape",
-                             [](const Description& self) {
-                               return py::tuple(py::cast(self.input()));
-                             })
+      .def_property_readonly(
+          "input_shape", [](const Description& self) { return py::tuple(py::cast(self.input())); })
       .def_property_readonly("names", &Description::names)
       .def_property_readonly("blocks",
                              [](const Description& self) {
@@ -200,11 +197,12 @@ void bind_core(py::module_& m) {
                                }
                                return names;
                              })
-      .def("parameter_count",
-           [](const Description& self, const std::optional<std::string>& name) {
-             return name ? self.subnetwork(*name).parameter_count : self.parameter_count();
-           },
-           py::arg("name") = py::none())
+      .def(
+          "parameter_count",
+          [](const Description& self, const std::optional<std::string>& name) {
+            return name ? self.subnetwork(*name).parameter_count : self.parameter_count();
+          },
+          py::arg("name") = py::none())
       .def_property_readonly("merge", &Description::merge)
       .def("index_of", &Description::index_of)
       .def("functions", &python_functions)
@@ -220,9 +218,8 @@ void bind_core(py::module_& m) {
       .def(
           "joint",
           [](const Core& core, const std::vector<at::Tensor>& parameters, const at::Tensor& x,
-             const std::vector<size_t>& subnetworks, bool training) {
-            return core.joint(parameters, x, subnetworks, training);
-          },
+             const std::vector<size_t>& subnetworks,
+             bool training) { return core.joint(parameters, x, subnetworks, training); },
           ReleaseGil())
       .def(
           "dropout_mask",
@@ -231,15 +228,15 @@ void bind_core(py::module_& m) {
             return core.dropout_mask(seed, subnetwork, block, probability, shape);
           },
           ReleaseGil())
-      .def("decay_groups", [](const Core& core, size_t parameters, double weight_decay,
-                              const std::string& of) {
-        std::vector<std::pair<double, std::vector<size_t>>> result;
-        const std::vector<at::Tensor> none(parameters);
-        for (const auto& group : nsn::decay_groups(core, none, weight_decay, of)) {
-          result.emplace_back(group.weight_decay, group.places);
-        }
-        return result;
-      });
+      .def("decay_groups",
+           [](const Core& core, size_t parameters, double weight_decay, const std::string& of) {
+             std::vector<std::pair<double, std::vector<size_t>>> result;
+             const std::vector<at::Tensor> none(parameters);
+             for (const auto& group : nsn::decay_groups(core, none, weight_decay, of)) {
+               result.emplace_back(group.weight_decay, group.places);
+             }
+             return result;
+           });
 
   py::class_<View>(m, "View")
       .def(py::init([](const std::shared_ptr<Core>& core, const std::string& subnetwork,
@@ -294,8 +291,7 @@ void bind_functions(py::module_& m) {
             checkpoint = nsn::read_checkpoint(path, rules);
           }
           return py::make_tuple(std::move(checkpoint->description),
-                                std::move(checkpoint->parameters),
-                                std::move(checkpoint->metadata));
+                                std::move(checkpoint->parameters), std::move(checkpoint->metadata));
         });
 }
 

@@ -14,10 +14,10 @@ def param_groups(
     """The parameters in groups by the weight decay that each is to get: weights, not biases.
 
     With ``of``, the decay stands for an L2 term ``weight_decay / 2 * |W|^2`` in the loss of that
-    sub-network alone: a weight gets ``weight_decay`` times the coefficient that the merge rule gives
-    the sub-network's gradient when all run together. The paper's 4.5e-5 * |W|^2 on base's loss is
-    ``param_groups(net, 9e-5, of="base")``; merging leaves 9e-5 on hidden1, 4.5e-5 on hidden2 and none
-    on output.
+    sub-network alone: a weight gets ``weight_decay`` times the coefficient that the merge rule
+    gives the sub-network's gradient when all run together. The paper's 4.5e-5 * |W|^2 on base's
+    loss is ``param_groups(net, 9e-5, of="base")``; merging leaves 9e-5 on hidden1, 4.5e-5 on
+    hidden2 and none on output.
 
     Args:
         network: whose parameters.
@@ -42,7 +42,7 @@ def param_groups(
 
 
 def _leaves(network: Network, block: str, parameter: str) -> list[nn.Parameter]:
-    """What an optimizer updates: the parameter, or those that a parametrization computes it from."""
+    """What an optimizer updates: the parameter, or what a parametrization computes it from."""
     module = network.get_submodule(block)
     if parametrize.is_parametrized(module, parameter):
         parametrizations = module.parametrizations

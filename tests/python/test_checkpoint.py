@@ -1,5 +1,4 @@
 import json
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +85,7 @@ def test_missing_and_unwritable(net: nsn.Network, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="cannot write"):
         nsn.save(net, tmp_path / "folder")
-    assert os.listdir(tmp_path) == ["folder"]  # nothing half-written stays
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]  # nothing half-written stays
 
 
 def test_a_failed_save_leaves_the_old_file(net: nsn.Network, path: Path) -> None:
@@ -96,7 +95,7 @@ def test_a_failed_save_leaves_the_old_file(net: nsn.Network, path: Path) -> None
         ValueError, match=r"'output.weight' must have shape \(10, 12\), but has \(1\)"
     ):
         nsn.save(net, path)
-    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_truncated_anywhere(path: Path) -> None:
@@ -126,21 +125,36 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "bad description": (lambda h: h["__metadata__"].update(nsn="{"), "is no JSON"),
     "metadata": (lambda h: h["__metadata__"].update(n=3), "the metadata 'n' must be a string"),
     "metadata kind": (lambda h: h.update(__metadata__=[]), "__metadata__ must be an object"),
-    "dtype": (lambda h: h[W].update(dtype="F8"), "has the unknown dtype \"F8\""),
-    "integers": (lambda h: h[W].update(dtype="I32"), "has the dtype Int, but parameters are floating"),
-    "shape": (lambda h: h[W].update(shape=[12, 10]), r"has shape \(12, 10\), but the description says"),
-    "shape kind": (lambda h: h[W].update(shape=[-1, 10]), "has a shape that is no array of naturals"),
+    "dtype": (lambda h: h[W].update(dtype="F8"), 'has the unknown dtype "F8"'),
+    "integers": (
+        lambda h: h[W].update(dtype="I32"),
+        "has the dtype Int, but parameters are floating",
+    ),
+    "shape": (
+        lambda h: h[W].update(shape=[12, 10]),
+        r"has shape \(12, 10\), but the description says",
+    ),
+    "shape kind": (
+        lambda h: h[W].update(shape=[-1, 10]),
+        "has a shape that is no array of naturals",
+    ),
     "huge shape": (lambda h: h[W].update(shape=[2**40, 2**40]), "which no memory holds"),
     "bytes": (lambda h: h[W].update(shape=[10, 11]), "takes 440 bytes, but its data_offsets are"),
     "offsets kind": (lambda h: h[W].update(data_offsets=[1]), "no pair of naturals"),
-    "fields": (lambda h: h[W].update(extra=1), "must have the fields dtype, shape and data_offsets"),
-    "overlap": (lambda h: h[W].update(data_offsets=[0, 480]), "starts at byte .* before it ends at"),
+    "fields": (
+        lambda h: h[W].update(extra=1),
+        "must have the fields dtype, shape and data_offsets",
+    ),
+    "overlap": (
+        lambda h: h[W].update(data_offsets=[0, 480]),
+        "starts at byte .* before it ends at",
+    ),
     "missing": (lambda h: h.update(other=h.pop(W)), f"lacks the tensor '{W}'"),
     "empty extra": (
         lambda h: h.update(extra={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}),
         "has the tensor 'extra', which its description does not know",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

@@ -151,59 +151,183 @@ def test_param_groups_of_the_paper() -> None:
 
 X = torch.zeros(2, 4)
 REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
-    (lambda: small(input=(3,)), ValueError, r"sub-network 'base': block 'a' \(Dense\) expects \(\*, 4\), its in_features, but gets \(3\) from the network's input"),
-    (lambda: small(blocks={"a": DENSE, "b": nsn.Dense(5, 4), "c": nsn.Dense(4, 2)}), ValueError, r"block 'b' .* gets \(4\) from block 'a'\. Change the options"),
-    (lambda: small(subnetworks={"s": ["c", "a"]}), ValueError, "keeps block 'a' after 'c', but blocks are kept in the order"),
+    (
+        lambda: small(input=(3,)),
+        ValueError,
+        r"sub-network 'base': block 'a' \(Dense\) expects \(\*, 4\), its in_features, but gets \(3\) from the network's input",
+    ),
+    (
+        lambda: small(blocks={"a": DENSE, "b": nsn.Dense(5, 4), "c": nsn.Dense(4, 2)}),
+        ValueError,
+        r"block 'b' .* gets \(4\) from block 'a'\. Change the options",
+    ),
+    (
+        lambda: small(subnetworks={"s": ["c", "a"]}),
+        ValueError,
+        "keeps block 'a' after 'c', but blocks are kept in the order",
+    ),
     (lambda: small(subnetworks={"s": ["c", "c"]}), ValueError, "keeps block 'c' after 'c'"),
     (lambda: small(subnetworks={"s": []}), ValueError, "sub-network 's' keeps no block"),
-    (lambda: small(subnetworks={"s": ["d"]}), ValueError, "names a block that does not exist: 'd'. The blocks are 'a', 'b', 'c'"),
+    (
+        lambda: small(subnetworks={"s": ["d"]}),
+        ValueError,
+        "names a block that does not exist: 'd'. The blocks are 'a', 'b', 'c'",
+    ),
     (lambda: small(subnetworks={"base": ["c"]}), ValueError, "no sub-network keeps block 'a'"),
     (lambda: small(subnetworks={"s": "c"}), TypeError, r"is a str\. Write \['c'\]"),
-    (lambda: small(subnetworks={"s": nsn.Subnetwork(["c"], {"b": 0.1})}), ValueError, "sets a dropout for block 'b', which it does not keep"),
-    (lambda: small(subnetworks={"s": nsn.Subnetwork(["c"], {"c": 1.5})}), ValueError, "the dropout of block 'c' must be a probability from 0 to 1, but got 1.5"),
+    (
+        lambda: small(subnetworks={"s": nsn.Subnetwork(["c"], {"b": 0.1})}),
+        ValueError,
+        "sets a dropout for block 'b', which it does not keep",
+    ),
+    (
+        lambda: small(subnetworks={"s": nsn.Subnetwork(["c"], {"c": 1.5})}),
+        ValueError,
+        "the dropout of block 'c' must be a probability from 0 to 1, but got 1.5",
+    ),
     (lambda: small(blocks={}), ValueError, "the network has no blocks"),
     (lambda: small(blocks={"a.b": DENSE}), ValueError, "block name 'a.b' must be made of letters"),
-    (lambda: small(blocks={"forward": DENSE}, subnetworks={}), ValueError, "block 'forward' has the name of an attribute"),
-    (lambda: small(blocks={"a": torch.nn.Linear(4, 4)}), TypeError, "block 'a' must be a block such as nsn.Dense, but is a Linear"),
+    (
+        lambda: small(blocks={"forward": DENSE}, subnetworks={}),
+        ValueError,
+        "block 'forward' has the name of an attribute",
+    ),
+    (
+        lambda: small(blocks={"a": torch.nn.Linear(4, 4)}),
+        TypeError,
+        "block 'a' must be a block such as nsn.Dense, but is a Linear",
+    ),
     (lambda: small(blocks=[DENSE]), TypeError, "blocks must be a dict of names, but is a list"),
     (lambda: small(input=4), TypeError, r"is an int\. Write \(4,\)"),
     (lambda: small(input=()), ValueError, "the network's input has no shape"),
     (lambda: small(input=(4, 0)), ValueError, "the network's input must be at least 1, but got 0"),
-    (lambda: small(dtype=torch.complex64), ValueError, "the input's dtype must be a floating or integral one"),
-    (lambda: small(blocks={"a": nsn.Dense(0, 4)}), ValueError, "in_features must be at least 1, but got 0"),
-    (lambda: small(blocks={"a": nsn.Dense(4, -1)}), ValueError, "out_features must be at least 1, but got -1"),
-    (lambda: small(blocks={"a": nsn.Dense(2**63, 4)}), ValueError, "'in_features' must be an integer below 2\\^63, but is 9223372036854775808"),
-    (lambda: small(blocks={"a": nsn.Dense(2**62, 2**62)}), ValueError, r"has more than 2\^60 elements"),
-    (lambda: small(blocks={"a": nsn.Dense(4, 4, dropout=float("nan"))}), ValueError, "neither a finite number"),
-    (lambda: small(blocks={"a": nsn.Dense(4, 4, dropout=2)}), ValueError, "dropout must be a probability from 0 to 1, but got 2"),
-    (lambda: small(blocks={"a": nsn.Dense(4, 4, activation="swish")}), ValueError, "unknown activation 'swish'. Use one of linear, relu"),
-    (lambda: small(blocks={"a": nsn.Dense(4, 4, weight_init="ones")}), ValueError, "unknown weight_init 'ones'"),
-    (lambda: small(blocks={"a": nsn.Dense(4, 4, bias=False, bias_init=0.1)}), ValueError, "bias_init is 0.1, but bias is false"),
+    (
+        lambda: small(dtype=torch.complex64),
+        ValueError,
+        "the input's dtype must be a floating or integral one",
+    ),
+    (
+        lambda: small(blocks={"a": nsn.Dense(0, 4)}),
+        ValueError,
+        "in_features must be at least 1, but got 0",
+    ),
+    (
+        lambda: small(blocks={"a": nsn.Dense(4, -1)}),
+        ValueError,
+        "out_features must be at least 1, but got -1",
+    ),
+    (
+        lambda: small(blocks={"a": nsn.Dense(2**63, 4)}),
+        ValueError,
+        "'in_features' must be an integer below 2\\^63, but is 9223372036854775808",
+    ),
+    (
+        lambda: small(blocks={"a": nsn.Dense(2**62, 2**62)}),
+        ValueError,
+        r"has more than 2\^60 elements",
+    ),
+    (
+        lambda: small(blocks={"a": nsn.Dense(4, 4, dropout=float("nan"))}),
+        ValueError,
+        "neither a finite number",
+    ),
+    (
+        lambda: small(blocks={"a": nsn.Dense(4, 4, dropout=2)}),
+        ValueError,
+        "dropout must be a probability from 0 to 1, but got 2",
+    ),
+    (
+        lambda: small(blocks={"a": nsn.Dense(4, 4, activation="swish")}),
+        ValueError,
+        "unknown activation 'swish'. Use one of linear, relu",
+    ),
+    (
+        lambda: small(blocks={"a": nsn.Dense(4, 4, weight_init="ones")}),
+        ValueError,
+        "unknown weight_init 'ones'",
+    ),
+    (
+        lambda: small(blocks={"a": nsn.Dense(4, 4, bias=False, bias_init=0.1)}),
+        ValueError,
+        "bias_init is 0.1, but bias is false",
+    ),
     (lambda: small(merge="mean"), TypeError, "a merge rule must come from nsn.merge"),
-    (lambda: small(merge=nsn.merge.weighted({"base": 1})), ValueError, "no coefficient for sub-network 's'"),
-    (lambda: small(merge=nsn.merge.weighted({"base": 1, "s": 1, "t": 1})), ValueError, "names a sub-network that does not exist: 't'. The sub-networks are 'base', 's'"),
-    (lambda: small(block_merge={"d": nsn.merge.mean()}), ValueError, "block_merge names a block that does not exist: 'd'"),
+    (
+        lambda: small(merge=nsn.merge.weighted({"base": 1})),
+        ValueError,
+        "no coefficient for sub-network 's'",
+    ),
+    (
+        lambda: small(merge=nsn.merge.weighted({"base": 1, "s": 1, "t": 1})),
+        ValueError,
+        "names a sub-network that does not exist: 't'. The sub-networks are 'base', 's'",
+    ),
+    (
+        lambda: small(block_merge={"d": nsn.merge.mean()}),
+        ValueError,
+        "block_merge names a block that does not exist: 'd'",
+    ),
     (lambda: nsn.merge.weighted({}), ValueError, "expected a coefficient for each sub-network"),
-    (lambda: nsn.Network(input=(4,)), TypeError, "give a Description, or at least input= and blocks="),
-    (lambda: nsn.Network({"input": (4,)}), TypeError, "expected an nsn.Description, but got a dict"),
-    (lambda: nsn.Network(small().description, input=(4,)), TypeError, "either a Description or its arguments"),
-    (lambda: small()(torch.zeros(2, 5)), ValueError, r"expected input of shape \(B, 4\), a batch of samples, but got \(2, 5\)"),
+    (
+        lambda: nsn.Network(input=(4,)),
+        TypeError,
+        "give a Description, or at least input= and blocks=",
+    ),
+    (
+        lambda: nsn.Network({"input": (4,)}),
+        TypeError,
+        "expected an nsn.Description, but got a dict",
+    ),
+    (
+        lambda: nsn.Network(small().description, input=(4,)),
+        TypeError,
+        "either a Description or its arguments",
+    ),
+    (
+        lambda: small()(torch.zeros(2, 5)),
+        ValueError,
+        r"expected input of shape \(B, 4\), a batch of samples, but got \(2, 5\)",
+    ),
     (lambda: small()(torch.zeros(4)), ValueError, r"but got \(4\)\. Reshape .* unsqueeze\(0\)"),
-    (lambda: small()(torch.zeros(2, 4, dtype=torch.long)), ValueError, "expected input of dtype Float, but got Long"),
+    (
+        lambda: small()(torch.zeros(2, 4, dtype=torch.long)),
+        ValueError,
+        "expected input of dtype Float, but got Long",
+    ),
     (lambda: small()([[0.0] * 4]), TypeError, "expected a batch as a torch.Tensor, but got a list"),
-    (lambda: small()(X, "t"), ValueError, "there is no sub-network 't'. The sub-networks are 'base', 's'"),
+    (
+        lambda: small()(X, "t"),
+        ValueError,
+        "there is no sub-network 't'. The sub-networks are 'base', 's'",
+    ),
     (lambda: small()(X, ["s", "s"]), ValueError, "'s' is asked for twice in one joint pass"),
     (lambda: small()(X, []), ValueError, "needs at least one sub-network"),
     (lambda: small().a(X), TypeError, "a block of a network is not called by itself"),
     (lambda: small().view("t"), ValueError, "there is no sub-network 't'"),
     (lambda: nsn.joint_loss({}, X), ValueError, "there are no outputs"),
     (lambda: nsn.joint_loss([X], X), TypeError, "expected a dict of outputs, but got a list"),
-    (lambda: nsn.joint_loss({"base": X}, X, weights={"s": 1}), ValueError, "a weight names 's', which is not among the outputs. They are 'base'"),
-    (lambda: nsn.joint_loss({"base": X}, X, lambda a, b: a - b), ValueError, r"must return a scalar, but returned a tensor of shape \[2, 4\]"),
-    (lambda: nsn.param_groups(small(), -1), ValueError, "weight_decay must be at least 0, but got -1"),
+    (
+        lambda: nsn.joint_loss({"base": X}, X, weights={"s": 1}),
+        ValueError,
+        "a weight names 's', which is not among the outputs. They are 'base'",
+    ),
+    (
+        lambda: nsn.joint_loss({"base": X}, X, lambda a, b: a - b),
+        ValueError,
+        r"must return a scalar, but returned a tensor of shape \[2, 4\]",
+    ),
+    (
+        lambda: nsn.param_groups(small(), -1),
+        ValueError,
+        "weight_decay must be at least 0, but got -1",
+    ),
     (lambda: nsn.param_groups(small(), 0.1, "t"), ValueError, "there is no sub-network 't'"),
-    (lambda: nsn.param_groups(small(merge=nsn.merge.function(max, "max")), 0.1, "s"), ValueError, "rule 'max' is a function of the gradients and has no coefficients"),
-]  # fmt: skip
+    (
+        lambda: nsn.param_groups(small(merge=nsn.merge.function(max, "max")), 0.1, "s"),
+        ValueError,
+        "rule 'max' is a function of the gradients and has no coefficients",
+    ),
+]
 
 
 @pytest.mark.parametrize(("call", "error", "message"), REFUSED, ids=range(len(REFUSED)))
@@ -220,7 +344,10 @@ DOCUMENTS = [
     (DOCUMENT.replace('"nsn":1,', ""), "lacks the field 'nsn'"),
     (DOCUMENT.replace('"nsn":1,', '"nsn":1,"color":3,'), "unknown field 'color'. The fields are"),
     (DOCUMENT.replace('"bias":true', '"bias":true,"bias":false'), "field 'bias' is written twice"),
-    (DOCUMENT.replace('"bias":true', '"bias":"yes"'), "block 'a': 'bias' must be true or false, but is \"yes\""),
+    (
+        DOCUMENT.replace('"bias":true', '"bias":"yes"'),
+        "block 'a': 'bias' must be true or false, but is \"yes\"",
+    ),
     (DOCUMENT.replace('"in_features":4', '"in_features":4.5'), "'in_features' must be an integer"),
     (DOCUMENT.replace('"Dense"', '"Conv9"'), "unknown type 'Conv9'. The types are 'Dense'"),
     (DOCUMENT.replace('"name":"b"', '"name":"a"'), "two blocks are named 'a'"),
@@ -228,7 +355,7 @@ DOCUMENTS = [
     (DOCUMENT.replace('"sum"', '"median"'), "unknown merge rule 'median'. Use one of sum, mean"),
     (DOCUMENT.replace('"float32"', '"float3"'), "unknown dtype 'float3'"),
     ("[" * 100_000, "nested deeper than 32 levels|is no JSON"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "message"), DOCUMENTS, ids=range(len(DOCUMENTS)))

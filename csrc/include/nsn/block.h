@@ -13,8 +13,8 @@
 #include <nsn/merge.h>
 
 // A block: a named layer that a sub-network keeps or drops as a whole. A block is a value: it knows
-// its options, shapes and formula, and holds no tensors. Its parameters come with each call, which is
-// how one implementation serves the C++ module, Python's parameters and views alike.
+// its options, shapes and formula, and holds no tensors. Its parameters come with each call, which
+// is how one implementation serves the C++ module, Python's parameters and views alike.
 
 namespace nsn {
 

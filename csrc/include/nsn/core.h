@@ -16,8 +16,8 @@ NSN_API uint64_t draw_seed();
 
 /// What a description computes, as a function of parameters and input: the one implementation that
 /// the C++ module, the Python module and views share. Holds no tensor and changes no state, so any
-/// number of threads may call it at once. (The dropout of a training pass draws from torch's default
-/// generator, under its lock.)
+/// number of threads may call it at once. (The dropout of a training pass draws from torch's
+/// default generator, under its lock.)
 ///
 /// `parameters` always means the tensors of all blocks, in the order of
 /// Description::parameter_names(); those that no sub-network of the call uses may be undefined.

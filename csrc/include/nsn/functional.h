@@ -47,14 +47,14 @@ struct Dropout {
 };
 
 /// y_l = relu(x_l) (or x_l itself, where `relu` is false), then each element dropped with
-/// probability p_l and the others scaled by 1 / (1 - p_l), in one pass over memory. The mask is kept
-/// as bits. NaN passes through the ReLU.
+/// probability p_l and the others scaled by 1 / (1 - p_l), in one pass over memory. The mask is
+/// kept as bits. NaN passes through the ReLU.
 NSN_API std::vector<at::Tensor> relu_dropout(at::TensorList inputs, bool relu,
                                              c10::ArrayRef<Dropout> dropout,
                                              c10::ArrayRef<size_t> same_as);
 
-/// The same values and gradients as `relu_dropout`, from ATen operations alone: what runs on devices
-/// other than the CPU. The mask is made on the CPU, so that it is the same everywhere.
+/// The same values and gradients as `relu_dropout`, from ATen operations alone: what runs on
+/// devices other than the CPU. The mask is made on the CPU, so that it is the same everywhere.
 NSN_API std::vector<at::Tensor> relu_dropout_plain(at::TensorList inputs, bool relu,
                                                    c10::ArrayRef<Dropout> dropout);
 

@@ -17,7 +17,8 @@
 // gradient there is none. So coefficients may differ from one region of a parameter to the next.
 //
 // Worked example for all rules below: a weight w that the lanes base, sub1 and sub2 share, with
-// gradients 6, 3 and 1 at some element that all three cover; sub2 is the smallest, base the largest.
+// gradients 6, 3 and 1 at some element that all three cover; sub2 is the smallest, base the
+// largest.
 
 namespace nsn::merge {
 
@@ -110,8 +111,7 @@ NSN_API Rule missing_function(std::string name);
 /// Applies `rule` to one gradient per lane, each of the shape of the lane's slice; undefined counts
 /// as zero. Returns one tensor of `shape`: one buffer, no other temporary of that size for linear
 /// rules; elements that no lane covers are exact zeros. All undefined gives undefined.
-NSN_API at::Tensor apply(const Rule& rule, c10::ArrayRef<Lane> lanes,
-                         c10::ArrayRef<Slice> slices, at::TensorList gradients,
-                         at::IntArrayRef shape);
+NSN_API at::Tensor apply(const Rule& rule, c10::ArrayRef<Lane> lanes, c10::ArrayRef<Slice> slices,
+                         at::TensorList gradients, at::IntArrayRef shape);
 
 }  // namespace nsn::merge

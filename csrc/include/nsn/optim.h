@@ -24,8 +24,8 @@ struct DecayGroup {
 /// `weight_decay`, biases none.
 ///
 /// With `of`, the decay stands for an L2 term weight_decay / 2 * |W|^2 in the loss of that
-/// sub-network alone: a weight gets weight_decay times the coefficient that the merge rule gives the
-/// sub-network's gradient when all run together. The paper: 4.5e-5 * |W|^2 on base's loss is
+/// sub-network alone: a weight gets weight_decay times the coefficient that the merge rule gives
+/// the sub-network's gradient when all run together. The paper: 4.5e-5 * |W|^2 on base's loss is
 /// weight_decay = 9e-5, of = "base"; merging leaves 9e-5 on hidden1, 4.5e-5 on hidden2 and none on
 /// output. Throws c10::ValueError for an unknown sub-network, and with `of` for function rules.
 NSN_API std::vector<DecayGroup> decay_groups(const Core& core, at::TensorList parameters,
@@ -41,8 +41,7 @@ std::vector<torch::optim::OptimizerParamGroup> param_groups(const Network& net,
                                                             double weight_decay,
                                                             const std::string& of = "") {
   std::vector<torch::optim::OptimizerParamGroup> groups;
-  for (DecayGroup& group :
-       decay_groups(net->core(), net->parameter_table(), weight_decay, of)) {
+  for (DecayGroup& group : decay_groups(net->core(), net->parameter_table(), weight_decay, of)) {
     auto own = std::make_unique<Options>(options);
     own->weight_decay(group.weight_decay);
     groups.emplace_back(std::move(group.parameters), std::move(own));

@@ -19,8 +19,8 @@ namespace nsn {
 ///
 /// A View holds the storages of the moment it was made: updates in place (optimizers, loading a
 /// state) are seen; after the network moved to other storages (`to`) the View keeps the old ones,
-/// and `stale` says so. It outlives its network. Any number of threads may call Views of one network
-/// at once; training the network meanwhile is a race that the caller prevents.
+/// and `stale` says so. It outlives its network. Any number of threads may call Views of one
+/// network at once; training the network meanwhile is a race that the caller prevents.
 class NSN_API View {
  public:
   /// The tensors that a network has now; empty where the network is gone.

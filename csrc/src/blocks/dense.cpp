@@ -83,10 +83,14 @@ std::vector<size_t> first_of_way(const BlockPass& pass, size_t LanePass::* way) 
 DenseOptions::operator BlockPtr() const { return std::make_shared<const Dense>(*this); }
 
 Dense::Dense(DenseOptions options) : options_(std::move(options)) {
-  TORCH_CHECK_VALUE(options_.in_features() >= 1, "nsn::Dense: in_features must be at least 1, but "
-                    "got ", options_.in_features(), ". Give the last extent of the input.");
-  TORCH_CHECK_VALUE(options_.out_features() >= 1, "nsn::Dense: out_features must be at least 1, "
-                    "but got ", options_.out_features(), ". Give the last extent of the output.");
+  TORCH_CHECK_VALUE(options_.in_features() >= 1,
+                    "nsn::Dense: in_features must be at least 1, but "
+                    "got ",
+                    options_.in_features(), ". Give the last extent of the input.");
+  TORCH_CHECK_VALUE(options_.out_features() >= 1,
+                    "nsn::Dense: out_features must be at least 1, "
+                    "but got ",
+                    options_.out_features(), ". Give the last extent of the output.");
   TORCH_CHECK_VALUE(options_.dropout() >= 0.0 && options_.dropout() <= 1.0,
                     "nsn::Dense: dropout must be a probability from 0 to 1, but got ",
                     options_.dropout(), ".");
@@ -127,8 +131,7 @@ std::string Dense::expected_input() const {
 
 at::Tensor Dense::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                           const BlockPass& pass) const {
-  const at::Tensor z =
-      at::linear(x, parameters[0], options_.bias() ? parameters[1] : at::Tensor());
+  const at::Tensor z = at::linear(x, parameters[0], options_.bias() ? parameters[1] : at::Tensor());
   return functional::relu_dropout_plain({activate(z, options_.activation())}, /*relu=*/false,
                                         dropout_of(options_, lane, pass))[0];
 }
@@ -141,9 +144,9 @@ std::vector<at::Tensor> Dense::joint(at::TensorList inputs, at::TensorList param
     lanes.push_back(lane.lane);
     dropout.push_back(dropout_of(options_, lane, pass));
   }
-  auto outputs = functional::linear(inputs, parameters[0],
-                                    options_.bias() ? parameters[1] : at::Tensor(),
-                                    first_of_way(pass, &LanePass::input_way), lanes, pass.rule);
+  auto outputs =
+      functional::linear(inputs, parameters[0], options_.bias() ? parameters[1] : at::Tensor(),
+                         first_of_way(pass, &LanePass::input_way), lanes, pass.rule);
   const bool relu = std::holds_alternative<kReLU>(options_.activation());
   if (!relu) {
     for (at::Tensor& output : outputs) output = activate(output, options_.activation());

@@ -123,7 +123,7 @@ def _find(directory: Path, stem: str, kind: str) -> Path:
         if (directory / name).exists():
             return directory / name
     raise InputError(
-        f"data: '{directory}' has no file {names[0]} (or {names[1]}). Copy MNIST's four files there."
+        f"data: '{directory}' has no file {names[0]} (or {names[1]}). Copy MNIST's files there."
     )
 
 
@@ -149,8 +149,8 @@ def check_fits(data: Data, input_shape: tuple[int, ...], classes: int) -> None:
     largest = int(max(data.train.labels.max(), data.test.labels.max()))
     if largest >= classes:
         raise InputError(
-            f"data: there is a label {largest}, but the network has outputs for 0 to {classes - 1}. "
-            f"Use a recipe whose last block has at least {largest + 1} out_features."
+            f"data: there is a label {largest}, but the network has outputs for 0 to {classes - 1}."
+            f" Use a recipe whose last block has at least {largest + 1} out_features."
         )
 
 

@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """A file, recipe or option is wrong; the message states the rule, what was found and the remedy."""
+    """A file, recipe or option is wrong; says the rule, what was found and the remedy."""

@@ -68,7 +68,7 @@ def make_report(run: Run, recipe: Recipe, test: Split, seed: int) -> dict[str, A
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each sub-network the best epoch on the test data: an optimistic number, and labelled so."""
+    """For each sub-network its best epoch on the test data: optimistic, and labelled so."""
     best: dict[str, Any] = {"note": "chosen on the test data, so optimistic; `final` is not"}
     for record in epochs:
         for name, scores in record["subnetworks"].items():

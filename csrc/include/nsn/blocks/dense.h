@@ -13,9 +13,9 @@
 namespace nsn {
 
 /// Activation functions; torch::kLinear is none.
-using Activation = std::variant<torch::enumtype::kLinear, torch::enumtype::kReLU,
-                                torch::enumtype::kGELU, torch::enumtype::kSiLU,
-                                torch::enumtype::kSigmoid, torch::enumtype::kTanh>;
+using Activation =
+    std::variant<torch::enumtype::kLinear, torch::enumtype::kReLU, torch::enumtype::kGELU,
+                 torch::enumtype::kSiLU, torch::enumtype::kSigmoid, torch::enumtype::kTanh>;
 
 /// How weights start.
 enum class WeightInit {
@@ -62,8 +62,8 @@ struct NSN_API DenseOptions {
 /// y = dropout(activation(x W^T + b)), as torch::nn::Linear with what follows it.
 ///
 /// Shapes: x (B, *, in_features), y (B, *, out_features); parameters `weight` (out_features,
-/// in_features) and, with bias, `bias` (out_features). A joint pass stacks its lanes into one matrix
-/// product. Each sub-network may have its own dropout probability.
+/// in_features) and, with bias, `bias` (out_features). A joint pass stacks its lanes into one
+/// matrix product. Each sub-network may have its own dropout probability.
 class NSN_API Dense final : public Block {
  public:
   /// Throws c10::ValueError where a size is below 1 or a probability outside [0, 1].
