@@ -15,10 +15,9 @@ void expect_close(const at::Tensor& actual, const at::Tensor& expected, double t
   if (!actual.defined()) return;
   ASSERT_EQ(actual.sizes(), expected.sizes()) << what;
   ASSERT_EQ(actual.scalar_type(), expected.scalar_type()) << what;
-  EXPECT_TRUE(at::allclose(actual, expected, tolerance, tolerance))
-      << what << ": got\n"
-      << actual << "\ninstead of\n"
-      << expected;
+  EXPECT_TRUE(at::allclose(actual, expected, tolerance, tolerance)) << what << ": got\n"
+                                                                    << actual << "\ninstead of\n"
+                                                                    << expected;
 }
 
 void expect_same_bits(const at::Tensor& actual, const at::Tensor& expected,
@@ -29,10 +28,9 @@ void expect_same_bits(const at::Tensor& actual, const at::Tensor& expected,
   ASSERT_EQ(actual.scalar_type(), expected.scalar_type()) << what;
   if (actual.numel() == 0) return;
   const at::Tensor a = actual.detach().contiguous(), b = expected.detach().contiguous();
-  EXPECT_EQ(std::memcmp(a.data_ptr(), b.data_ptr(), a.nbytes()), 0)
-      << what << ": got\n"
-      << actual << "\ninstead of\n"
-      << expected;
+  EXPECT_EQ(std::memcmp(a.data_ptr(), b.data_ptr(), a.nbytes()), 0) << what << ": got\n"
+                                                                    << actual << "\ninstead of\n"
+                                                                    << expected;
 }
 
 uint64_t next_pass_seed() {
@@ -41,8 +39,8 @@ uint64_t next_pass_seed() {
 }
 
 const std::vector<std::string>& rule_names() {
-  static const std::vector<std::string> names = {"sum",      "mean", "two_smallest_mean", "owner",
-                                                 "weighted", "ramp", "median"};
+  static const std::vector<std::string> names = {
+      "sum", "mean", "two_smallest_mean", "owner", "weighted", "ramp", "median"};
   return names;
 }
 
@@ -201,9 +199,9 @@ Case random_case(uint64_t seed, const std::string& rule) {
   random.shuffle(result.lanes);
   result.lanes.resize(static_cast<size_t>(random.integer(1, static_cast<int64_t>(names.size()))));
   for (size_t i = 0; i < result.lanes.size(); ++i) {
-    result.weights.push_back(
-        random.chance(0.75) ? std::optional(random.pick<double>({1.0, 1.0, 0.5, -2.0, 0.0}))
-                            : std::nullopt);
+    result.weights.push_back(random.chance(0.75)
+                                 ? std::optional(random.pick<double>({1.0, 1.0, 0.5, -2.0, 0.0}))
+                                 : std::nullopt);
   }
   return result;
 }
@@ -300,8 +298,7 @@ Gradients reference_gradients(const Case& test, std::optional<uint64_t> seed) {
     if (x.requires_grad()) wanted.push_back(x);
     of_lanes.emplace_back(table.size());
     if (!test.weights[lane]) continue;
-    const at::Tensor output =
-        plain_forward(test.net->core(), leaves, x, test.lanes[lane], seed);
+    const at::Tensor output = plain_forward(test.net->core(), leaves, x, test.lanes[lane], seed);
     if (!output.requires_grad()) continue;
     const auto gradients = torch::autograd::grad(
         {lane_loss(output, lane) * *test.weights[lane]}, wanted, /*grad_outputs=*/{},

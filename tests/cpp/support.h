@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-// What the tests share: random networks, and the same networks computed one sub-network at a time by
-// plain torch operations and plain autograd, with none of the library's own arithmetic.
+// What the tests share: random networks, and the same networks computed one sub-network at a time
+// by plain torch operations and plain autograd, with none of the library's own arithmetic.
 
 namespace nsn::test {
 
@@ -91,8 +91,9 @@ class Threads {
 // -------------------------------------------------------------------------------------------------
 // Rules, and the tests' own idea of them.
 
-/// The rules that `make_rule` knows: all of nsn's, "ramp" (a function rule that is linear: the first
-/// lane's gradient once, the second's twice, ...) and "median" (element-wise, of the lower kind).
+/// The rules that `make_rule` knows: all of nsn's, "ramp" (a function rule that is linear: the
+/// first lane's gradient once, the second's twice, ...) and "median" (element-wise, of the lower
+/// kind).
 const std::vector<std::string>& rule_names();
 
 /// The rule of that name; `subnetworks` get random coefficients where it is "weighted".
@@ -127,8 +128,8 @@ struct Case {
 /// frozen, and the network may be in training mode, with dropout.
 Case random_case(uint64_t seed, const std::string& rule);
 
-/// Two hidden layers and an output of width 5, 5, 3 from 5; sub1 drops the first, sub2 both. ReLU, no
-/// dropout unless given.
+/// Two hidden layers and an output of width 5, 5, 3 from 5; sub1 drops the first, sub2 both. ReLU,
+/// no dropout unless given.
 NetworkOptions small_options(const merge::Rule& rule = merge::sum(), double dropout = 0.0,
                              at::ScalarType dtype = at::kDouble);
 
@@ -146,8 +147,8 @@ struct Gradients {
   at::Tensor input;
 };
 
-/// What one pass over `test` should bring: each lane's gradients by plain autograd over copies of its
-/// own, merged by `merge_plainly`; the input's are added up.
+/// What one pass over `test` should bring: each lane's gradients by plain autograd over copies of
+/// its own, merged by `merge_plainly`; the input's are added up.
 Gradients reference_gradients(const Case& test, std::optional<uint64_t> seed);
 
 /// The merged gradients, from gradients of all parameters for each lane of `lanes`.

@@ -75,7 +75,7 @@ TEST(Checkpoint, RoundTripsBitsAndMetadata) {
     const Checkpoint checkpoint = read_checkpoint(path);
     EXPECT_EQ(checkpoint.metadata, metadata);
     Network again = load(path, {{"median", make_rule("median", {}, random)},
-                                      {"ramp", make_rule("ramp", {}, random)}});
+                                {"ramp", make_rule("ramp", {}, random)}});
     EXPECT_EQ(again->description(), test.net->description());
     const auto own = test.net->parameters(), loaded = again->parameters();
     ASSERT_EQ(own.size(), loaded.size());
@@ -201,9 +201,8 @@ TEST(CheckpointErrors, ForeignFiles) {
 TEST(CheckpointErrors, HeaderLengths) {
   const std::string data(8, '\0');
   const std::string header = tiny_header(kWeight);
-  for (const uint64_t length :
-       {header.size() + 9, uint64_t{100'000'001}, uint64_t{1} << 40, uint64_t{1} << 63,
-        ~uint64_t{0}, ~uint64_t{0} - 7}) {
+  for (const uint64_t length : {header.size() + 9, uint64_t{100'000'001}, uint64_t{1} << 40,
+                                uint64_t{1} << 63, ~uint64_t{0}, ~uint64_t{0} - 7}) {
     expect_unreadable(length_bytes(length) + header + data,
                       {"announces a header of " + std::to_string(length)});
   }
@@ -237,9 +236,9 @@ TEST(CheckpointErrors, Ranges) {
   expect_unreadable(with_header(ranges("[0]", "[8,16]"), data), {"data_offsets", "pair"});
   expect_unreadable(with_header(ranges("[-8,0]", "[8,16]"), data), {"data_offsets", "pair"});
   expect_unreadable(with_header(ranges("[0.0,8.0]", "[8,16]"), data), {"data_offsets", "pair"});
-  expect_unreadable(with_header(ranges("[18446744073709551608,18446744073709551616]", "[0,8]"),
-                                data),
-                    {"data_offsets"});
+  expect_unreadable(
+      with_header(ranges("[18446744073709551608,18446744073709551616]", "[0,8]"), data),
+      {"data_offsets"});
   expect_unreadable(with_header(tiny_header(kWeight), std::string(4, '\0')), {"8 bytes", "has 4"});
 }
 
@@ -268,17 +267,15 @@ TEST(CheckpointErrors, Tensors) {
   expect_unreadable(with_header(tiny_header("")), {"lacks the tensor 'a.weight'"});
   expect_unreadable(
       with_header(
-          tiny_header(kWeight +
-                      ",\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[8,12]}"),
+          tiny_header(kWeight + ",\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[8,12]}"),
           data + "1234"),
       {"'b'", "does not know"});
   // Nothing but the extents is wrong with an empty tensor of absurd size.
-  expect_unreadable(
-      with_header(tiny_header(kWeight + ",\"b\":{\"dtype\":\"F32\",\"shape\":[0,"
-                                        "4611686018427387904,4611686018427387904],"
-                                        "\"data_offsets\":[8,8]}"),
-                  data),
-      {"'b'"});
+  expect_unreadable(with_header(tiny_header(kWeight + ",\"b\":{\"dtype\":\"F32\",\"shape\":[0,"
+                                                      "4611686018427387904,4611686018427387904],"
+                                                      "\"data_offsets\":[8,8]}"),
+                                data),
+                    {"'b'"});
   expect_unreadable(with_header(tiny_header(kWeight + "," + kWeight), data),
                     {"'a.weight'", "twice"});
   expect_unreadable(with_header("{\"__metadata__\":{},\"__metadata__\":{}}"),

@@ -20,10 +20,10 @@ void expect_refused(const NetworkOptions& options, const std::vector<std::string
 }
 
 TEST(Description, KnowsItsParts) {
-  const Description description(two_blocks()
-                                    .subnetwork("tiny", SubnetworkOptions({"output"}))
-                                    .subnetwork("calm", SubnetworkOptions({"hidden", "output"})
-                                                            .dropout("hidden", 0.1)));
+  const Description description(
+      two_blocks()
+          .subnetwork("tiny", SubnetworkOptions({"output"}))
+          .subnetwork("calm", SubnetworkOptions({"hidden", "output"}).dropout("hidden", 0.1)));
   EXPECT_EQ(description.names(), (std::vector<std::string>{"base", "tiny", "calm"}));
   EXPECT_EQ(description.input(), (Shape{4}));
   EXPECT_EQ(description.dtype(), at::kFloat);
@@ -57,11 +57,11 @@ TEST(Description, CountsThePapersParameters) {
 }
 
 TEST(Description, BaseMayNameItsBlocks) {
-  const Description description(two_blocks()
-                                    .block("other", DenseOptions(2, 2))
-                                    .subnetwork("exit", SubnetworkOptions({"hidden", "output",
-                                                                           "other"}))
-                                    .subnetwork("base", SubnetworkOptions({"hidden", "output"})));
+  const Description description(
+      two_blocks()
+          .block("other", DenseOptions(2, 2))
+          .subnetwork("exit", SubnetworkOptions({"hidden", "output", "other"}))
+          .subnetwork("base", SubnetworkOptions({"hidden", "output"})));
   EXPECT_EQ(description.names(), (std::vector<std::string>{"base", "exit"}));
   EXPECT_EQ(description.subnetwork("base").blocks, (std::vector<size_t>{0, 1}));
 }
@@ -126,10 +126,10 @@ TEST(DescriptionErrors, NameTheDropout) {
   expect_refused(dropout("output", 1.5), {"'s'", "'output'", "from 0 to 1", "1.5"});
   expect_refused(dropout("output", -0.1), {"'s'", "from 0 to 1"});
   expect_refused(dropout("output", std::numeric_limits<double>::quiet_NaN()), {"from 0 to 1"});
-  expect_refused(two_blocks().subnetwork("s", SubnetworkOptions({"output"})
-                                                  .dropout("output", 0.1)
-                                                  .dropout("output", 0.2)),
-                 {"'s'", "'output' twice"});
+  expect_refused(
+      two_blocks().subnetwork(
+          "s", SubnetworkOptions({"output"}).dropout("output", 0.1).dropout("output", 0.2)),
+      {"'s'", "'output' twice"});
 }
 
 TEST(DescriptionErrors, NameTheOptionsOfDense) {
@@ -271,15 +271,16 @@ TEST(DescriptionJson, NeedsFunctionsOnlyForBackward) {
   EXPECT_TRUE(missing.merge().is_missing());
   EXPECT_EQ(missing.to_json(), text);
   std::vector<at::Tensor> copies;
-  for (const at::Tensor& parameter : net->parameters()) copies.push_back(parameter.detach().clone());
+  for (const at::Tensor& parameter : net->parameters())
+    copies.push_back(parameter.detach().clone());
   Network inference(std::make_shared<NetworkImpl>(missing, copies));
   expect_same_bits(inference->view("sub1")(x), net->view("sub1")(x));
   const auto outputs = inference->joint(x);
   expect_throws_with([&] { total_loss(test, outputs).backward(); },
                      {"'median'", "rules = {'median'", "merge::function"});
 
-  Network again(std::make_shared<NetworkImpl>(
-      Description::from_json(text, {{"median", rule}}), copies));
+  Network again(
+      std::make_shared<NetworkImpl>(Description::from_json(text, {{"median", rule}}), copies));
   total_loss(test, net->joint(x)).backward();
   total_loss(test, again->joint(x)).backward();
   const auto expected = take_gradients(net), actual = take_gradients(again);
@@ -330,9 +331,9 @@ TEST(DescriptionJson, RefusesUnknownAndDuplicateFields) {
                       {"block 'hidden'", "'biased'", "'in_features'"});
   expect_json_refused(spoiled("\"blocks\": [\"output\"]", "\"blocks\": [\"output\"], \"x\": 1"),
                       {"sub-network 'tiny'", "unknown field 'x'"});
-  expect_json_refused(spoiled("{\"rule\": \"two_smallest_mean\"}",
-                              "{\"rule\": \"mean\", \"weights\": {}}"),
-                      {"'merge'", "unknown field 'weights'"});
+  expect_json_refused(
+      spoiled("{\"rule\": \"two_smallest_mean\"}", "{\"rule\": \"mean\", \"weights\": {}}"),
+      {"'merge'", "unknown field 'weights'"});
   expect_json_refused(spoiled("\"nsn\": 1", "\"nsn\": 1, \"nsn\": 1"), {"'nsn'", "twice"});
   expect_json_refused(spoiled("\"bias\": false", "\"bias\": true, \"bias\": false"),
                       {"'bias'", "twice"});

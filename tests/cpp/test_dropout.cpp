@@ -98,8 +98,8 @@ TEST(DropoutMask, DoesNotDependOnThreads) {
     alone = dropout_mask({kMany}, {0.4, 12});
   }
   const Threads two(2);
-  // Proof that two threads run at all with this size of task, which a build without OpenMP would not
-  // show otherwise.
+  // Proof that two threads run at all with this size of task, which a build without OpenMP would
+  // not show otherwise.
   std::mutex mutex;
   std::set<std::thread::id> threads;
   at::parallel_for(0, kMany / 64, 512, [&](int64_t begin, int64_t end) {
@@ -115,20 +115,22 @@ TEST(DropoutMask, DoesNotDependOnThreads) {
 TEST(DropoutMask, BelongsToTheWayOfALane) {
   // "twin" keeps the same blocks as base in the same way; "calm" and "late" do not.
   Network net(NetworkOptions()
-                        .input({16})
-                        .block("a", DenseOptions(16, 16).dropout(0.5))
-                        .block("b", DenseOptions(16, 16).dropout(0.5))
-                        .subnetwork("twin", SubnetworkOptions({"a", "b"}))
-                        .subnetwork("calm", SubnetworkOptions({"a", "b"}).dropout("a", 0.4))
-                        .subnetwork("late", SubnetworkOptions({"b"})));
+                  .input({16})
+                  .block("a", DenseOptions(16, 16).dropout(0.5))
+                  .block("b", DenseOptions(16, 16).dropout(0.5))
+                  .subnetwork("twin", SubnetworkOptions({"a", "b"}))
+                  .subnetwork("calm", SubnetworkOptions({"a", "b"}).dropout("a", 0.4))
+                  .subnetwork("late", SubnetworkOptions({"b"})));
   const auto mask = [&](const std::string& name, const std::string& block) {
     return net->core().dropout_mask(7, name, block, 0.5, {64, 16});
   };
   expect_same_bits(mask("base", "a"), mask("twin", "a"));
   expect_same_bits(mask("base", "b"), mask("twin", "b"));
   const std::vector<std::pair<at::Tensor, at::Tensor>> different = {
-      {mask("base", "a"), mask("calm", "a")}, {mask("base", "b"), mask("calm", "b")},
-      {mask("base", "b"), mask("late", "b")}, {mask("calm", "b"), mask("late", "b")},
+      {mask("base", "a"), mask("calm", "a")},
+      {mask("base", "b"), mask("calm", "b")},
+      {mask("base", "b"), mask("late", "b")},
+      {mask("calm", "b"), mask("late", "b")},
       {mask("base", "a"), mask("base", "b")}};
   for (const auto& [one, other] : different) {
     EXPECT_LT(std::abs(deviations(kept(one.eq(other)), 1024.0, 0.5)), 4.5);
@@ -171,8 +173,7 @@ TEST(ReluDropout, PassesNaNAndDropsInfinities) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const double infinity = std::numeric_limits<double>::infinity();
   for (const auto dtype : {at::kFloat, at::kDouble, at::kBFloat16}) {
-    const at::Tensor x =
-        at::tensor({nan, -1.0, infinity, -infinity, 2.0}, at::kDouble).to(dtype);
+    const at::Tensor x = at::tensor({nan, -1.0, infinity, -infinity, 2.0}, at::kDouble).to(dtype);
     const at::Tensor y = relu_dropout({x}, true, {{0.0, 0}}, {0})[0];
     EXPECT_TRUE(y[0].isnan().item<bool>());
     EXPECT_TRUE(y.narrow(0, 1, 4).equal(at::relu(x).narrow(0, 1, 4)));

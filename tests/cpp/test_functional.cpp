@@ -1,4 +1,5 @@
 #include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/forward_grad.h>
 
 #include "support.h"
 
@@ -97,8 +98,8 @@ TEST(Share, TakesScalarsAndFourDimensions) {
   (two[0] * 2 + two[1] * 4).backward();
   EXPECT_DOUBLE_EQ(scalar.grad().item<double>(), 3.0);
   const at::Tensor kernel = parameter({4, 3, 2, 2});
-  const auto lanes = share(kernel, {{4, 3, 2, 2}, {2, 1, 2, 2}}, merge::owner(),
-                           {{"base", 1}, {"sub", 0}});
+  const auto lanes =
+      share(kernel, {{4, 3, 2, 2}, {2, 1, 2, 2}}, merge::owner(), {{"base", 1}, {"sub", 0}});
   (lanes[0].sum() + lanes[1].sum() * 5).backward();
   at::Tensor expected = at::ones({4, 3, 2, 2}, at::kDouble);
   expected.narrow(0, 0, 2).narrow(1, 0, 1).fill_(5.0);
@@ -150,9 +151,9 @@ TEST(Share, RefusesOtherSecondDerivatives) {
         {shared[0].square().sum() + shared[1].square().sum() + shared[2].square().sum()}, {w}, {},
         true, true)[0];
     EXPECT_TRUE(first.requires_grad());
-    expect_throws_with<c10::Error>([&] { first.sum().backward(); },
-                                   {"second derivative", '\'' + std::string(name) + '\'',
-                                    "not the gradient of one function"});
+    expect_throws_with<c10::Error>(
+        [&] { first.sum().backward(); },
+        {"second derivative", '\'' + std::string(name) + '\'', "not the gradient of one function"});
   }
 }
 
@@ -166,6 +167,22 @@ TEST(Share, SaysWhatIsWrong) {
   expect_throws_with([&] { share(w, {}, merge::sum(), {}); }, {"at least one slice"});
   expect_throws_with([&] { share(w, {{2, 2}}, merge::sum(), kLanes); }, {"3 lanes", "1 slices"});
   expect_throws_with([&] { share({}, {{2, 2}}, merge::sum(), {{"a", 0}}); }, {"undefined"});
+}
+
+TEST(ForwardMode, IsRefused) {
+  using torch::autograd::ForwardADLevel;
+  const uint64_t level = ForwardADLevel::get_next_idx();
+  {
+    const at::Tensor w = at::_make_dual(at::randn({2, 2}), at::ones({2, 2}), level);
+    const at::Tensor x = at::randn({3, 2});
+    const std::vector<std::string> parts = {"forward-mode", "backward()"};
+    expect_throws_with<c10::Error>([&] { share(w, {{2, 2}}, merge::sum(), {{"a", 0}}); }, parts);
+    expect_throws_with<c10::Error>([&] { linear({x}, w, {}, {0}, {{"a", 0}}, merge::sum()); },
+                                   parts);
+    expect_throws_with<c10::Error>(
+        [&] { functional::relu_dropout({w}, true, {functional::Dropout()}, {0}); }, parts);
+  }
+  ForwardADLevel::release_idx(level);
 }
 
 // -------------------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ TEST_P(MergedGradients, EqualTheRuleAppliedToPlainGradients) {
     const Gradients expected = reference_gradients(test, pass_seed);
     const Outputs outputs = test.net->joint(test.x, test.lanes);
     for (const std::string& lane : test.lanes) {
-      expect_close(outputs[lane].detach(),
-                   plain_forward(test.net->core(), test.net->parameter_table(), test.x, lane,
-                                 pass_seed)
-                       .detach(),
-                   1e-12, lane);
+      expect_close(
+          outputs[lane].detach(),
+          plain_forward(test.net->core(), test.net->parameter_table(), test.x, lane, pass_seed)
+              .detach(),
+          1e-12, lane);
     }
     const at::Tensor loss = total_loss(test, outputs);
     if (loss.defined() && loss.requires_grad()) loss.backward();
@@ -55,16 +55,18 @@ TEST_P(MergedGradients, EqualTheRuleAppliedToFiniteDifferences) {
     torch::manual_seed(seed);
     // Smooth activations, since finite differences across a kink mean nothing.
     Network net(NetworkOptions()
-                          .input({3}, at::kDouble)
-                          .block("a", DenseOptions(3, 3).activation(torch::kTanh))
-                          .block("b", DenseOptions(3, 3).activation(torch::kGELU))
-                          .block("c", DenseOptions(3, 2).activation(torch::kSigmoid))
-                          .subnetwork("sub1", SubnetworkOptions({"a", "c"}))
-                          .subnetwork("sub2", SubnetworkOptions({"b", "c"}))
-                          .subnetwork("sub3", SubnetworkOptions({"c"}))
-                          .merge(make_rule(GetParam(), {"base", "sub1", "sub2", "sub3"}, random)));
-    Case test{net, at::randn({4, 3}, at::kDouble), {"sub2", "base", "sub3", "sub1"},
-                    {1.0, 0.5, std::nullopt, 2.0}};
+                    .input({3}, at::kDouble)
+                    .block("a", DenseOptions(3, 3).activation(torch::kTanh))
+                    .block("b", DenseOptions(3, 3).activation(torch::kGELU))
+                    .block("c", DenseOptions(3, 2).activation(torch::kSigmoid))
+                    .subnetwork("sub1", SubnetworkOptions({"a", "c"}))
+                    .subnetwork("sub2", SubnetworkOptions({"b", "c"}))
+                    .subnetwork("sub3", SubnetworkOptions({"c"}))
+                    .merge(make_rule(GetParam(), {"base", "sub1", "sub2", "sub3"}, random)));
+    Case test{net,
+              at::randn({4, 3}, at::kDouble),
+              {"sub2", "base", "sub3", "sub1"},
+              {1.0, 0.5, std::nullopt, 2.0}};
     total_loss(test, net->joint(test.x, test.lanes)).backward();
     const auto actual = take_gradients(net);
 
@@ -174,8 +176,7 @@ TEST(JointPass, OutputsOutsideTheLossCountAsZero) {
 }
 
 TEST(JointPass, ZeroCoefficientsAloneGiveExactZeros) {
-  Case test =
-      small_case(merge::weighted({{"base", 0.0}, {"sub1", 0.0}, {"sub2", 0.0}}));
+  Case test = small_case(merge::weighted({{"base", 0.0}, {"sub1", 0.0}, {"sub2", 0.0}}));
   Case with_input = test;
   with_input.x = test.x.clone().set_requires_grad(true);
   total_loss(with_input, test.net->joint(with_input.x)).backward();
@@ -317,9 +318,9 @@ void expect_plain_second_derivative(Network net, const std::vector<std::string>&
   const auto expected = differentiate(leaves, [&] {
     at::Tensor total = at::zeros({}, at::kDouble);
     for (size_t i = 0; i < lanes.size(); ++i) {
-      total = total + lane_loss(plain_forward(net->core(), net->parameter_table(), x, lanes[i],
-                                              std::nullopt),
-                                i);
+      total = total +
+              lane_loss(
+                  plain_forward(net->core(), net->parameter_table(), x, lanes[i], std::nullopt), i);
     }
     return total;
   });
@@ -370,10 +371,10 @@ TEST(SecondDerivative, PassesMasks) {
   // With dropout the mask is a constant of the pass, whatever is differentiated.
   torch::manual_seed(3);
   Network net(NetworkOptions()
-                        .input({4}, at::kDouble)
-                        .block("a", DenseOptions(4, 4).activation(torch::kTanh).dropout(0.4))
-                        .block("b", DenseOptions(4, 4).activation(torch::kReLU).dropout(0.2))
-                        .subnetwork("sub1", SubnetworkOptions({"b"})));
+                  .input({4}, at::kDouble)
+                  .block("a", DenseOptions(4, 4).activation(torch::kTanh).dropout(0.4))
+                  .block("b", DenseOptions(4, 4).activation(torch::kReLU).dropout(0.2))
+                  .subnetwork("sub1", SubnetworkOptions({"b"})));
   const at::Tensor x = at::randn({3, 4}, at::kDouble).set_requires_grad(true);
   std::vector<at::Tensor> leaves = net->parameters();
   leaves.push_back(x);

@@ -71,8 +71,7 @@ TEST(JointLoss, LeavesOutMinusHundred) {
 TEST(JointLoss, TakesProbabilities) {
   expect_sum_of_cross_entropies(logits({8, 4}), at::softmax(at::randn({8, 4}, at::kDouble), 1));
   expect_sum_of_cross_entropies(logits({3, 4, 5}),
-                                at::softmax(at::randn({3, 4, 5}, at::kDouble), 1),
-                                {{"base", 2.0}});
+                                at::softmax(at::randn({3, 4, 5}, at::kDouble), 1), {{"base", 2.0}});
 }
 
 TEST(JointLoss, TakesOutputsOfDifferentShapes) {
@@ -90,12 +89,11 @@ TEST(JointLoss, TakesEmptyBatchesAsTorchDoes) {
 TEST(JointLoss, TakesALossOfTheCallersOwn) {
   const Outputs outputs = logits({8, 4});
   const at::Tensor targets = at::randn({8, 4}, at::kDouble);
-  const at::Tensor loss = joint_loss(
-      outputs, targets,
-      [](const at::Tensor& output, const at::Tensor& target) {
-        return F::mse_loss(output, target);
-      },
-      {{"sub1", 0.5}});
+  const at::Tensor loss = joint_loss(outputs, targets,
+                                     [](const at::Tensor& output, const at::Tensor& target) {
+                                       return F::mse_loss(output, target);
+                                     },
+                                     {{"sub1", 0.5}});
   const at::Tensor expected = F::mse_loss(outputs["base"], targets) +
                               0.5 * F::mse_loss(outputs["sub1"], targets) +
                               F::mse_loss(outputs["sub2"], targets);

@@ -55,8 +55,7 @@ TEST(MergeRule, KnowsItsNameAndKind) {
 TEST(MergeRule, CoefficientsFollowSizeAndNotOrder) {
   const std::vector<Lane> lanes = {{"sub1", 1}, {"base", 3}, {"sub2", 0}, {"sub3", 2}};
   EXPECT_EQ(merge::owner().coefficients(lanes), (std::vector<double>{0, 0, 1, 0}));
-  EXPECT_EQ(merge::two_smallest_mean().coefficients(lanes),
-            (std::vector<double>{0.5, 0, 0.5, 0}));
+  EXPECT_EQ(merge::two_smallest_mean().coefficients(lanes), (std::vector<double>{0.5, 0, 0.5, 0}));
   EXPECT_EQ(merge::mean().coefficients(lanes), (std::vector<double>(4, 0.25)));
   EXPECT_EQ(merge::sum().coefficients(lanes), (std::vector<double>(4, 1.0)));
 }
@@ -83,9 +82,8 @@ TEST(MergeApply, CrossingSlicesHaveCoefficientsByRegion) {
 }
 
 TEST(MergeApply, ElementsThatNoLaneCoversAreExactZeros) {
-  const at::Tensor merged =
-      merge::apply(merge::mean(), {{"a", 0}, {"b", 1}}, {{1, 2}, {2, 1}},
-                   {at::ones({1, 2}), at::ones({2, 1})}, {2, 3});
+  const at::Tensor merged = merge::apply(merge::mean(), {{"a", 0}, {"b", 1}}, {{1, 2}, {2, 1}},
+                                         {at::ones({1, 2}), at::ones({2, 1})}, {2, 3});
   expect_same_bits(merged, at::tensor({1.0F, 1.0F, 0.0F, 1.0F, 0.0F, 0.0F}).view({2, 3}));
 }
 
@@ -111,8 +109,8 @@ TEST(MergeApply, NoGradientAtAllIsUndefined) {
 }
 
 TEST(MergeApply, EqualsTheRuleElementByElement) {
-  // Random leading slices in up to four dimensions; each element merged on its own, as a scalar, from
-  // the lanes that cover it.
+  // Random leading slices in up to four dimensions; each element merged on its own, as a scalar,
+  // from the lanes that cover it.
   for (uint64_t seed = 0; seed < 60; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Random random(seed);
@@ -156,8 +154,8 @@ TEST(MergeApply, EqualsTheRuleElementByElement) {
           for (const int64_t i : index) {
             if (value.defined()) value = value[i];
           }
-          uses.push_back({names[lane], ranks[lane], 0,
-                          value.defined() ? value : at::zeros({}, at::kDouble)});
+          uses.push_back(
+              {names[lane], ranks[lane], 0, value.defined() ? value : at::zeros({}, at::kDouble)});
         }
         if (!uses.empty()) {
           expected.view({-1})[flat].copy_(merge_plainly(rule, uses));
@@ -192,18 +190,16 @@ TEST(MergeErrors, SayWhatIsWrong) {
   expect_throws_with([] { merge::function("mine", nullptr); }, {"'mine'", "no function"});
   const auto missing = merge::missing_function("mine");
   expect_throws_with([&] { missing.coefficients(kLanes); }, {"'mine'", "no coefficients"});
-  expect_throws_with(
-      [&] { merge::apply(missing, {{"a", 0}}, {{1}}, {at::ones({1})}, {1}); },
-      {"'mine'", "file", "rules = {'mine'"});
+  expect_throws_with([&] { merge::apply(missing, {{"a", 0}}, {{1}}, {at::ones({1})}, {1}); },
+                     {"'mine'", "file", "rules = {'mine'"});
   const auto returns = [](const at::Tensor& what) {
     return merge::function("mine", [what](const auto& all) {
       static_cast<void>(all);
       return what;
     });
   };
-  expect_throws_with(
-      [&] { merge::apply(returns({}), {{"a", 0}}, {{1}}, {at::ones({1})}, {1}); },
-      {"'mine'", "returned no tensor"});
+  expect_throws_with([&] { merge::apply(returns({}), {{"a", 0}}, {{1}}, {at::ones({1})}, {1}); },
+                     {"'mine'", "returned no tensor"});
   expect_throws_with(
       [&] { merge::apply(returns(at::ones({7})), {{"a", 0}}, {{1}}, {at::ones({1})}, {1}); },
       {"'mine'", "[7]", "[1]"});

@@ -115,9 +115,9 @@ TEST(Network, OutputsShareNoStorage) {
   // "twin" computes what base does, and an output may not change under the other's hands.
   torch::manual_seed(0);
   Network net(NetworkOptions()
-                        .input({4})
-                        .block("a", DenseOptions(4, 4).activation(torch::kReLU))
-                        .subnetwork("twin", SubnetworkOptions({"a"})));
+                  .input({4})
+                  .block("a", DenseOptions(4, 4).activation(torch::kReLU))
+                  .subnetwork("twin", SubnetworkOptions({"a"})));
   for (const bool training : {false, true}) {
     for (const bool recorded : {false, true}) {
       const torch::AutoGradMode mode(recorded);
@@ -132,6 +132,13 @@ TEST(Network, OutputsShareNoStorage) {
       expect_same_bits(outputs["twin"], before);
     }
   }
+}
+
+TEST(Network, OutputsAreCopiedOnlyWhereTheyShareStorage) {
+  Network net = small_network(merge::sum(), 0.5);
+  const at::Tensor x = at::randn({3, 5}, at::kDouble);
+  EXPECT_EQ(net->forward(x).grad_fn()->name().find("Clone"), std::string::npos);
+  EXPECT_NE(net->joint(x)["base"].grad_fn()->name().find("Clone"), std::string::npos);
 }
 
 TEST(Network, ChecksItsInput) {
@@ -151,7 +158,8 @@ TEST(Network, ChecksItsInput) {
   expect_throws_with([&] { net->forward(x, "nobody"); }, {"'nobody'"});
   expect_throws_with([&] { net->core().joint(net->parameter_table(), x, size_t{9}, false); },
                      {"no sub-network 9"});
-  expect_throws_with([&] { net->core().joint({}, x, size_t{0}, false); }, {"expected 6 parameters"});
+  expect_throws_with([&] { net->core().joint({}, x, size_t{0}, false); },
+                     {"expected 6 parameters"});
 }
 
 TEST(Network, ChecksItsParameters) {
@@ -276,9 +284,8 @@ TEST(Network, PrintsItsBlocks) {
   std::ostringstream stream;
   stream << small_network(merge::mean(), 0.25);
   const std::string text = stream.str();
-  for (const std::string part :
-       {"nsn::Network(input=(5), merge=mean)", "hidden1", "output",
-        "Dense(5, 5, activation=relu, dropout=0.25)", "Dense(5, 3)"}) {
+  for (const std::string part : {"nsn::Network(input=(5), merge=mean)", "hidden1", "output",
+                                 "Dense(5, 5, activation=relu, dropout=0.25)", "Dense(5, 3)"}) {
     EXPECT_NE(text.find(part), std::string::npos) << "no '" << part << "' in " << text;
   }
 }
@@ -304,15 +311,14 @@ TEST(Network, TakesAThousandBlocks) {
 TEST(Network, WithoutSubnetworksIsTorchsSequential) {
   torch::manual_seed(8);
   Network net(NetworkOptions()
-                        .input({6}, at::kDouble)
-                        .block("a", DenseOptions(6, 4).activation(torch::kReLU))
-                        .block("b", DenseOptions(4, 4).activation(torch::kSiLU).bias(false))
-                        .block("c", DenseOptions(4, 3))
-                        .merge(merge::two_smallest_mean()));
-  torch::nn::Sequential plain(
-      torch::nn::Linear(6, 4), torch::nn::ReLU(),
-      torch::nn::Linear(torch::nn::LinearOptions(4, 4).bias(false)), torch::nn::SiLU(),
-      torch::nn::Linear(4, 3));
+                  .input({6}, at::kDouble)
+                  .block("a", DenseOptions(6, 4).activation(torch::kReLU))
+                  .block("b", DenseOptions(4, 4).activation(torch::kSiLU).bias(false))
+                  .block("c", DenseOptions(4, 3))
+                  .merge(merge::two_smallest_mean()));
+  torch::nn::Sequential plain(torch::nn::Linear(6, 4), torch::nn::ReLU(),
+                              torch::nn::Linear(torch::nn::LinearOptions(4, 4).bias(false)),
+                              torch::nn::SiLU(), torch::nn::Linear(4, 3));
   plain->to(at::kDouble);
   const auto own = net->parameters(), others = plain->parameters();
   ASSERT_EQ(own.size(), others.size());
@@ -357,19 +363,18 @@ class Affine : public Block {
 };
 
 TEST(CustomBlock, MergesItsGradients) {
-  for (const auto& rule :
-       {merge::sum(), merge::mean(), merge::owner(),
-        merge::weighted({{"base", 0.5}, {"sub1", 2.0}, {"sub2", -1.0}})}) {
+  for (const auto& rule : {merge::sum(), merge::mean(), merge::owner(),
+                           merge::weighted({{"base", 0.5}, {"sub1", 2.0}, {"sub2", -1.0}})}) {
     SCOPED_TRACE(rule.name());
     torch::manual_seed(1);
     Network net(NetworkOptions()
-                          .input({3}, at::kDouble)
-                          .block("a", std::make_shared<const Affine>(3))
-                          .block("b", DenseOptions(3, 3).activation(torch::kTanh))
-                          .block("c", std::make_shared<const Affine>(3))
-                          .subnetwork("sub1", SubnetworkOptions({"b", "c"}))
-                          .subnetwork("sub2", SubnetworkOptions({"c"}))
-                          .merge(rule));
+                    .input({3}, at::kDouble)
+                    .block("a", std::make_shared<const Affine>(3))
+                    .block("b", DenseOptions(3, 3).activation(torch::kTanh))
+                    .block("c", std::make_shared<const Affine>(3))
+                    .subnetwork("sub1", SubnetworkOptions({"b", "c"}))
+                    .subnetwork("sub2", SubnetworkOptions({"c"}))
+                    .merge(rule));
     const at::Tensor x = at::randn({4, 3}, at::kDouble);
     const auto outputs = net->joint(x);
     (lane_loss(outputs["base"], 0) + lane_loss(outputs["sub1"], 1) + lane_loss(outputs["sub2"], 2))
@@ -388,8 +393,7 @@ TEST(CustomBlock, MergesItsGradients) {
       of_lanes.emplace_back();
       for (const at::Tensor& leaf : leaves) of_lanes.back().push_back(leaf.grad());
     }
-    const auto expected =
-        merge_all_plainly(net->description(), {"base", "sub1", "sub2"}, of_lanes);
+    const auto expected = merge_all_plainly(net->description(), {"base", "sub1", "sub2"}, of_lanes);
     for (size_t i = 0; i < expected.size(); ++i) expect_close(merged[i], expected[i], 1e-12);
   }
 }
@@ -414,7 +418,9 @@ TEST(CustomBlock, MayReturnItsInput) {
       return x;
     }
   };
-  Network net(NetworkOptions().input({3}).block("a", std::make_shared<const Identity>(3))
+  Network net(NetworkOptions()
+                  .input({3})
+                  .block("a", std::make_shared<const Identity>(3))
                   .subnetwork("twin", SubnetworkOptions({"a"})));
   const at::Tensor x = at::randn({2, 3});
   const auto outputs = net->joint(x);

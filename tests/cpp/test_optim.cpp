@@ -41,8 +41,7 @@ TEST(DecayGroups, OfBaseAreThePapersNumbers) {
   EXPECT_DOUBLE_EQ(all.at("hidden2.weight"), 4.5e-5);
   EXPECT_EQ(all.at("output.weight"), 0.0);
   EXPECT_EQ(all.at("hidden1.bias"), 0.0);
-  const auto groups =
-      decay_groups(paper()->core(), paper()->parameter_table(), 9e-5, "base");
+  const auto groups = decay_groups(paper()->core(), paper()->parameter_table(), 9e-5, "base");
   ASSERT_EQ(groups.size(), 3U);
   EXPECT_EQ(groups.back().weight_decay, 0.0) << "those without decay come last";
 }
@@ -61,8 +60,8 @@ TEST(DecayGroups, StandForAnL2TermInOneLoss) {
       for (const at::Tensor& parameter : net->parameter_table()) {
         leaves.push_back(parameter.detach().clone().set_requires_grad(true));
       }
-      at::Tensor loss = lane_loss(
-          plain_forward(net->core(), leaves, x, names[lane], std::nullopt), lane);
+      at::Tensor loss =
+          lane_loss(plain_forward(net->core(), leaves, x, names[lane], std::nullopt), lane);
       if (names[lane] == of) {
         for (size_t place = 2 * lane; place < 6; place += 2) {
           loss = loss + kDecay / 2 * leaves[place].square().sum();

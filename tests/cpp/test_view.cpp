@@ -141,9 +141,9 @@ TEST(View, RunsInAnyNumberOfThreads) {
   for (const std::string& name : names) {
     views.push_back(net->view(name));
     inputs.push_back(at::randn({4, 5}, at::kDouble));
-    expected.push_back(plain_forward(net->core(), net->parameter_table(), inputs.back(), name,
-                                     std::nullopt)
-                           .detach());
+    expected.push_back(
+        plain_forward(net->core(), net->parameter_table(), inputs.back(), name, std::nullopt)
+            .detach());
   }
   constexpr int kCalls = 300;
   std::atomic<int> ready{0}, right{0};
