@@ -1,6 +1,7 @@
 #include "nsn/core.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
@@ -95,7 +96,7 @@ void Core::check_input(at::TensorList parameters, const at::Tensor& x) const {
                     x.scalar_type(), ". Convert the batch with to().");
 }
 
-void Core::check_parameters(at::TensorList parameters, size_t place) const {
+void Core::check_parameters(at::TensorList parameters, size_t place, const at::Tensor& x) const {
   const auto& block = description_.blocks()[place];
   for (const size_t i : c10::irange(block.parameters.size())) {
     const at::Tensor& parameter = parameters[block.first_parameter + i];
@@ -107,6 +108,15 @@ void Core::check_parameters(at::TensorList parameters, size_t place) const {
                       "nsn::Network: parameter '", block.name, ".", expected.name,
                       "' must have shape ", to_string(expected.shape), ", but has ",
                       to_string(parameter.sizes().vec()), ". Put a tensor of that shape there.");
+    // Autocast brings all floating dtypes to one.
+    const auto device = parameter.device().type();
+    const bool casts =
+        at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+    TORCH_CHECK_VALUE(
+        casts || !at::isFloatingType(x.scalar_type()) || x.scalar_type() == parameter.scalar_type(),
+        "nsn::Network: the input has dtype ", x.scalar_type(), ", but parameter '", block.name, ".",
+        expected.name, "' has ", parameter.scalar_type(),
+        ". Convert the batch or the network with to().");
   }
 }
 
@@ -144,7 +154,7 @@ std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor&
       pass.lanes.push_back(passes_[subnetworks[lane]][next[lane]++]);
     }
     if (passing.empty()) continue;
-    check_parameters(parameters, place);
+    check_parameters(parameters, place, x);
     auto outputs = block.block->joint(
         inputs, parameters.slice(block.first_parameter, block.parameters.size()), pass);
     for (const size_t i : c10::irange(passing.size())) {

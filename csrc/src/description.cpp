@@ -147,6 +147,14 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
                       "', but blocks are kept in the order of the network, each once. List '",
                       block_name, "' where the network has it.");
     const NamedBlock& block = blocks_[place];
+    if (subnetwork.blocks.empty()) {
+      TORCH_CHECK_VALUE(block.block->takes_integers() == !at::isFloatingType(dtype_),
+                        "nsn::Description: sub-network '", name, "': block '", block_name, "' (",
+                        block.block->type(), ") expects ",
+                        block.block->takes_integers() ? "integral" : "floating",
+                        " input, but the network's input has dtype ", dtype_,
+                        ". Change the input's dtype, or start with another block.");
+    }
     const auto output = block.block->output_shape(subnetwork.output);
     if (!output) {
       const std::string source = subnetwork.blocks.empty()

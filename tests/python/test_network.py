@@ -1,6 +1,8 @@
 """Views, loss, optimizer groups, and what each part of the interface refuses."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -294,6 +296,16 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         "expected input of dtype Float, but got Long",
     ),
+    (
+        lambda: small()(torch.zeros(2, 4, dtype=torch.float64)),
+        ValueError,
+        "the input has dtype Double, but parameter 'a.weight' has Float. Convert",
+    ),
+    (
+        lambda: small(dtype=torch.int64),
+        ValueError,
+        r"block 'a' \(Dense\) expects floating input, but the network's input has dtype Long",
+    ),
     (lambda: small()([[0.0] * 4]), TypeError, "expected a batch as a torch.Tensor, but got a list"),
     (
         lambda: small()(X, "t"),
@@ -408,3 +420,10 @@ def test_subnetwork_of_equal_size_is_ordered_by_declaration() -> None:
 
     merged = net.c.bias.grad.clone()
     assert torch.allclose(merged, gradient_alone("s", 10))
+
+
+def test_another_torch_is_refused_on_import() -> None:
+    program = "import torch; torch.__version__ = '2.99.1'; import nsn"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert re.search(r"was built against torch 2\.13\.\d+.*, but torch 2\.99\.1", result.stderr)

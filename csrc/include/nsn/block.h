@@ -84,6 +84,9 @@ class NSN_API Block {
   /// What `output_shape` takes, for messages: "(*, 784), its in_features".
   virtual std::string expected_input() const { return "another shape"; }
 
+  /// Whether the block reads integral input, such as indices, and not floating input.
+  virtual bool takes_integers() const { return false; }
+
   /// Whether sub-networks may set a dropout of their own.
   virtual bool has_dropout() const { return false; }
 

@@ -52,7 +52,7 @@ class NSN_API Core {
  private:
   void trace_ways();
   void check_input(at::TensorList parameters, const at::Tensor& x) const;
-  void check_parameters(at::TensorList parameters, size_t block) const;
+  void check_parameters(at::TensorList parameters, size_t block, const at::Tensor& x) const;
 
   Description description_;
   /// Each sub-network's passage through each of its blocks, in order.
