@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <utility>
 
+#include "json.h"
 #include "nsn/blocks/dense.h"
 #include "nsn/description.h"
 
@@ -18,9 +18,10 @@ namespace nsn {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
+using detail::Json;
 
 constexpr int64_t kSchemaVersion = 1;
+constexpr int kMostDepth = 32;
 
 const std::vector<std::pair<std::string, at::ScalarType>>& dtypes() {
   static const std::vector<std::pair<std::string, at::ScalarType>> all = {
@@ -200,46 +201,13 @@ void read_subnetwork(const Json& json, NetworkOptions& options) {
   options.subnetwork(name, std::move(subnetwork));
 }
 
-/// Refuses a field that is written twice, which the parser would silently overwrite, and nesting
-/// that no description has, before it can exhaust the stack.
-Json parse(const std::string& text) {
-  constexpr int kMostDepth = 32;
-  std::vector<std::set<std::string>> open;
-  std::string duplicate;
-  bool deep = false;
-  const auto callback = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kMostDepth) {
-      deep = true;
-      return false;
-    }
-    if (event == Json::parse_event_t::object_start) open.emplace_back();
-    if (event == Json::parse_event_t::object_end && !open.empty()) open.pop_back();
-    if (event == Json::parse_event_t::key && !open.empty()) {
-      const auto key = parsed.get<std::string>();
-      if (!open.back().insert(key).second && duplicate.empty()) duplicate = key;
-    }
-    return true;
-  };
-  // The parser takes NUL for the end, and would pass over what follows.
-  TORCH_CHECK_VALUE(text.find('\0') == std::string::npos,
-                    "nsn::Description: the text is no JSON: it has a NUL byte.");
-  try {
-    Json json = Json::parse(text, callback);
-    TORCH_CHECK_VALUE(!deep, "nsn::Description: the JSON is nested deeper than ", kMostDepth,
-                      " levels. It is no description.");
-    TORCH_CHECK_VALUE(duplicate.empty(), "nsn::Description: the field '", duplicate,
-                      "' is written twice in one object. Remove one.");
-    return json;
-  } catch (const nlohmann::json::exception& error) {
-    TORCH_CHECK_VALUE(false, "nsn::Description: the text is no JSON: ", error.what(), ".");
-  }
-}
-
 }  // namespace
 
 Description Description::from_json(const std::string& text,
                                    const std::map<std::string, merge::Rule>& rules) {
-  const Json json = parse(text);
+  std::string problem;
+  const Json json = detail::parse_json(text, kMostDepth, problem);
+  TORCH_CHECK_VALUE(problem.empty(), "nsn::Description: the text ", problem, ".");
   Fields document(json, "the description");
   const int64_t version = document.integer("nsn");
   TORCH_CHECK_VALUE(version == kSchemaVersion, "nsn::Description: this library reads version ",

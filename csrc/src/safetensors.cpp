@@ -14,9 +14,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <nlohmann/json.hpp>
-#include <set>
 
+#include "json.h"
 #include "nsn/error.h"
 
 namespace nsn {
@@ -30,7 +29,7 @@ namespace nsn::safetensors {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
+using detail::Json;
 
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kMostHeaderBytes = 100'000'000;  // the format's own limit
@@ -129,35 +128,6 @@ std::string header_of(const NamedTensors& tensors,
   }
   text.append((8 - text.size() % 8) % 8, ' ');  // tensors start aligned
   return text;
-}
-
-/// The header as JSON; refuses a name that stands twice and deep nesting.
-Json parse_header(const std::string& text, const std::string& path) {
-  std::vector<std::set<std::string>> open;
-  std::string duplicate;
-  bool deep = false;
-  const auto callback = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kMostDepth) {
-      deep = true;
-      return false;
-    }
-    if (event == Json::parse_event_t::object_start) open.emplace_back();
-    if (event == Json::parse_event_t::object_end && !open.empty()) open.pop_back();
-    if (event == Json::parse_event_t::key && !open.empty()) {
-      auto key = parsed.get<std::string>();
-      if (!open.back().insert(key).second) duplicate = std::move(key);
-    }
-    return true;
-  };
-  const Json header = Json::parse(text, callback, /*allow_exceptions=*/false);
-  // The parser takes NUL for the end, and would pass over what follows.
-  const bool no_nul = text.find('\0') == std::string::npos;
-  TORCH_CHECK_VALUE(!header.is_discarded() && header.is_object() && !deep && no_nul, "nsn: '", path,
-                    "' is no safetensors file: its header is no JSON object. Save it with "
-                    "nsn::save.");
-  TORCH_CHECK_VALUE(duplicate.empty(), "nsn: '", path, "': the header names '", duplicate,
-                    "' twice. The file is damaged; save it again.");
-  return header;
 }
 
 struct Entry {
@@ -262,7 +232,11 @@ File read(const std::string& path) {
   std::string text(header_bytes, '\0');
   read_all(file.number(), text.data(), header_bytes, path);
 
-  const Json header = parse_header(text, path);
+  std::string problem;
+  const Json header = detail::parse_json(text, kMostDepth, problem);
+  if (problem.empty() && !header.is_object()) problem = "is no JSON object";
+  TORCH_CHECK_VALUE(problem.empty(), "nsn: '", path, "' is no safetensors file: its header ",
+                    problem, ". Save the network with nsn::save.");
   File result;
   std::vector<Entry> entries;
   for (const auto& [name, value] : header.items()) {

@@ -18,6 +18,7 @@
 #include <nsn/optim.h>
 #include <nsn/view.h>
 
+#include <cstring>
 #include <map>
 #include <memory>
 #include <optional>
@@ -89,20 +90,26 @@ nsn::Description make_description(const std::string& json,
   return nsn::Description::from_json(json, rules);
 }
 
+/// A message as Python's text: it may quote a file's bytes, which need not be UTF-8.
+py::object as_text(const char* message) {
+  return py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(message, static_cast<Py_ssize_t>(std::strlen(message)), "replace"));
+}
+
 void translate(std::exception_ptr pointer) {
   try {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const nsn::FileError& error) {
     // OSError picks the subclass, such as FileNotFoundError, by the code.
-    const py::tuple arguments =
-        py::make_tuple(error.code(), error.what_without_backtrace(), error.path());
+    const py::tuple arguments = py::make_tuple(
+        error.code(), as_text(error.what_without_backtrace()), as_text(error.path().c_str()));
     PyErr_SetObject(PyExc_OSError, arguments.ptr());
   } catch (const c10::ValueError& error) {
-    PyErr_SetString(PyExc_ValueError, error.what_without_backtrace());
+    PyErr_SetObject(PyExc_ValueError, as_text(error.what_without_backtrace()).ptr());
   } catch (const c10::TypeError& error) {
-    PyErr_SetString(PyExc_TypeError, error.what_without_backtrace());
+    PyErr_SetObject(PyExc_TypeError, as_text(error.what_without_backtrace()).ptr());
   } catch (const c10::Error& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what_without_backtrace());
+    PyErr_SetObject(PyExc_RuntimeError, as_text(error.what_without_backtrace()).ptr());
   } catch (python_error& error) {
     error.restore();
   }

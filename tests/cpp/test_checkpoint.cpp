@@ -186,11 +186,13 @@ TEST(CheckpointErrors, ForeignFiles) {
   expect_unreadable("hello", {"5 bytes"});
   expect_unreadable("The quick brown fox jumps over the lazy dog.", {"no complete safetensors"});
   expect_unreadable(std::string("PK\x03\x04") + std::string(500, '\0'), {"unreadable"});
-  expect_unreadable(std::string(4096, '\0'), {"no JSON object"});
+  expect_unreadable(std::string(4096, '\0'), {"its header is no JSON"});
   expect_unreadable(with_header("[]"), {"no JSON object"});
-  expect_unreadable(with_header("nonsense"), {"no JSON object"});
-  expect_unreadable(with_header("{\"__metadata__\":{\"nsn\":1e999}}"), {"no JSON object"});
-  expect_unreadable(with_header("{\"__metadata__\":{\"nsn\":\"\xff\"}}"), {"no JSON object"});
+  expect_unreadable(with_header("nonsense"), {"is no safetensors file: its header "});
+  expect_unreadable(with_header("{\"__metadata__\":{\"nsn\":1e999}}"),
+                    {"is no safetensors file: its header "});
+  expect_unreadable(with_header("{\"__metadata__\":{\"nsn\":\"\xff\"}}"),
+                    {"is no safetensors file: its header "});
   expect_unreadable(with_header("{}"), {"not one of nsn", "'nsn'"});
   expect_unreadable(with_header("{\"__metadata__\":[]}"), {"__metadata__", "object"});
   expect_unreadable(with_header("{\"__metadata__\":{\"nsn\":1}}"), {"'nsn'", "string"});
@@ -206,17 +208,20 @@ TEST(CheckpointErrors, HeaderLengths) {
     expect_unreadable(length_bytes(length) + header + data,
                       {"announces a header of " + std::to_string(length)});
   }
-  expect_unreadable(length_bytes(header.size() + 8) + header + data, {"no JSON object"});
-  expect_unreadable(length_bytes(header.size() - 1) + header + data, {"no JSON object"});
-  expect_unreadable(length_bytes(0) + header + data, {"no JSON object"});
+  expect_unreadable(length_bytes(header.size() + 8) + header + data,
+                    {"is no safetensors file: its header "});
+  expect_unreadable(length_bytes(header.size() - 1) + header + data,
+                    {"is no safetensors file: its header "});
+  expect_unreadable(length_bytes(0) + header + data, {"is no safetensors file: its header "});
 }
 
 TEST(CheckpointErrors, DeepNesting) {
   for (const size_t depth : {size_t{20}, size_t{100'000}}) {
     expect_unreadable(
         with_header("{\"a\":" + std::string(depth, '[') + std::string(depth, ']') + "}"),
-        {"no JSON object"});
-    expect_unreadable(with_header("{\"a\":" + std::string(depth, '[')), {"no JSON object"});
+        {"is no safetensors file: its header "});
+    expect_unreadable(with_header("{\"a\":" + std::string(depth, '[')),
+                      {"is no safetensors file: its header "});
   }
 }
 

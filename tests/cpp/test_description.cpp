@@ -247,11 +247,14 @@ TEST(DescriptionJson, TellsDescriptionsApart) {
 }
 
 TEST(DescriptionJson, KeepsEveryDtypeAndDoublesExactly) {
-  for (const auto dtype : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16, at::kLong, at::kInt,
-                           at::kShort, at::kChar, at::kByte}) {
+  for (const auto dtype : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16}) {
     const Description description(two_blocks().input({4}, dtype));
     EXPECT_EQ(Description::from_json(description.to_json()).dtype(), dtype);
-    EXPECT_EQ(description.parameter_dtype(), at::isFloatingType(dtype) ? dtype : at::kFloat);
+    EXPECT_EQ(description.parameter_dtype(), dtype);
+  }
+  for (const auto dtype : {at::kLong, at::kInt, at::kShort, at::kChar, at::kByte}) {
+    expect_throws_with([&] { Description(two_blocks().input({4}, dtype)); },
+                       {"(Dense) expects floating input", c10::toString(dtype)});
   }
   const double odd = 0.1 + 0.2;
   const Description description(two_blocks().merge(merge::weighted({{"base", odd}})));

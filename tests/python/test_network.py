@@ -355,7 +355,10 @@ DOCUMENTS = [
     (DOCUMENT.replace('"nsn":1', '"nsn":2'), "reads version 1 of the schema, .* has version 2"),
     (DOCUMENT.replace('"nsn":1,', ""), "lacks the field 'nsn'"),
     (DOCUMENT.replace('"nsn":1,', '"nsn":1,"color":3,'), "unknown field 'color'. The fields are"),
-    (DOCUMENT.replace('"bias":true', '"bias":true,"bias":false'), "field 'bias' is written twice"),
+    (
+        DOCUMENT.replace('"bias":true', '"bias":true,"bias":false'),
+        "the text has the field 'bias' twice in one object",
+    ),
     (
         DOCUMENT.replace('"bias":true', '"bias":"yes"'),
         "block 'a': 'bias' must be true or false, but is \"yes\"",
