@@ -14,6 +14,7 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -21,6 +22,7 @@
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "dropout.h"
@@ -669,3 +671,25 @@ std::vector<at::Tensor> relu_dropout_plain(at::TensorList inputs, bool relu,
 }
 
 }  // namespace nsn::functional
+
+namespace nsn {
+
+std::vector<at::Tensor> share(const at::Tensor& parameter, const std::vector<merge::Slice>& slices,
+                              const merge::Rule& rule, const std::vector<std::string>& names) {
+  TORCH_CHECK_VALUE(names.empty() || names.size() == slices.size(),
+                    "nsn::share: expected one name for each slice, but got ", names.size(),
+                    " names and ", slices.size(), " slices. Name all lanes or none.");
+  std::vector<size_t> by_size(slices.size());
+  std::iota(by_size.begin(), by_size.end(), size_t{0});
+  std::stable_sort(by_size.begin(), by_size.end(), [&](size_t a, size_t b) {
+    return c10::multiply_integers(slices[a]) < c10::multiply_integers(slices[b]);
+  });
+  std::vector<merge::Lane> lanes(slices.size());
+  for (const size_t rank : c10::irange(by_size.size())) {
+    const size_t lane = by_size[rank];
+    lanes[lane] = {names.empty() ? std::to_string(lane) : names[lane], static_cast<int64_t>(rank)};
+  }
+  return functional::share(parameter, slices, rule, lanes);
+}
+
+}  // namespace nsn

@@ -259,16 +259,7 @@ void bind_core(py::module_& m) {
 }
 
 void bind_functions(py::module_& m) {
-  m.def(
-      "share",
-      [](const at::Tensor& parameter, const std::vector<nsn::merge::Slice>& slices,
-         const nsn::merge::Rule& rule, const std::vector<std::string>& names,
-         const std::vector<int64_t>& ranks) {
-        std::vector<nsn::merge::Lane> lanes;
-        for (size_t i = 0; i < names.size(); ++i) lanes.push_back({names[i], ranks[i]});
-        return nsn::functional::share(parameter, slices, rule, lanes);
-      },
-      ReleaseGil());
+  m.def("share", &nsn::share, ReleaseGil());
   m.def("draw_seed", &nsn::draw_seed);
   m.def(
       "joint_loss",

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from nsn import _C
@@ -34,17 +33,7 @@ def share(
     Raises:
         ValueError: where a slice does not fit the parameter.
     """
-    extents = [list(each) for each in slices]
-    numels = [torch.Size(each).numel() for each in extents]
-    by_size = sorted(range(len(extents)), key=lambda lane: numels[lane])
-    ranks = [by_size.index(lane) for lane in range(len(extents))]
-    lanes = list(names) if names is not None else [str(lane) for lane in range(len(extents))]
-    if len(lanes) != len(extents):
-        raise ValueError(
-            f"nsn.share: expected one name for each slice, but got {len(lanes)} names and "
-            f"{len(extents)} slices."
-        )
-    return _C.share(parameter, extents, rule, lanes, ranks)
+    return _C.share(parameter, [list(each) for each in slices], rule, list(names or []))
 
 
 def joint_loss(

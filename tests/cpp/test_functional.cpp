@@ -57,6 +57,25 @@ TEST(Share, MergesCrossingSlicesByRegion) {
                matrix(8, 5, 6, 3), 1e-14, "weighted");
 }
 
+TEST(Share, OrdersLanesOfOnesOwnBySliceThenPosition) {
+  const auto merged = [](const merge::Rule& rule, const std::vector<std::string>& names) {
+    const at::Tensor w = parameter({3});
+    const auto lanes = nsn::share(w, {{3}, {1}, {3}}, rule, names);
+    (lanes[0].sum() * 6 + lanes[1].sum() * 3 + lanes[2].sum()).backward();
+    return w.grad();
+  };
+  const auto vector = [](double a, double b, double c) {
+    return at::tensor(std::vector<double>{a, b, c}, at::kDouble);
+  };
+  expect_close(merged(merge::owner(), {}), vector(3, 6, 6), 1e-14, "owner");
+  expect_close(merged(merge::weighted({{"0", 1.0}, {"1", 2.0}, {"2", 3.0}}), {}), vector(15, 9, 9),
+               1e-14, "weighted, numbered");
+  expect_close(merged(merge::weighted({{"a", 1.0}, {"b", 0.0}, {"c", -1.0}}), {"a", "b", "c"}),
+               vector(5, 5, 5), 1e-14, "weighted, named");
+  expect_throws_with([] { nsn::share(parameter({3}), {{3}}, merge::sum(), {"a", "b"}); },
+                     {"one name for each slice", "2 names and 1 slices"});
+}
+
 TEST(Share, ServesFunctionRules) {
   // What a narrow lane does not cover is its own affair: here the larger gradient wins.
   const auto rule = merge::function("max", [](const std::vector<merge::LaneGradient>& all) {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include <nsn/export.h>
@@ -64,3 +65,18 @@ NSN_API std::vector<at::Tensor> relu_dropout_plain(at::TensorList inputs, bool r
 NSN_API at::Tensor dropout_mask(at::IntArrayRef shape, const Dropout& dropout);
 
 }  // namespace nsn::functional
+
+namespace nsn {
+
+/// functional::share for lanes of one's own. The smaller lane is the one with the smaller slice,
+/// then the one given first. `names` tells them apart for `weighted` and function rules; default:
+/// "0", "1", ...
+///
+///     auto lanes = nsn::share(weight, {{64, 64}, {32, 64}}, nsn::merge::mean());
+///     auto wide = at::linear(x, lanes[0]), narrow = at::linear(x, lanes[1]);
+NSN_API std::vector<at::Tensor> share(const at::Tensor& parameter,
+                                      const std::vector<merge::Slice>& slices,
+                                      const merge::Rule& rule,
+                                      const std::vector<std::string>& names = {});
+
+}  // namespace nsn

@@ -53,7 +53,6 @@ def share(
     slices: Sequence[Sequence[int]],
     rule: merge.Rule,
     names: Sequence[str],
-    ranks: Sequence[int],
 ) -> list[Tensor]: ...
 def draw_seed() -> int: ...
 def joint_loss(
