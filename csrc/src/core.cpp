@@ -12,8 +12,10 @@
 #include <mutex>
 #include <utility>
 
-#include "dropout.h"
+#include "lanes.h"
+#include "mix.h"
 #include "nsn/functional.h"
+#include "workspace.h"
 
 namespace nsn {
 
@@ -36,7 +38,10 @@ uint64_t draw_seed() {
   return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
 }
 
-Core::Core(Description description) : description_(std::move(description)) { trace_ways(); }
+Core::Core(Description description)
+    : description_(std::move(description)), workspace_(std::make_shared<detail::Workspace>()) {
+  trace_ways();
+}
 
 /// Finds for each sub-network and block the first sub-network with the same way so far: the same
 /// blocks from the input on, each kept in the same way.
@@ -138,28 +143,57 @@ std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor&
                       "' is asked for twice in one joint pass. Name it once.");
   }
   const uint64_t seed = training ? draw_seed() : 0;
+  functional::Memory memory;
+  if (at::GradMode::is_enabled()) {
+    workspace_->begin_pass();
+    memory.workspace = workspace_;
+  }
 
   std::vector<at::Tensor> activations(lanes, x);
-  std::vector<size_t> next(lanes, 0);  // each lane's next block, as a place in its own list
+  std::vector<size_t> done(lanes, 0);  // blocks of each lane
+  const auto next_place = [&](size_t lane) {
+    const auto& own = described[subnetworks[lane]].blocks;
+    return done[lane] == own.size() ? kNone : own[done[lane]];
+  };
   for (const size_t place : c10::irange(description_.blocks().size())) {
     const auto& block = description_.blocks()[place];
     std::vector<size_t> passing;
     std::vector<at::Tensor> inputs;
-    BlockPass pass{{}, block.rule, training, detail::mix(seed, place)};
+    BlockPass pass{{}, block.rule, training, detail::mix(seed, place), memory};
     for (const size_t lane : c10::irange(lanes)) {
-      const auto& own = described[subnetworks[lane]].blocks;
-      if (next[lane] == own.size() || own[next[lane]] != place) continue;
+      if (next_place(lane) != place) continue;
       passing.push_back(lane);
       inputs.push_back(std::move(activations[lane]));
-      pass.lanes.push_back(passes_[subnetworks[lane]][next[lane]++]);
+      pass.lanes.push_back(passes_[subnetworks[lane]][done[lane]++]);
     }
     if (passing.empty()) continue;
     check_parameters(parameters, place, x);
+
+    // Lanes that enter at the block where all these go on: the outputs get room for their input
+    // behind them, so that the block finds all that it reads stacked.
+    const size_t following = next_place(passing[0]);
+    const bool stay_together =
+        following != kNone && std::all_of(passing.begin(), passing.end(), [&](size_t lane) {
+          return next_place(lane) == following;
+        });
+    std::vector<size_t> entering;
+    for (const size_t lane : c10::irange(lanes)) {
+      const bool enters = done[lane] == 0 && next_place(lane) == following;
+      if (stay_together && enters && !x.requires_grad()) entering.push_back(lane);
+    }
+    if (!entering.empty()) pass.memory.room = x.numel();
+
     auto outputs = block.block->joint(
         inputs, parameters.slice(block.first_parameter, block.parameters.size()), pass);
     for (const size_t i : c10::irange(passing.size())) {
       activations[passing[i]] = std::move(outputs[i]);
     }
+    if (entering.empty()) continue;
+    const at::Tensor room = detail::Workspace::take_room(activations[passing[0]]);
+    if (!room.defined() || room.numel() != x.numel() || room.dtype() != x.dtype()) continue;
+    const at::Tensor laid = detail::part(room, 0, x.sizes());
+    laid.copy_(x);
+    for (const size_t lane : entering) activations[lane] = detail::part(laid, 0, x.sizes());
   }
   // Inside the pass lanes lie together in one buffer; a caller may write into what it gets.
   for (at::Tensor& output : activations) {

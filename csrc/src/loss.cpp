@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "cross_entropy.h"
+
 namespace nsn {
 
 namespace {
@@ -60,6 +62,9 @@ at::Tensor joint_loss(const Outputs& outputs, const at::Tensor& targets, const L
         std::all_of(values.begin(), values.end(), [&](const at::Tensor& value) {
           return value.sizes() == values[0].sizes() && value.size(0) == targets.size(0);
         });
+    if (stackable && detail::takes_joint_cross_entropy(values, targets)) {
+      return detail::joint_cross_entropy(values, targets, factors);
+    }
     if (stackable) return stacked_cross_entropy(values, targets, factors);
   }
   at::Tensor total;

@@ -1,4 +1,4 @@
-"""The command line: ``nsn train`` and ``nsn eval``."""
+"""The command line: ``nsn train``, ``nsn eval`` and ``nsn plot``."""
 
 import json
 import signal
@@ -20,7 +20,15 @@ from nsn.training.data import Data, check_fits, load_data
 from nsn.training.errors import InputError
 from nsn.training.plots import plot_curves
 from nsn.training.recipe import Recipe, load_recipe
-from nsn.training.report import make_report, summarize, table, write_json
+from nsn.training.report import (
+    make_report,
+    read_report,
+    read_state,
+    summarize,
+    table,
+    write_json,
+    write_state,
+)
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -83,6 +91,12 @@ def train(
     seed: Annotated[int, typer.Option(help="For weights, order of samples and dropout.")] = 1,
     threads: ThreadsOption = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
+    alone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Train this sub-network by itself.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, which was interrupted.")
+    ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,7 +106,10 @@ def train(
 ) -> None:
     """Train a network together with its sub-networks.
 
-    Leaves model.safetensors, report.json and curves.png in the folder --out.
+    Leaves model.safetensors, report.json and curves.png in the folder --out. While it runs, and
+    after an interruption, there is a state.pt too, written after each epoch and by Ctrl-C: the same
+    command with --resume goes on from it and ends with the same bits as a run in one piece, given
+    the same number of threads.
 
     Examples:
       nsn train demo
@@ -100,11 +117,25 @@ def train(
       nsn train demo --data fashion --epochs 3 --out runs/fashion
 
       nsn train demo --set optimizer.lr=0.02 --set network.blocks.hidden1.dropout=0.1
+
+      nsn train paper --alone sub1 --out runs/sub1
     """
     changes = [*(overrides or []), *([f"epochs={epochs}"] if epochs else [])]
     chosen = load_recipe(recipe, changes)
+    if alone is not None:
+        chosen = chosen.alone(alone)
     samples = _load(data, chosen.description)
     _use_threads(threads)
+    state_file = out / "state.pt"
+    run = loop.Run(chosen, samples, seed)
+    if resume:
+        try:
+            run.load_state_dict(read_state(state_file))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"--resume: '{state_file}' does not fit: {error}. Give the recipe, --set, --alone, "
+                f"--seed and --data that the run was started with."
+            ) from None
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -113,24 +144,50 @@ def train(
     console = Console()
     watcher: _Bar | _Lines
     watcher = _Bar(console, chosen) if console.is_terminal else _Lines(console, chosen)
+
+    def after_epoch(record: dict[str, Any]) -> None:
+        if not run.complete:
+            write_state(state_file, run.state_dict())
+        watcher.epoch(record)
+
     with _interrupts() as interrupted, watcher:
-        run = loop.train(
-            chosen,
-            samples,
-            seed,
-            on_step=watcher.step,
-            on_epoch=watcher.epoch,
-            should_stop=lambda: bool(interrupted),
-        )
-    report = make_report(run, chosen, samples.test, seed)
+        run.train(on_step=watcher.step, on_epoch=after_epoch, should_stop=lambda: bool(interrupted))
+    if not run.complete:
+        write_state(state_file, run.state_dict())
+    report = make_report(run, samples.test)
+    title = f"{recipe}, {alone} alone" if alone else recipe
     nsn.save(run.network, out / "model.safetensors", {"recipe": json.dumps(chosen.values)})
     write_json(out / "report.json", report)
-    plot_curves(run.epochs, out / "curves.png", f"{recipe}, seed {seed}")
-    done = "interrupted, weights of that moment" if run.interrupted else "last epoch"
-    console.print(table(report["final"], f"{recipe}: {done}"))
+    plot_curves({title: report}, out / "curves.png", f"{title}, seed {seed}")
+    done = "last epoch" if run.complete else "interrupted, weights of that moment"
+    console.print(table(report["final"], f"{title}: {done}"))
     console.print(f"Left in {out}: model.safetensors, report.json, curves.png", highlight=False)
-    if run.interrupted:
+    if not run.complete:
+        console.print("Go on with the same command and --resume.", highlight=False)
         raise typer.Exit(INTERRUPTED)
+    state_file.unlink(missing_ok=True)
+
+
+@app.command(epilog=_EPILOG)
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or report.json files.")],
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("curves.png"),
+) -> None:
+    """Draw the accuracy curves of one or several runs.
+
+    Example:
+      nsn plot runs/paper runs/sub1 --out together-and-alone.png
+    """
+    reports = {str(path): read_report(path) for path in runs}
+    try:
+        plot_curves(reports, out, "" if len(runs) > 1 else str(runs[0]))
+    except OSError as error:
+        raise InputError(f"--out: cannot write '{out}': {error.strerror}.") from None
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"report: an epoch's record is not as nsn train writes it: {error}."
+        ) from None
+    typer.echo(f"Wrote {out}")
 
 
 @app.command("eval", epilog=_EPILOG)

@@ -16,9 +16,15 @@ namespace {
 using functional::Dropout;
 using functional::dropout_mask;
 using functional::relu_dropout;
-using functional::relu_dropout_plain;
+using functional::ReluDropout;
 
 constexpr int64_t kMany = 200'000;
+
+/// relu_dropout by ATen operations alone.
+std::vector<at::Tensor> relu_dropout_plain(at::TensorList inputs, const ReluDropout& options) {
+  const functional::PlainGuard plain;
+  return relu_dropout(inputs, options);
+}
 
 /// Standard deviations between `count` of `n` and what a probability p lets expect.
 double deviations(double count, double n, double p) {
@@ -154,8 +160,8 @@ TEST(ReluDropout, EqualsThePlainOperationsInValuesAndGradients) {
           const at::Tensor b = at::randn({2, size}).to(dtype).set_requires_grad(true);
           const at::Tensor da = at::randn({size}).to(dtype), db = at::randn({2, size}).to(dtype);
           const std::vector<Dropout> dropout = {{p, 5}, {p / 2, 6}};
-          const auto fused = relu_dropout({a, b}, relu, dropout, {0, 1});
-          const auto plain = relu_dropout_plain({a, b}, relu, dropout);
+          const auto fused = relu_dropout({a, b}, {relu, dropout, {0, 1}});
+          const auto plain = relu_dropout_plain({a, b}, {relu, dropout, {0, 1}});
           const auto fused_gradients = torch::autograd::grad(fused, {a, b}, {da, db});
           const auto plain_gradients = torch::autograd::grad(plain, {a, b}, {da, db});
           for (const size_t i : {0, 1}) {
@@ -174,18 +180,18 @@ TEST(ReluDropout, PassesNaNAndDropsInfinities) {
   const double infinity = std::numeric_limits<double>::infinity();
   for (const auto dtype : {at::kFloat, at::kDouble, at::kBFloat16}) {
     const at::Tensor x = at::tensor({nan, -1.0, infinity, -infinity, 2.0}, at::kDouble).to(dtype);
-    const at::Tensor y = relu_dropout({x}, true, {{0.0, 0}}, {0})[0];
+    const at::Tensor y = relu_dropout({x}, {true, {{0.0, 0}}, {0}})[0];
     EXPECT_TRUE(y[0].isnan().item<bool>());
     EXPECT_TRUE(y.narrow(0, 1, 4).equal(at::relu(x).narrow(0, 1, 4)));
-    expect_same_bits(relu_dropout({x}, true, {{1.0, 0}}, {0})[0], at::zeros_like(x));
-    expect_same_bits(relu_dropout_plain({x}, true, {{1.0, 0}})[0], at::zeros_like(x));
+    expect_same_bits(relu_dropout({x}, {true, {{1.0, 0}}, {0}})[0], at::zeros_like(x));
+    expect_same_bits(relu_dropout_plain({x}, {true, {{1.0, 0}}, {0}})[0], at::zeros_like(x));
   }
 }
 
 TEST(ReluDropout, TakesTensorsThatAreNotContiguous) {
   const at::Tensor x = at::randn({7, 70}, at::kDouble).t().set_requires_grad(true);
-  const auto fused = relu_dropout({x}, true, {{0.5, 9}}, {0})[0];
-  const auto plain = relu_dropout_plain({x}, true, {{0.5, 9}})[0];
+  const auto fused = relu_dropout({x}, {true, {{0.5, 9}}, {0}})[0];
+  const auto plain = relu_dropout_plain({x}, {true, {{0.5, 9}}, {0}})[0];
   EXPECT_TRUE(fused.equal(plain));
   const at::Tensor weights = at::randn({7, 70}, at::kDouble).t();
   EXPECT_TRUE(torch::autograd::grad({fused}, {x}, {weights})[0].equal(
@@ -195,7 +201,7 @@ TEST(ReluDropout, TakesTensorsThatAreNotContiguous) {
 TEST(ReluDropout, LanesOfOneWayShareTheForwardAndKeepTheirGradients) {
   const at::Tensor x = at::randn({100}, at::kDouble).set_requires_grad(true);
   const std::vector<Dropout> dropout(2, {0.5, 4});
-  const auto lanes = relu_dropout({x, x}, true, dropout, {0, 0});
+  const auto lanes = relu_dropout({x, x}, {true, dropout, {0, 0}});
   EXPECT_EQ(lanes[0].data_ptr(), lanes[1].data_ptr());
   (lanes[0].sum() + 2 * lanes[1].sum()).backward();
   const at::Tensor expected =
@@ -208,10 +214,10 @@ TEST(ReluDropout, IsTheSameForOneAndTwoThreads) {
   at::Tensor alone;
   {
     const Threads one(1);
-    alone = relu_dropout({x}, true, {{0.5, 1}}, {0})[0];
+    alone = relu_dropout({x}, {true, {{0.5, 1}}, {0}})[0];
   }
   const Threads two(2);
-  expect_same_bits(relu_dropout({x}, true, {{0.5, 1}}, {0})[0], alone);
+  expect_same_bits(relu_dropout({x}, {true, {{0.5, 1}}, {0}})[0], alone);
 }
 
 }  // namespace

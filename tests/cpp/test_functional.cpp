@@ -199,7 +199,7 @@ TEST(ForwardMode, IsRefused) {
     expect_throws_with<c10::Error>([&] { linear({x}, w, {}, {0}, {{"a", 0}}, merge::sum()); },
                                    parts);
     expect_throws_with<c10::Error>(
-        [&] { functional::relu_dropout({w}, true, {functional::Dropout()}, {0}); }, parts);
+        [&] { functional::relu_dropout({w}, {true, {functional::Dropout()}, {0}}); }, parts);
   }
   ForwardADLevel::release_idx(level);
 }

@@ -128,7 +128,7 @@ def test_an_out_that_cannot_be_made(setting: dict[str, Path]) -> None:
 
 def test_help_and_version() -> None:
     assert run("--version").stdout == f"nsn {nsn.__version__}, torch {torch.__version__}\n"
-    for command in ([], ["train"], ["eval"]):
+    for command in ([], ["train"], ["eval"], ["plot"]):
         text = run(*command, "--help").stdout
         assert "130" in text, text
     assert "nsn train demo --set" in run("train", "--help").stdout
@@ -164,7 +164,73 @@ def test_interrupt_leaves_a_usable_checkpoint(setting: dict[str, Path]) -> None:
         "model.safetensors",
         "report.json",
         "curves.png",
+        "state.pt",
     }
+
+
+def test_a_killed_run_resumes_and_ends_with_the_same_bits(setting: dict[str, Path]) -> None:
+    many = ["--epochs", "40", "--set", "optimizer.momentum=0.9"]
+    recipe = setting["recipe"]
+    recipe.write_text(recipe.read_text().replace("lr = 0.1", "lr = 0.1\nmomentum = 0.0"))
+    assert train(setting, *many).returncode == 0
+    whole = (setting["out"] / "model.safetensors").read_bytes()
+    whole_report = json.loads((setting["out"] / "report.json").read_text())
+
+    setting["out"] = setting["out"].with_name("in_parts")
+    arguments = ["--data", setting["data"], "--out", setting["out"], "--threads", "1", *many]
+    process = subprocess.Popen(
+        [*COMMAND, "train", *map(str, [recipe, *arguments])], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("epoch 3/40"):
+        pass
+    process.kill()
+    process.communicate(timeout=60)
+    assert (setting["out"] / "state.pt").exists()
+    assert not (setting["out"] / "model.safetensors").exists()
+
+    for wrong in (["--seed", "9"], ["--set", "optimizer.lr=0.3"], ["--alone", "small"]):
+        refused = train(setting, *many, "--resume", *wrong)
+        assert refused.returncode == 2 and "has another value of" in refused.stderr, refused.stderr
+    resumed = train(setting, *many, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "epoch 3/40" not in resumed.stdout and "epoch 40/40" in resumed.stdout
+    assert (setting["out"] / "model.safetensors").read_bytes() == whole
+    report = json.loads((setting["out"] / "report.json").read_text())
+    for record, expected in zip(report["epochs"], whole_report["epochs"], strict=True):
+        assert record["train_loss"] == expected["train_loss"]
+        assert record["subnetworks"] == expected["subnetworks"]
+    assert not (setting["out"] / "state.pt").exists()
+
+
+def test_nothing_to_resume(setting: dict[str, Path]) -> None:
+    result = train(setting, "--resume")
+    assert result.returncode == 2 and "Leave --resume out" in result.stderr
+    setting["out"].mkdir()
+    (setting["out"] / "state.pt").write_bytes(b"no state")
+    result = train(setting, "--resume")
+    assert result.returncode == 2 and "cannot read" in result.stderr, result.stderr
+
+
+def test_a_subnetwork_alone_and_both_in_one_plot(setting: dict[str, Path], tmp_path: Path) -> None:
+    assert train(setting).returncode == 0
+    together = setting["out"]
+    setting["out"] = tmp_path / "alone"
+    result = train(setting, "--alone", "small")
+    assert result.returncode == 0 and "small alone: last epoch" in result.stdout
+    report = json.loads((setting["out"] / "report.json").read_text())
+    assert report["alone"] == "small" and list(report["final"]) == ["base"]
+    assert nsn.load(setting["out"] / "model.safetensors").description.blocks_of("base") == [
+        "output"
+    ]
+    picture = tmp_path / "both.png"
+    drawn = run("plot", together, setting["out"] / "report.json", "--out", picture)
+    assert drawn.returncode == 0, drawn.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert train(setting, "--alone", "nobody").returncode == 2
+    for wrong, message in ((tmp_path, "cannot read"), (setting["recipe"], "is no JSON")):
+        refused = run("plot", wrong, "--out", picture)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
 
 
 def test_live_bar_on_a_terminal(setting: dict[str, Path]) -> None:

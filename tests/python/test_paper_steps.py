@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsn.training.data import Data, Split, load_data
-from nsn.training.loop import train
+from nsn.training.loop import Run
 from nsn.training.recipe import load_recipe
 
 STEPS = 50
@@ -72,7 +72,8 @@ def test_50_steps_of_the_recipe(mnist: Path, fused: str) -> None:
         nonlocal steps
         steps += 1
 
-    run = train(recipe, data, seed=11, on_step=count)
+    run = Run(recipe, data, seed=11)
+    run.train(on_step=count)
     assert steps == STEPS
 
     # The same start and the same batches, by the documented order of random numbers.

@@ -1,3 +1,4 @@
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 
@@ -5,7 +6,9 @@ import pytest
 import torch
 
 import nsn
+from nsn.training.data import Data, Split
 from nsn.training.errors import InputError
+from nsn.training.loop import Run
 from nsn.training.recipe import load_recipe, shipped
 
 SMALL = """
@@ -141,3 +144,50 @@ def test_cosine_schedule(small: str) -> None:
     assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert factors[10] == pytest.approx(1.0) and factors[15] == pytest.approx(0.5)
     assert all(a > b for a, b in pairwise(factors[10:])) and factors[-1] > 0
+
+
+def test_alone_keeps_what_the_subnetwork_has() -> None:
+    recipe = load_recipe("paper")
+    sub1 = recipe.alone("sub1")
+    assert sub1.alone_name == "sub1" and sub1.description.names == ["base"]
+    assert sub1.description.blocks_of("base") == ["hidden2", "output"]
+    assert sub1.values["network"]["blocks"][0]["dropout"] == 0.2
+    assert recipe.alone("base").values["network"]["blocks"][1]["dropout"] == 0.5
+    # The L2 term is on its own loss: no merging thins it out.
+    for name in recipe.description.names:
+        alone = recipe.alone(name)
+        for group in alone.optimizer(nsn.Network(alone.description)).param_groups:
+            weights = any(parameter.dim() == 2 for parameter in group["params"])
+            assert group["weight_decay"] == (9e-5 if weights else 0.0)
+    with pytest.raises(InputError, match="no sub-network 'nobody'.*base, sub1, sub2"):
+        recipe.alone("nobody")
+    assert recipe.values == load_recipe("paper").values
+
+
+def test_a_run_told_to_stop_goes_on_in_another_with_the_same_bits(small: str) -> None:
+    recipe = load_recipe(small)
+    torch.manual_seed(0)
+    split = Split(torch.randint(256, (30, 16), dtype=torch.uint8), torch.randint(10, (30,)))
+    whole = Run(recipe, Data(split, split), seed=5)
+    whole.train()
+    for stop_after in (0, 3, 8, 12):
+        first = Run(recipe, Data(split, split), seed=5)
+        steps = 0
+
+        def count(progress: object) -> None:
+            nonlocal steps
+            steps += 1
+
+        first.train(on_step=count, should_stop=lambda: steps == stop_after)  # noqa: B023
+        assert not first.complete and steps == stop_after
+        state = deepcopy(first.state_dict())
+        torch.rand(7)
+        second = Run(recipe, Data(split, split), seed=5)
+        second.load_state_dict(state)
+        second.train()
+        assert second.complete
+        for a, b in zip(whole.network.parameters(), second.network.parameters(), strict=True):
+            assert torch.equal(a, b)
+        assert [each["train_loss"] for each in second.epochs] == [
+            each["train_loss"] for each in whole.epochs
+        ]

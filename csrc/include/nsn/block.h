@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <nsn/export.h>
+#include <nsn/functional/dropout.h>
 #include <nsn/merge.h>
 
 // A block: a named layer that a sub-network keeps or drops as a whole. A block is a value: it knows
@@ -53,6 +54,9 @@ struct BlockPass {
   bool training = false;
   /// Random bits for this block in this pass; keys of masks derive from it and from `output_way`.
   uint64_t seed = 0;
+  /// Where the outputs may be laid: with room behind them for what the next block reads beside
+  /// them. A hint; a block may lay them anywhere.
+  functional::Memory memory;
 };
 
 /// The base of all blocks. To make one, override the five pure functions.

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,9 +16,10 @@ namespace nsn {
 NSN_API uint64_t draw_seed();
 
 /// What a description computes, as a function of parameters and input: the one implementation that
-/// the C++ module, the Python module and views share. Holds no tensor and changes no state, so any
-/// number of threads may call it at once. (The dropout of a training pass draws from torch's
-/// default generator, under its lock.)
+/// the C++ module, the Python module and views share. Holds no tensor and changes no state that a
+/// caller could see, so any number of threads may call it at once. (The dropout of a training pass
+/// draws from torch's default generator, under its lock. Passes that autograd records keep the
+/// memory of their intermediate results and gradients for the next pass; it goes with the core.)
 ///
 /// `parameters` always means the tensors of all blocks, in the order of
 /// Description::parameter_names(); those that no sub-network of the call uses may be undefined.
@@ -57,6 +59,7 @@ class NSN_API Core {
   Description description_;
   /// Each sub-network's passage through each of its blocks, in order.
   std::vector<std::vector<LanePass>> passes_;
+  std::shared_ptr<detail::Workspace> workspace_;
 };
 
 }  // namespace nsn

@@ -8,6 +8,7 @@
 #include <nsn/description.h>
 #include <nsn/error.h>
 #include <nsn/functional.h>
+#include <nsn/fused_sgd.h>
 #include <nsn/loss.h>
 #include <nsn/merge.h>
 #include <nsn/network.h>

@@ -16,7 +16,7 @@
 #include <ostream>
 #include <utility>
 
-#include "dropout.h"
+#include "mix.h"
 #include "nsn/functional.h"
 
 namespace nsn {
@@ -132,30 +132,30 @@ std::string Dense::expected_input() const {
 at::Tensor Dense::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                           const BlockPass& pass) const {
   const at::Tensor z = at::linear(x, parameters[0], options_.bias() ? parameters[1] : at::Tensor());
-  return functional::relu_dropout_plain({activate(z, options_.activation())}, /*relu=*/false,
-                                        dropout_of(options_, lane, pass))[0];
+  const at::Tensor y = activate(z, options_.activation());
+  const functional::ReluDropout drop{false, {dropout_of(options_, lane, pass)}, {0}};
+  return drop.is_identity() ? y : functional::relu_dropout(y, drop)[0];
 }
 
 std::vector<at::Tensor> Dense::joint(at::TensorList inputs, at::TensorList parameters,
                                      const BlockPass& pass) const {
   std::vector<merge::Lane> lanes;
-  std::vector<functional::Dropout> dropout;
+  const bool relu = std::holds_alternative<kReLU>(options_.activation());
+  functional::ReluDropout after{relu, {}, first_of_way(pass, &LanePass::output_way)};
   for (const LanePass& lane : pass.lanes) {
     lanes.push_back(lane.lane);
-    dropout.push_back(dropout_of(options_, lane, pass));
+    after.dropout.push_back(dropout_of(options_, lane, pass));
   }
-  auto outputs =
-      functional::linear(inputs, parameters[0], options_.bias() ? parameters[1] : at::Tensor(),
-                         first_of_way(pass, &LanePass::input_way), lanes, pass.rule);
-  const bool relu = std::holds_alternative<kReLU>(options_.activation());
-  if (!relu) {
-    for (at::Tensor& output : outputs) output = activate(output, options_.activation());
+  const at::Tensor bias = options_.bias() ? parameters[1] : at::Tensor();
+  const auto same_as = first_of_way(pass, &LanePass::input_way);
+  if (relu || std::holds_alternative<kLinear>(options_.activation())) {
+    return functional::linear(inputs, parameters[0], bias, same_as, lanes, pass.rule, after,
+                              pass.memory);
   }
-  const bool drops = std::any_of(dropout.begin(), dropout.end(),
-                                 [](const auto& each) { return each.probability > 0.0; });
-  if (!relu && !drops) return outputs;
-  return functional::relu_dropout(outputs, relu, dropout,
-                                  first_of_way(pass, &LanePass::output_way));
+  auto outputs = functional::linear(inputs, parameters[0], bias, same_as, lanes, pass.rule, {},
+                                    {pass.memory.workspace});
+  for (at::Tensor& output : outputs) output = activate(output, options_.activation());
+  return after.is_identity() ? outputs : functional::relu_dropout(outputs, after, pass.memory);
 }
 
 void Dense::initialize(at::TensorList parameters) const {

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nsn import ALL, Network, joint_loss
 from nsn.training.data import Data, Split, to_input
@@ -31,91 +32,159 @@ class Progress:
     loss: float
 
 
-@dataclass
 class Run:
-    """What a run left.
-
-    Attributes:
-        network: with its last weights.
-        epochs: one record for each complete epoch, as report.json has them.
-        interrupted: whether the run was ended early.
-    """
-
-    network: Network
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    interrupted: bool = False
-
-
-def train(
-    recipe: Recipe,
-    data: Data,
-    seed: int,
-    *,
-    on_step: Callable[[Progress], None] = lambda progress: None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Run:
-    """Trains a recipe's network: each step one joint pass of all sub-networks.
+    """The training of a recipe's network: each step one joint pass of all sub-networks.
 
     All randomness comes from torch's default generator, in this order: ``manual_seed(seed)``, the
     network's initial weights, then for each epoch one ``randperm`` of the training samples and for
     each step the seed of its dropout. A C++ program that does the same gets the same weights.
 
+    A run may stop between any two steps; what ``state_dict`` returns then goes on in another
+    process with the same bits.
+
     Args:
         recipe: what to train.
         data: in memory.
         seed: for torch's default generator.
-        on_step: called after each step.
-        on_epoch: called after each epoch's evaluation, with its record.
-        should_stop: asked before each step; True ends the run with the weights of that moment.
+
+    Attributes:
+        network: with the weights of this moment.
+        epochs: one record for each complete epoch, as report.json has them.
+        seconds: what the run took so far, ``total`` and the part of it in ``steps`` (forward, loss,
+            backward, optimizer).
     """
-    torch.manual_seed(seed)
-    run = Run(Network(recipe.description))
-    optimizer = recipe.optimizer(run.network)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    samples, size = len(data.train), recipe.batch_size
-    steps = -(-samples // size)
-    for epoch in range(1, recipe.epochs + 1):
-        started = time.perf_counter()
-        total = 0.0
-        run.network.train()
-        for step, batch in enumerate(torch.randperm(samples).split(size)):
+
+    def __init__(self, recipe: Recipe, data: Data, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.recipe = recipe
+        self.seed = seed
+        self.network = Network(recipe.description)
+        self.epochs: list[dict[str, Any]] = []
+        self.seconds = {"total": 0.0, "steps": 0.0}
+        self._data = data
+        self._optimizer = recipe.optimizer(self.network)
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._dtype = next(self.network.parameters()).dtype
+        # The epoch under way: its samples in order, its steps done, and what they summed up to.
+        self._order: Tensor | None = None
+        self._step = 0
+        self._loss = 0.0
+        self._epoch_seconds = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.epochs) == self.recipe.epochs
+
+    def train(
+        self,
+        *,
+        on_step: Callable[[Progress], None] = lambda progress: None,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Trains until all epochs are done or it is told to stop.
+
+        Args:
+            on_step: called after each step.
+            on_epoch: called after each epoch's evaluation, with its record.
+            should_stop: asked before each step.
+        """
+        while not self.complete:
+            started = time.perf_counter()
+            finished = self._train_epoch(on_step, should_stop)
+            spent = time.perf_counter() - started
+            self._epoch_seconds += spent
+            self.seconds["total"] += spent
+            if not finished:
+                return
+            started = time.perf_counter()
+            self.epochs.append(
+                {
+                    "epoch": len(self.epochs) + 1,
+                    "train_loss": self._loss / len(self._data.train),
+                    "seconds": self._epoch_seconds,
+                    "subnetworks": evaluate(self.network, self._data.test),
+                }
+            )
+            self._order, self._step, self._loss, self._epoch_seconds = None, 0, 0.0, 0.0
+            on_epoch(self.epochs[-1])
+            self.seconds["total"] += time.perf_counter() - started
+
+    def _train_epoch(
+        self, on_step: Callable[[Progress], None], should_stop: Callable[[], bool]
+    ) -> bool:
+        """The steps that are left of this epoch; False where it was told to stop in between."""
+        train, size, epoch = self._data.train, self.recipe.batch_size, len(self.epochs)
+        steps = -(-len(train) // size)
+        if self._order is None:
+            self._order = torch.randperm(len(train))
+        self.network.train()
+        for batch in self._order.split(size)[self._step :]:
             if should_stop():
-                run.interrupted = True
-                return run
-            factor = recipe.learning_rate_factor((epoch - 1) * steps + step, steps)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                return False
+            factor = self.recipe.learning_rate_factor(epoch * steps + self._step, steps)
+            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * factor
-            loss = _step(run.network, optimizer, data.train, batch)
-            total += loss * len(batch)
-            on_step(Progress(epoch, step + 1, steps, loss))
-        seconds = time.perf_counter() - started
-        record = {
-            "epoch": epoch,
-            "train_loss": total / samples,
-            "seconds": seconds,
-            "subnetworks": evaluate(run.network, data.test),
+            images = to_input(train.images.index_select(0, batch), self._dtype)
+            labels = train.labels.index_select(0, batch)
+            started = time.perf_counter()
+            joint = joint_loss(self.network(images, ALL), labels)
+            self._optimizer.zero_grad()
+            joint.backward()
+            self._optimizer.step()
+            loss = joint.item()
+            self.seconds["steps"] += time.perf_counter() - started
+            self._loss += loss * len(batch)
+            self._step += 1
+            on_step(Progress(epoch + 1, self._step, steps, loss))
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, of this moment; for ``torch.save``."""
+        return {
+            "recipe": self.recipe.values,
+            "alone": self.recipe.alone_name,
+            "seed": self.seed,
+            "samples": len(self._data.train),
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": torch.get_rng_state(),
+            "epochs": self.epochs,
+            "seconds": self.seconds,
+            "epoch": {
+                "order": self._order,
+                "step": self._step,
+                "loss": self._loss,
+                "seconds": self._epoch_seconds,
+            },
         }
-        run.epochs.append(record)
-        on_epoch(record)
-    return run
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts the run where ``state_dict`` was taken.
 
-def _step(
-    network: Network, optimizer: torch.optim.Optimizer, split: Split, batch: torch.Tensor
-) -> float:
-    images = to_input(split.images.index_select(0, batch), _dtype(network))
-    loss = joint_loss(network(images, ALL), split.labels.index_select(0, batch))
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+        Raises:
+            ValueError: where the state is of another recipe, seed or data set.
+        """
+        mine = self.state_dict()
+        for key in ("recipe", "alone", "seed", "samples"):
+            if state[key] != mine[key]:
+                shown = "" if key == "recipe" else f" ({state[key]} there, {mine[key]} here)"
+                raise ValueError(f"the run there has another value of '{key}'{shown}")
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["generator"])
+        self.epochs, self.seconds = state["epochs"], state["seconds"]
+        epoch = state["epoch"]
+        self._order, self._step, self._loss = epoch["order"], epoch["step"], epoch["loss"]
+        self._epoch_seconds = epoch["seconds"]
 
 
 def evaluate(network: Network, split: Split) -> dict[str, dict[str, float]]:
     """Accuracy and mean cross entropy of each sub-network, from the weights of this moment."""
     training = network.training
     network.eval()
+    dtype = next(network.parameters()).dtype
     correct = dict.fromkeys(network.subnetworks, 0)
     loss = dict.fromkeys(network.subnetworks, 0.0)
     with torch.no_grad():
@@ -124,7 +193,7 @@ def evaluate(network: Network, split: Split) -> dict[str, dict[str, float]]:
             split.labels.split(_EVALUATION_BATCH),
             strict=True,
         ):
-            outputs = network(to_input(images, _dtype(network)), ALL)
+            outputs = network(to_input(images, dtype), ALL)
             for name, output in outputs.items():
                 correct[name] += int(output.argmax(1).eq(labels).sum())
                 loss[name] += float(
@@ -135,7 +204,3 @@ def evaluate(network: Network, split: Split) -> dict[str, dict[str, float]]:
         name: {"accuracy": correct[name] / len(split), "loss": loss[name] / len(split)}
         for name in network.subnetworks
     }
-
-
-def _dtype(network: Network) -> torch.dtype:
-    return next(network.parameters()).dtype

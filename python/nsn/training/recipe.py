@@ -6,7 +6,7 @@ import math
 import tomllib
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,44 @@ class Recipe:
         description: the network.
         epochs: passes over the training data.
         batch_size: samples a step.
+        alone_name: where one sub-network is trained by itself, which.
     """
 
     values: dict[str, Any]
     description: Description
     epochs: int
     batch_size: int
+    alone_name: str | None = None
+
+    def alone(self, name: str) -> "Recipe":
+        """The recipe for one sub-network by itself: its blocks are the whole network, ``base``.
+
+        It keeps the dropout that it has as a sub-network. Decay that the recipe takes from one
+        sub-network's loss is on its own loss now.
+
+        Raises:
+            InputError: where there is no such sub-network.
+        """
+        try:
+            kept = self.description.blocks_of(name)
+        except ValueError:
+            raise InputError(
+                f"--alone: the recipe has no sub-network '{name}'. They are "
+                f"{', '.join(self.description.names)}."
+            ) from None
+        values = deepcopy(self.values)
+        network = values["network"]
+        own: dict[str, Any] = {}
+        for subnetwork in network.pop("subnetworks", []):
+            if subnetwork["name"] == name:
+                own = subnetwork.get("dropout", {})
+        network["blocks"] = [block for block in network["blocks"] if block["name"] in kept]
+        for block in network["blocks"]:
+            if block["name"] in own:
+                block["dropout"] = own[block["name"]]
+        if "of" in values["decay"]:
+            values["decay"]["of"] = "base"
+        return replace(check_recipe(values), alone_name=name)
 
     def optimizer(self, network: Network) -> torch.optim.Optimizer:
         """The recipe's optimizer over the network's parameters, decay where the recipe wants it."""

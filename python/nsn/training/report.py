@@ -1,7 +1,9 @@
 """What a run leaves: report.json, and the table of sub-networks."""
 
+import io
 import json
 import os
+import pickle
 import platform
 import statistics
 import tempfile
@@ -15,8 +17,8 @@ from rich.table import Table
 import nsn
 from nsn import Network
 from nsn.training.data import Split
+from nsn.training.errors import InputError
 from nsn.training.loop import Run, evaluate
-from nsn.training.recipe import Recipe
 
 _LATENCY_CALLS = 200
 
@@ -54,17 +56,62 @@ def latency_us(network: Network, name: str) -> float:
     return statistics.median(times) * 1e6
 
 
-def make_report(run: Run, recipe: Recipe, test: Split, seed: int) -> dict[str, Any]:
+def make_report(run: Run, test: Split) -> dict[str, Any]:
     """The contents of report.json."""
     return {
         "final": summarize(run.network, test),
         "best_epoch_on_test": best_epoch(run.epochs),
+        "seconds": run.seconds,
         "epochs": run.epochs,
-        "recipe": recipe.values,
+        "recipe": run.recipe.values,
+        "alone": run.recipe.alone_name,
         "machine": machine(),
-        "seed": seed,
-        "interrupted": run.interrupted,
+        "seed": run.seed,
+        "interrupted": not run.complete,
     }
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report.json, or the one in a run's folder.
+
+    Raises:
+        InputError: where there is none.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"report: cannot read '{file}': {error.strerror}.") from None
+    except ValueError as error:
+        raise InputError(f"report: '{file}' is no JSON: {error}.") from None
+    if not (isinstance(report, dict) and isinstance(report.get("epochs"), list)):
+        raise InputError(f"report: '{file}' is no report of nsn train: it has no list 'epochs'.")
+    return report
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes a run's state atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What ``write_state`` wrote. Runs no code that the file may hold.
+
+    Raises:
+        InputError: where there is none.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"--resume: there is no '{path}'. Leave --resume out to start a run, or name the "
+            f"folder of one that was interrupted with --out."
+        ) from None
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"--resume: cannot read '{path}': {error}") from None
+    return state
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any]:

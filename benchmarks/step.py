@@ -1,0 +1,334 @@
+"""One training step of the paper's network, batch 128, dropout on, in all the ways there are.
+
+Each way does a whole step: forward, loss, backward, optimizer (SGD with momentum 0.9 and the paper's
+decay). All run interleaved in one process for each number of threads. Prints tables and writes JSON.
+
+    python benchmarks/step.py --library build/benchmarks/libbench_step.so --out build/bench/step.json
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import nsn
+
+BATCH = 128
+PIXELS, CLASSES = 784, 10
+LR, MOMENTUM, DECAY = 0.003, 0.9, 9e-5
+# Of each round, the first step of a way warms its caches and is not counted.
+ROUNDS, STEPS = 30, 4
+
+EXPLAINED = {
+    "nsn_cpp": "nsn from C++, nsn::FusedSGD",
+    "nsn_python": "nsn from Python, torch.optim.SGD(fused=True)",
+    "paper_way": "the authors' way: three modules, clones, gradients averaged by hand",
+    "shared_eager": "shared nn.Linears, three forwards, one summed loss, fused SGD",
+    "stacked_eager": "the same, stacked by hand",
+    "compiled_shared": "torch.compile of shared_eager",
+    "compiled_stacked": "torch.compile of stacked_eager",
+    "limit": "the matrix products alone, and one fused pass of SGD",
+}
+
+Step = Callable[[], None]
+Release = Callable[[], None]
+
+
+class Linears(nn.Module):
+    """The network's layers, initialised as the paper's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden1 = nn.Linear(PIXELS, PIXELS)
+        self.hidden2 = nn.Linear(PIXELS, PIXELS)
+        self.output = nn.Linear(PIXELS, CLASSES)
+        for layer in (self.hidden1, self.hidden2, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.constant_(layer.bias, 0.01)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters with the decay that the paper's L2 term leaves after merging."""
+        rest = [self.output.weight, self.output.bias, self.hidden1.bias, self.hidden2.bias]
+        return [
+            {"params": [self.hidden1.weight], "weight_decay": DECAY},
+            {"params": [self.hidden2.weight], "weight_decay": DECAY / 2},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+
+
+def shared_loss(layers: Linears, x: Tensor, y: Tensor) -> Tensor:
+    h = F.dropout(F.relu(layers.hidden1(x)), 0.2)
+    base = layers.output(F.dropout(F.relu(layers.hidden2(h)), 0.5))
+    sub1 = layers.output(F.dropout(F.relu(layers.hidden2(x)), 0.2))
+    sub2 = layers.output(x)
+    return F.cross_entropy(base, y) + F.cross_entropy(sub1, y) + F.cross_entropy(sub2, y)
+
+
+def stacked_loss(layers: Linears, x: Tensor, y: Tensor) -> Tensor:
+    h = F.dropout(F.relu(layers.hidden1(x)), 0.2)
+    base, sub1 = F.relu(layers.hidden2(torch.cat([h, x]))).chunk(2)
+    logits = layers.output(torch.cat([F.dropout(base, 0.5), F.dropout(sub1, 0.2), x]))
+    return F.cross_entropy(logits, y.repeat(3), reduction="sum") / len(y)
+
+
+def eager(loss_of: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    layers = Linears()
+    optimizer = torch.optim.SGD(layers.groups(), lr=LR, momentum=MOMENTUM, fused=True)
+
+    def step() -> None:
+        loss = loss_of(layers, x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step, optimizer.zero_grad
+
+
+def nsn_python(x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    hidden = {"activation": "relu", "weight_init": "xavier_uniform", "bias_init": 0.01}
+    net = nsn.Network(
+        input=(PIXELS,),
+        blocks={
+            "hidden1": nsn.Dense(PIXELS, PIXELS, dropout=0.2, **hidden),
+            "hidden2": nsn.Dense(PIXELS, PIXELS, dropout=0.5, **hidden),
+            "output": nsn.Dense(PIXELS, CLASSES, weight_init="xavier_uniform", bias_init=0.01),
+        },
+        subnetworks={
+            "sub1": nsn.Subnetwork(["hidden2", "output"], dropout={"hidden2": 0.2}),
+            "sub2": ["output"],
+        },
+        merge=nsn.merge.two_smallest_mean(),
+    )
+    groups = nsn.param_groups(net, DECAY, of="base")
+    optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM, fused=True)
+
+    def step() -> None:
+        loss = nsn.joint_loss(net(x, nsn.ALL), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step, optimizer.zero_grad
+
+
+def nsn_cpp(library: Path, x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    code = ctypes.CDLL(str(library))
+    code.nsn_step_new.restype = ctypes.c_void_p
+    code.nsn_step_new.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    code.nsn_step_run.argtypes = code.nsn_step_release.argtypes = [ctypes.c_void_p]
+    handle = code.nsn_step_new(x.data_ptr(), y.data_ptr(), len(x))
+    return lambda: code.nsn_step_run(handle), lambda: code.nsn_step_release(handle)
+
+
+def paper_way(x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    def hidden(p: float) -> list[nn.Module]:
+        return [nn.Linear(PIXELS, PIXELS), nn.ReLU(), nn.Dropout(p)]
+
+    output = (PIXELS, CLASSES)
+    base = nn.Sequential(*hidden(0.2), *hidden(0.5), nn.Linear(*output))
+    sub1 = nn.Sequential(*hidden(0.2), nn.Linear(*output))
+    sub2 = nn.Sequential(nn.Linear(*output))
+    b, s, t = ([p for p in net.parameters()] for net in (base, sub1, sub2))
+    # Each parameter of base, the two smallest networks' copies of it, and its decay.
+    merges = [
+        (b[0], [b[0]], DECAY),
+        (b[1], [b[1]], 0.0),
+        (b[2], [s[0], b[2]], DECAY / 2),
+        (b[3], [s[1], b[3]], 0.0),
+        (b[4], [t[0], s[2]], 0.0),
+        (b[5], [t[1], s[3]], 0.0),
+    ]
+    copies = [(s[0], b[2]), (s[1], b[3]), (s[2], b[4]), (s[3], b[5]), (t[0], b[4]), (t[1], b[5])]
+    momentum = [torch.zeros_like(p) for p in b]
+
+    def step() -> None:
+        for net in (base, sub1, sub2):
+            net.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+        with torch.no_grad():
+            for (parameter, users, decay), m in zip(merges, momentum, strict=True):
+                gradient = users[0].grad.clone()
+                for user in users[1:]:
+                    gradient += user.grad
+                gradient /= len(users)
+                if decay:
+                    gradient.add_(parameter, alpha=decay)
+                m.mul_(MOMENTUM).add_(gradient, alpha=1 - MOMENTUM)
+                parameter.sub_(m, alpha=LR * 10)
+            for copy, original in copies:
+                copy.data = original.clone()
+
+    def release() -> None:
+        for net in (base, sub1, sub2):
+            net.zero_grad()
+
+    return step, release
+
+
+def limit(x: Tensor) -> tuple[Step, Release]:
+    layers = Linears()
+    w1, w2, w3 = (layer.weight.detach() for layer in layers.children())
+    parameters = [p.detach() for p in layers.parameters()]
+    gradients = [torch.zeros_like(p) for p in parameters]
+    momentum = [torch.zeros_like(p) for p in parameters]
+    z1, dx2 = torch.empty(BATCH, PIXELS), torch.empty(BATCH, PIXELS)
+    in2, in3 = torch.rand(2 * BATCH, PIXELS), torch.rand(3 * BATCH, PIXELS)
+    z2, dx3 = torch.empty(2 * BATCH, PIXELS), torch.empty(2 * BATCH, PIXELS)
+    logits = torch.empty(3 * BATCH, CLASSES)
+    dy = torch.randn(2 * BATCH, CLASSES) * 1e-3
+    dw1, _, dw2, _, dw3, _ = gradients
+
+    def step() -> None:
+        torch.mm(x, w1.t(), out=z1)
+        torch.mm(in2, w2.t(), out=z2)
+        torch.mm(in3, w3.t(), out=logits)
+        # Output's weight gets the gradients of sub1 and sub2; base and sub1 hand theirs on.
+        torch.mm(dy.t(), in3[BATCH:], out=dw3)
+        torch.mm(dy, w3, out=dx3)
+        torch.mm(dx3.t(), in2, out=dw2)
+        torch.mm(dx3[:BATCH], w2, out=dx2)
+        torch.mm(dx2.t(), x, out=dw1)
+        torch._fused_sgd_(
+            parameters,
+            gradients,
+            momentum,
+            weight_decay=DECAY,
+            momentum=MOMENTUM,
+            lr=1e-9,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+
+    return step, lambda: None
+
+
+def peak_bytes(step: Step, release: Release) -> int:
+    """The most that one step has allocated at once, on top of parameters and momentum."""
+    release()
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def measure(library: Path) -> dict[str, Any]:
+    """One process: all ways, interleaved, with the threads that OMP_NUM_THREADS gives."""
+    torch.manual_seed(1)
+    x, y = torch.rand(BATCH, PIXELS), torch.randint(CLASSES, (BATCH,))
+    ways = {
+        "nsn_cpp": nsn_cpp(library, x, y),
+        "nsn_python": nsn_python(x, y),
+        "paper_way": paper_way(x, y),
+        "shared_eager": eager(shared_loss, x, y),
+        "stacked_eager": eager(stacked_loss, x, y),
+        "compiled_shared": eager(torch.compile(shared_loss), x, y),
+        "compiled_stacked": eager(torch.compile(stacked_loss), x, y),
+        "limit": limit(x),
+    }
+    names = list(ways)
+    for step, _ in ways.values():
+        for _ in range(5):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(ROUNDS):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            step = ways[name][0]
+            step()
+            for _ in range(STEPS):
+                started = time.perf_counter()
+                step()
+                times[name].append(1e3 * (time.perf_counter() - started))
+    median = {name: statistics.median(each) for name, each in times.items()}
+    spread = {
+        name: [quantiles[0], quantiles[-1]]
+        for name, quantiles in ((n, statistics.quantiles(each, n=10)) for n, each in times.items())
+    }
+    peak = {name: peak_bytes(*way) for name, way in ways.items()}
+    for values in (median, spread, peak):
+        compiled = min(("compiled_shared", "compiled_stacked"), key=lambda name: median[name])
+        values["compiled"] = values[compiled]  # type: ignore[assignment,index]
+    return {"median_ms": median, "p10_p90_ms": spread, "peak_bytes": peak}
+
+
+def machine() -> dict[str, Any]:
+    model = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":")[1].strip()
+            break
+    return {"cpu": model, "cores": os.cpu_count(), "torch": torch.__version__}
+
+
+def print_table(threads: str, result: dict[str, Any]) -> None:
+    median, peak = result["median_ms"], result["peak_bytes"]
+    table = Table(title=f"one step, batch {BATCH}, threads: {threads}", title_justify="left")
+    for column in ("way", "median", "p10 - p90", "over nsn_python", "peak memory"):
+        table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
+    for name in EXPLAINED:
+        low, high = result["p10_p90_ms"][name]
+        table.add_row(
+            name,
+            f"{median[name]:.2f} ms",
+            f"{low:.2f} - {high:.2f}",
+            f"{median[name] / median['nsn_python']:.2f}",
+            f"{peak[name] / 1e6:.1f} MB",
+        )
+    Console(width=100).print(table)
+
+
+def main() -> None:
+    """Runs one process for each number of threads."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--library", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(arguments.library)))
+        return
+    results = {}
+    for threads in ("1", "2"):
+        command = [sys.executable, __file__, "--child", "--library", str(arguments.library)]
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+        results[threads] = json.loads(output)
+        print_table(threads, results[threads])
+    for name, text in EXPLAINED.items():
+        print(f"{name}: {text}")
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        document = {
+            "machine": machine(),
+            "batch": BATCH,
+            "steps": ROUNDS * STEPS,
+            "threads": results,
+        }
+        arguments.out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+#include "nsn/functional/dropout.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/accumulate.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "autograd.h"
+#include "elementwise.h"
+#include "lanes.h"
+#include "masks.h"
+#include "workspace.h"
+
+namespace nsn::detail {
+
+namespace {
+
+bool is_packed(const at::Tensor& mask) { return mask.scalar_type() == at::kLong; }
+
+at::Tensor apply_bool(const at::Tensor& mask, const at::Tensor& x, double scale) {
+  return at::where(mask, x * scale, at::zeros({}, x.options()));
+}
+
+/// One tensor a lane, masked; linear in them, so it is its own backward, of any order.
+struct ApplyMasks : torch::autograd::Function<ApplyMasks> {
+  static variable_list forward(AutogradContext* ctx, at::TensorList inputs, const Masks& masks) {
+    ctx->set_materialize_grads(false);
+    keep(ctx, masks);
+    return compute(masks, inputs);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    variable_list results = relu_dropout_backward(kept<Masks>(ctx), gradients);
+    results.emplace_back();  // for the masks
+    return results;
+  }
+
+  /// Into one buffer, so that the product before finds its gradients already stacked.
+  static variable_list compute(const Masks& masks, at::TensorList inputs) {
+    variable_list results;
+    if (!is_packed(masks.masks[0])) {
+      for (const size_t lane : c10::irange(inputs.size())) {
+        results.push_back(apply_bool(masks.masks[lane], inputs[lane], masks.scales[lane]));
+      }
+      return results;
+    }
+    int64_t numel = 0;
+    for (const at::Tensor& input : inputs) numel += input.numel();
+    const at::Tensor buffer = empty_in({masks.workspace}, {numel}, inputs[0].options());
+    int64_t first = 0;
+    for (const size_t lane : c10::irange(inputs.size())) {
+      results.push_back(part(buffer, first, inputs[lane].sizes()));
+      masked_apply(inputs[lane].contiguous(), masks.masks[lane], masks.scales[lane],
+                   results.back());
+      first += inputs[lane].numel();
+    }
+    return results;
+  }
+};
+
+}  // namespace
+
+bool takes_kernels(const at::Tensor& tensor) { return tensor.device().is_cpu() && !plain_forced(); }
+
+variable_list relu_dropout_forward(at::TensorList inputs, const at::Tensor& bias,
+                                   const functional::ReluDropout& options,
+                                   const functional::Memory& memory, bool in_place, Masks* masks) {
+  const Groups groups(options.same_as);
+  const bool kernels = takes_kernels(inputs[0]);
+  at::Tensor buffer;
+  if (kernels && !in_place) {
+    int64_t numel = 0;
+    for (const size_t lane : groups.first) numel += inputs[lane].numel();
+    buffer = empty_in(memory, {numel}, inputs[0].options());
+  }
+  variable_list results, kept;
+  int64_t first = 0;
+  for (const size_t lane : groups.first) {
+    const functional::Dropout& dropout = options.dropout[lane];
+    at::Tensor mask;
+    if (kernels) {
+      const at::Tensor x = in_place ? inputs[lane] : inputs[lane].contiguous();
+      results.push_back(in_place ? x : part(buffer, first, x.sizes()));
+      if (masks != nullptr) mask = at::empty({mask_words(x.numel())}, x.options().dtype(at::kLong));
+      masked_forward(x, bias, options.relu, dropout, results.back(), mask);
+      first += x.numel();
+    } else {
+      const at::Tensor z = bias.defined() ? inputs[lane] + bias : inputs[lane];
+      // The mask is made on the CPU, so that it is the same everywhere.
+      mask = functional::dropout_mask(z.sizes(), dropout).to(z.device());
+      if (options.relu) mask = mask.logical_and(z.le(0).logical_not());
+      results.push_back(apply_bool(mask, z, dropout_scale(dropout)));
+    }
+    kept.push_back(mask);
+  }
+  variable_list outputs;
+  for (const size_t lane : c10::irange(inputs.size())) {
+    const size_t group = groups.group_of[lane];
+    const at::Tensor& result = results[group];
+    outputs.push_back(groups.first[group] == lane ? result : part(result, 0, result.sizes()));
+    if (masks != nullptr) {
+      masks->masks.push_back(kept[group]);
+      masks->scales.push_back(dropout_scale(options.dropout[lane]));
+    }
+  }
+  if (masks != nullptr) masks->workspace = memory.workspace;
+  return outputs;
+}
+
+variable_list relu_dropout_backward(const Masks& masks, const variable_list& gradients) {
+  Masks active{{}, {}, masks.workspace};
+  variable_list defined;
+  for (const size_t lane : c10::irange(gradients.size())) {
+    if (!gradients[lane].defined()) continue;
+    active.masks.push_back(masks.masks[lane]);
+    active.scales.push_back(masks.scales[lane]);
+    defined.push_back(gradients[lane]);
+  }
+  variable_list results(gradients.size());
+  if (defined.empty()) return results;
+  const variable_list masked = is_recorded(defined)
+                                   ? ApplyMasks::apply(at::TensorList(defined), active)
+                                   : ApplyMasks::compute(active, defined);
+  size_t next = 0;
+  for (const size_t lane : c10::irange(gradients.size())) {
+    if (gradients[lane].defined()) results[lane] = masked[next++];
+  }
+  return results;
+}
+
+}  // namespace nsn::detail
+
+namespace nsn::functional {
+
+namespace {
+
+struct ReluDropoutFunction : torch::autograd::Function<ReluDropoutFunction> {
+  static detail::variable_list forward(detail::AutogradContext* ctx, at::TensorList inputs,
+                                       const ReluDropout& options, const Memory& memory) {
+    ctx->set_materialize_grads(false);
+    detail::Masks masks;
+    auto outputs =
+        detail::relu_dropout_forward(inputs, {}, options, memory, /*in_place=*/false, &masks);
+    detail::keep(ctx, std::move(masks));
+    return outputs;
+  }
+
+  static detail::variable_list backward(detail::AutogradContext* ctx,
+                                        const detail::variable_list& gradients) {
+    auto results = detail::relu_dropout_backward(detail::kept<detail::Masks>(ctx), gradients);
+    results.resize(results.size() + 2);  // for the options and the memory
+    return results;
+  }
+};
+
+}  // namespace
+
+bool ReluDropout::is_identity() const {
+  return !relu && std::all_of(dropout.begin(), dropout.end(),
+                              [](const Dropout& each) { return each.probability <= 0.0; });
+}
+
+std::vector<at::Tensor> relu_dropout(at::TensorList inputs, const ReluDropout& options,
+                                     const Memory& memory) {
+  detail::check_transforms(inputs);
+  if (detail::is_recorded(inputs)) return ReluDropoutFunction::apply(inputs, options, memory);
+  return detail::relu_dropout_forward(inputs, {}, options, memory, /*in_place=*/false, nullptr);
+}
+
+at::Tensor dropout_mask(at::IntArrayRef shape, const Dropout& dropout) {
+  const int64_t numel = c10::multiply_integers(shape);
+  const at::Tensor mask =
+      at::empty({detail::mask_words(numel)}, at::TensorOptions().dtype(at::kLong));
+  const at::Tensor ones = at::ones({numel});
+  detail::masked_forward(ones, {}, /*relu=*/false, dropout, ones, mask);
+  return detail::unpack_mask(mask, shape);
+}
+
+}  // namespace nsn::functional

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <vector>
+
+#include "autograd.h"
+#include "nsn/functional/dropout.h"
+
+// What functional::linear and functional::relu_dropout share: the element-wise part, and its
+// backward.
+
+namespace nsn::detail {
+
+/// What is left of ReLU and dropout for the backward: one mask and scale a lane. A mask is packed
+/// into words by nsn's kernels, or a bool tensor by ATen operations.
+struct Masks {
+  std::vector<at::Tensor> masks;
+  std::vector<double> scales;
+  std::shared_ptr<Workspace> workspace;
+};
+
+/// Whether nsn's kernels take a tensor: on the CPU, unless plain operations are forced.
+bool takes_kernels(const at::Tensor& tensor);
+
+/// relu_dropout(x_l + bias) for each lane; not recorded. `masks`, where given, gets what backward
+/// needs. With `in_place` the results of the kernels overwrite the inputs, which must then be
+/// contiguous, and different for lanes of different results.
+variable_list relu_dropout_forward(at::TensorList inputs, const at::Tensor& bias,
+                                   const functional::ReluDropout& options,
+                                   const functional::Memory& memory, bool in_place, Masks* masks);
+
+/// The lanes' gradients before ReLU and dropout from those behind; undefined stays undefined.
+/// Differentiable as often as wanted, since it is linear.
+variable_list relu_dropout_backward(const Masks& masks, const variable_list& gradients);
+
+}  // namespace nsn::detail
