@@ -14,9 +14,6 @@ namespace nsn::detail {
 
 namespace {
 
-// Smaller blocks come from malloc's own lists, without page faults.
-constexpr size_t kSmallest = 16384;
-
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kReuses = false;  // a use after free is to be found
 #else
@@ -65,7 +62,7 @@ void Workspace::begin_pass() {
 at::Tensor Workspace::empty(at::IntArrayRef sizes, const at::TensorOptions& options, int64_t room) {
   const auto numel = static_cast<size_t>(c10::multiply_integers(sizes) + room);
   const size_t bytes = numel * options.dtype().itemsize();
-  if (bytes < kSmallest || !options.device().is_cpu()) return at::empty(sizes, options);
+  if (bytes == 0 || !options.device().is_cpu()) return at::empty(sizes, options);
   c10::DataPtr memory;
   {
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -30,7 +30,7 @@ class Workspace : public std::enable_shared_from_this<Workspace> {
   void begin_pass();
 
   /// An uninitialised, contiguous tensor with room for as many further elements behind it. Off the
-  /// CPU, and where it is small, at::empty's, without room.
+  /// CPU at::empty's, without room.
   at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options, int64_t room = 0);
 
   /// The room behind a tensor that lies in a buffer made here: flat, undefined where there is none.

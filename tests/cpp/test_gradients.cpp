@@ -12,11 +12,12 @@ constexpr uint64_t kNetworksPerRule = 60;
 
 class MergedGradients : public testing::TestWithParam<std::string> {};
 
-TEST_P(MergedGradients, EqualTheRuleAppliedToPlainGradients) {
+/// Random networks of one rule: the joint pass against one sub-network at a time.
+void expect_merged_gradients(const std::string& rule) {
   int compared = 0, with_dropout = 0, undefined = 0;
   for (uint64_t seed = 0; seed < kNetworksPerRule; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    Case test = random_case(seed, GetParam());
+    Case test = random_case(seed, rule);
     torch::manual_seed(seed + 1);
     std::optional<uint64_t> pass_seed;
     if (test.net->is_training()) pass_seed = next_pass_seed();
@@ -45,6 +46,15 @@ TEST_P(MergedGradients, EqualTheRuleAppliedToPlainGradients) {
   EXPECT_GT(compared, 100);
   EXPECT_GT(undefined, 20);
   EXPECT_GT(with_dropout, 20);
+}
+
+TEST_P(MergedGradients, EqualTheRuleAppliedToPlainGradients) {
+  expect_merged_gradients(GetParam());
+}
+
+TEST_P(MergedGradients, AreTheSameByPlainOperations) {
+  const functional::PlainGuard plain;
+  expect_merged_gradients(GetParam());
 }
 
 TEST_P(MergedGradients, EqualTheRuleAppliedToFiniteDifferences) {
@@ -193,6 +203,45 @@ TEST(JointPass, ZeroCoefficientsKeepOutNonFiniteGradients) {
   lane_loss(outputs["sub2"], 2).backward();
   const auto gradients = take_gradients(test.net);
   EXPECT_TRUE(gradients[4].isfinite().all().item<bool>());
+}
+
+TEST(JointPass, LanesMayEnterInAnyOrderBesideTheOthers) {
+  // "side" and base arrive at "c" from "b"; "late" and "later" enter there with the input.
+  Network net(NetworkOptions()
+                  .input({6}, at::kDouble)
+                  .block("a", DenseOptions(6, 6).activation(torch::kReLU).dropout(0.3))
+                  .block("b", DenseOptions(6, 6).activation(torch::kReLU).dropout(0.5))
+                  .block("c", DenseOptions(6, 6).activation(torch::kReLU).dropout(0.2))
+                  .block("d", DenseOptions(6, 4))
+                  .subnetwork("side", SubnetworkOptions({"b", "c", "d"}))
+                  .subnetwork("late", SubnetworkOptions({"c", "d"}))
+                  .subnetwork("later", SubnetworkOptions({"d"}))
+                  .merge(merge::mean()));
+  for (const std::vector<std::string>& lanes :
+       {std::vector<std::string>{"base", "side", "late", "later"},
+        {"later", "late", "side", "base"},
+        {"late", "base", "later", "side"},
+        {"later", "base"},
+        {"late", "later", "side"}}) {
+    // Twice, since the second pass finds memory of the first.
+    for (const uint64_t seed : {1U, 2U}) {
+      torch::manual_seed(seed);
+      Case test{net, at::randn({9, 6}, at::kDouble), lanes,
+                std::vector<std::optional<double>>(lanes.size(), 1.0)};
+      const at::Tensor before = test.x.clone();
+      const auto pass_seed = next_pass_seed();
+      Case reference = test;
+      reference.x = test.x.clone().set_requires_grad(true);
+      const Gradients expected = reference_gradients(reference, pass_seed);
+      const Outputs outputs = net->joint(test.x, lanes);
+      total_loss(test, outputs).backward();
+      const auto actual = take_gradients(net);
+      for (size_t i = 0; i < actual.size(); ++i) {
+        expect_close(actual[i], expected.parameters[i], 1e-10, std::to_string(i));
+      }
+      expect_same_bits(test.x, before, "the input");
+    }
+  }
 }
 
 TEST(JointPass, PassesAccumulateTheirMergedGradients) {

@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "support.h"
 
 namespace nsn::test {
@@ -44,6 +46,67 @@ TEST(JointLoss, IsTheSumOfCrossEntropies) {
   expect_sum_of_cross_entropies(logits({1, 4}), at::randint(4, {1}, at::kLong));
   expect_sum_of_cross_entropies(outputs_of({{"base", logits({8, 4})["base"]}}),
                                 at::randint(4, {8}, at::kLong));
+}
+
+TEST(JointLoss, IsTheSameByPlainOperations) {
+  const functional::PlainGuard plain;
+  expect_sum_of_cross_entropies(logits({8, 4}), at::randint(4, {8}, at::kLong), {{"sub2", 0.5}});
+}
+
+TEST(JointLoss, TakesManyClasses) {
+  for (const int64_t classes : {256, 257, 1000}) {
+    expect_sum_of_cross_entropies(logits({8, classes}), at::randint(classes, {8}, at::kLong));
+  }
+}
+
+TEST(JointLoss, TakesExtremeLogits) {
+  const at::Tensor targets = at::tensor({0, 1, 2, 3}, at::kLong);
+  for (const double scale : {1e-300, 1e3, 1e300}) {
+    expect_sum_of_cross_entropies(
+        outputs_of({{"base", (at::randn({4, 4}, at::kDouble) * scale).set_requires_grad(true)}}),
+        targets);
+  }
+  at::Tensor values = at::zeros({4, 4}, at::kDouble);
+  values[1][2] = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_TRUE(joint_loss(outputs_of({{"base", values}}), targets).isnan().item<bool>());
+}
+
+TEST(JointLoss, ScalesWithWhatIsDoneToIt) {
+  const Outputs outputs = logits({8, 4});
+  const at::Tensor targets = at::randint(4, {8}, at::kLong);
+  const std::vector<at::Tensor> leaf = {outputs["sub1"]};
+  const at::Tensor loss = joint_loss(outputs, targets);
+  const auto once = torch::autograd::grad({loss}, leaf, {}, /*retain_graph=*/true)[0];
+  const auto scaled = torch::autograd::grad({loss * -2.5}, leaf, {}, /*retain_graph=*/true)[0];
+  expect_close(scaled, once * -2.5, 1e-14);
+  once.zero_();
+  expect_close(torch::autograd::grad({loss * -2.5}, leaf)[0], scaled, 1e-14);
+}
+
+TEST(JointLoss, HasASecondDerivative) {
+  const Outputs outputs = logits({5, 4});
+  at::Tensor targets = at::randint(4, {5}, at::kLong);
+  targets[2] = -100;
+  const std::vector<at::Tensor> leaf = {outputs["base"]};
+  const auto second = [&](const at::Tensor& loss) {
+    const auto first = torch::autograd::grad({loss}, leaf, {}, true, /*create_graph=*/true)[0];
+    return torch::autograd::grad({first.square().sum()}, leaf)[0];
+  };
+  expect_close(second(joint_loss(outputs, targets, nullptr, {{"base", 0.7}})),
+               second(0.7 * F::cross_entropy(outputs["base"], targets)), 1e-12);
+}
+
+TEST(JointLoss, IsTheSameForOneAndTwoThreads) {
+  torch::manual_seed(2);
+  const Outputs outputs = outputs_of({{"a", at::randn({4000, 10})}, {"b", at::randn({4000, 10})}});
+  const at::Tensor targets = at::randint(10, {4000}, at::kLong);
+  at::Tensor alone;
+  {
+    const Threads one(1);
+    alone = joint_loss(outputs, targets);
+  }
+  const Threads two(2);
+  expect_same_bits(joint_loss(outputs, targets), alone);
 }
 
 TEST(JointLoss, TakesPositions) {

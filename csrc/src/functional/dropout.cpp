@@ -87,7 +87,9 @@ variable_list relu_dropout_forward(at::TensorList inputs, const at::Tensor& bias
     if (kernels) {
       const at::Tensor x = in_place ? inputs[lane] : inputs[lane].contiguous();
       results.push_back(in_place ? x : part(buffer, first, x.sizes()));
-      if (masks != nullptr) mask = at::empty({mask_words(x.numel())}, x.options().dtype(at::kLong));
+      if (masks != nullptr) {
+        mask = empty_in({memory.workspace}, {mask_words(x.numel())}, x.options().dtype(at::kLong));
+      }
       masked_forward(x, bias, options.relu, dropout, results.back(), mask);
       first += x.numel();
     } else {
