@@ -66,10 +66,12 @@ test: install build data/.checked $(RAW_MNIST) ## run ctest (with the outside pr
 	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest
 
-bench: build ## run the benchmark programs; results in build/bench
+bench: install build ## run the benchmark programs; results in build/bench
 	@mkdir -p $(BUILD)/bench
 	OMP_NUM_THREADS=1 $(BUILD)/benchmarks/bench_switch --benchmark_out=$(BUILD)/bench/switch-1.json
 	OMP_NUM_THREADS=2 $(BUILD)/benchmarks/bench_switch --benchmark_out=$(BUILD)/bench/switch-2.json
+	$(BIN)/python benchmarks/step.py --library $(BUILD)/benchmarks/libbench_step.so \
+	  --out $(BUILD)/bench/step.json
 
 format: setup ## format C++ and Python in place
 	clang-format -i $(CPP_SOURCES)

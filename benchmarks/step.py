@@ -1,9 +1,10 @@
 """One training step of the paper's network, batch 128, dropout on, in all the ways there are.
 
-Each way does a whole step: forward, loss, backward, optimizer (SGD with momentum 0.9 and the paper's
-decay). All run interleaved in one process for each number of threads. Prints tables and writes JSON.
+Each way does a whole step: forward, loss, backward, optimizer (SGD with momentum 0.9 and the
+paper's decay). All run interleaved in one process for each number of threads. Prints tables and
+writes JSON.
 
-    python benchmarks/step.py --library build/benchmarks/libbench_step.so --out build/bench/step.json
+    python benchmarks/step.py --library build/benchmarks/libbench_step.so --out step.json
 """
 
 import argparse
@@ -71,6 +72,7 @@ class Linears(nn.Module):
 
 
 def shared_loss(layers: Linears, x: Tensor, y: Tensor) -> Tensor:
+    """Three forwards, one summed loss."""
     h = F.dropout(F.relu(layers.hidden1(x)), 0.2)
     base = layers.output(F.dropout(F.relu(layers.hidden2(h)), 0.5))
     sub1 = layers.output(F.dropout(F.relu(layers.hidden2(x)), 0.2))
@@ -79,6 +81,7 @@ def shared_loss(layers: Linears, x: Tensor, y: Tensor) -> Tensor:
 
 
 def stacked_loss(layers: Linears, x: Tensor, y: Tensor) -> Tensor:
+    """The same with what runs through one layer stacked."""
     h = F.dropout(F.relu(layers.hidden1(x)), 0.2)
     base, sub1 = F.relu(layers.hidden2(torch.cat([h, x]))).chunk(2)
     logits = layers.output(torch.cat([F.dropout(base, 0.5), F.dropout(sub1, 0.2), x]))
@@ -86,6 +89,7 @@ def stacked_loss(layers: Linears, x: Tensor, y: Tensor) -> Tensor:
 
 
 def eager(loss_of: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    """A step over shared nn.Linears with fused SGD."""
     layers = Linears()
     optimizer = torch.optim.SGD(layers.groups(), lr=LR, momentum=MOMENTUM, fused=True)
 
@@ -99,6 +103,7 @@ def eager(loss_of: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Step, R
 
 
 def nsn_python(x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    """nsn.Network with torch's fused SGD."""
     hidden = {"activation": "relu", "weight_init": "xavier_uniform", "bias_init": 0.01}
     net = nsn.Network(
         input=(PIXELS,),
@@ -126,6 +131,7 @@ def nsn_python(x: Tensor, y: Tensor) -> tuple[Step, Release]:
 
 
 def nsn_cpp(library: Path, x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    """The same from C++, by step.cpp."""
     code = ctypes.CDLL(str(library))
     code.nsn_step_new.restype = ctypes.c_void_p
     code.nsn_step_new.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
@@ -135,6 +141,8 @@ def nsn_cpp(library: Path, x: Tensor, y: Tensor) -> tuple[Step, Release]:
 
 
 def paper_way(x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    """The authors' program, step by step: L2 in base's loss, averaged momentum, clones."""
+
     def hidden(p: float) -> list[nn.Module]:
         return [nn.Linear(PIXELS, PIXELS), nn.ReLU(), nn.Dropout(p)]
 
@@ -142,15 +150,15 @@ def paper_way(x: Tensor, y: Tensor) -> tuple[Step, Release]:
     base = nn.Sequential(*hidden(0.2), *hidden(0.5), nn.Linear(*output))
     sub1 = nn.Sequential(*hidden(0.2), nn.Linear(*output))
     sub2 = nn.Sequential(nn.Linear(*output))
-    b, s, t = ([p for p in net.parameters()] for net in (base, sub1, sub2))
-    # Each parameter of base, the two smallest networks' copies of it, and its decay.
+    b, s, t = (list(net.parameters()) for net in (base, sub1, sub2))
+    # Each parameter of base, and the two smallest networks' copies of it.
     merges = [
-        (b[0], [b[0]], DECAY),
-        (b[1], [b[1]], 0.0),
-        (b[2], [s[0], b[2]], DECAY / 2),
-        (b[3], [s[1], b[3]], 0.0),
-        (b[4], [t[0], s[2]], 0.0),
-        (b[5], [t[1], s[3]], 0.0),
+        (b[0], [b[0]]),
+        (b[1], [b[1]]),
+        (b[2], [s[0], b[2]]),
+        (b[3], [s[1], b[3]]),
+        (b[4], [t[0], s[2]]),
+        (b[5], [t[1], s[3]]),
     ]
     copies = [(s[0], b[2]), (s[1], b[3]), (s[2], b[4]), (s[3], b[5]), (t[0], b[4]), (t[1], b[5])]
     momentum = [torch.zeros_like(p) for p in b]
@@ -158,17 +166,16 @@ def paper_way(x: Tensor, y: Tensor) -> tuple[Step, Release]:
     def step() -> None:
         for net in (base, sub1, sub2):
             net.zero_grad()
-            F.cross_entropy(net(x), y).backward()
+            loss = F.cross_entropy(net(x), y)
+            if net is base:
+                loss = loss + DECAY / 2 * sum((w**2).sum() for w in (b[0], b[2], b[4]))
+            loss.backward()
         with torch.no_grad():
-            for (parameter, users, decay), m in zip(merges, momentum, strict=True):
-                gradient = users[0].grad.clone()
-                for user in users[1:]:
-                    gradient += user.grad
-                gradient /= len(users)
-                if decay:
-                    gradient.add_(parameter, alpha=decay)
-                m.mul_(MOMENTUM).add_(gradient, alpha=1 - MOMENTUM)
-                parameter.sub_(m, alpha=LR * 10)
+            for place, (parameter, users) in enumerate(merges):
+                gradients = [user.grad.clone() for user in users]
+                merged = sum(gradients) / len(gradients)
+                momentum[place] = MOMENTUM * momentum[place] + (1 - MOMENTUM) * merged
+                parameter.copy_(parameter - LR * 10 * momentum[place])
             for copy, original in copies:
                 copy.data = original.clone()
 
@@ -180,6 +187,7 @@ def paper_way(x: Tensor, y: Tensor) -> tuple[Step, Release]:
 
 
 def limit(x: Tensor) -> tuple[Step, Release]:
+    """The products of one step into buffers that are there, and one fused pass of SGD."""
     layers = Linears()
     w1, w2, w3 = (layer.weight.detach() for layer in layers.children())
     parameters = [p.detach() for p in layers.parameters()]
@@ -275,6 +283,7 @@ def measure(library: Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
     model = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -284,9 +293,10 @@ def machine() -> dict[str, Any]:
 
 
 def print_table(threads: str, result: dict[str, Any]) -> None:
+    """One line a way."""
     median, peak = result["median_ms"], result["peak_bytes"]
     table = Table(title=f"one step, batch {BATCH}, threads: {threads}", title_justify="left")
-    for column in ("way", "median", "p10 - p90", "over nsn_python", "peak memory"):
+    for column in ("way", "median", "p10 - p90", "/ nsn_python", "peak memory"):
         table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
     for name in EXPLAINED:
         low, high = result["p10_p90_ms"][name]
@@ -314,8 +324,12 @@ def main() -> None:
     for threads in ("1", "2"):
         command = [sys.executable, __file__, "--child", "--library", str(arguments.library)]
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
-        results[threads] = json.loads(output)
+        output = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False
+        )
+        if output.returncode != 0:
+            sys.exit(output.stderr.decode())
+        results[threads] = json.loads(output.stdout)
         print_table(threads, results[threads])
     for name, text in EXPLAINED.items():
         print(f"{name}: {text}")
