@@ -282,6 +282,47 @@ def measure(library: Path) -> dict[str, Any]:
     return {"median_ms": median, "p10_p90_ms": spread, "peak_bytes": peak}
 
 
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "SGD's pass over the parameters": ("aten::_fused_sgd_",),
+    "torch.optim in Python": ("Optimizer.",),
+    "bias: sums over rows": ("aten::sum",),
+    "input copied behind activations": ("aten::copy_",),
+    "nsn: element-wise passes, loss, graph": ("torch::autograd::CppNode",),
+}
+
+
+def print_profile(library: Path) -> None:
+    """Where the time of a step from C++ and Python goes, by torch's profiler."""
+    torch.manual_seed(1)
+    x, y = torch.rand(BATCH, PIXELS), torch.randint(CLASSES, (BATCH,))
+    for name, (step, _) in {
+        "nsn_cpp": nsn_cpp(library, x, y),
+        "nsn_python": nsn_python(x, y),
+    }.items():
+        for _ in range(20):
+            step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            started = time.perf_counter()
+            for _ in range(100):
+                step()
+            total = (time.perf_counter() - started) * 1e6
+        shares = dict.fromkeys([*KINDS, "the rest"], 0.0)
+        for event in profile.key_averages():
+            kinds = (k for k, names in KINDS.items() if event.key.startswith(names))
+            kind = next(kinds, None)
+            if kind is not None:
+                shares[kind] += event.self_cpu_time_total
+        shares["the rest"] = total - sum(shares.values())
+        table = Table(title=f"{name}, threads: {torch.get_num_threads()}", title_justify="left")
+        table.add_column("")
+        table.add_column("ms a step", justify="right")
+        table.add_column("share", justify="right")
+        for kind, spent in shares.items():
+            table.add_row(kind, f"{spent / 1e5:.2f}", f"{spent / total:.1%}")
+        Console(width=100).print(table)
+
+
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     model = platform.processor()
@@ -315,17 +356,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", type=Path, required=True)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes, only")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments.library)))
+        return
+    if arguments.profile:
+        print_profile(arguments.library)
         return
     results = {}
     for threads in ("1", "2"):
         command = [sys.executable, __file__, "--child", "--library", str(arguments.library)]
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         output = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False
+            command, env=environment, capture_output=True, check=False
         )
         if output.returncode != 0:
             sys.exit(output.stderr.decode())
