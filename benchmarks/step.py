@@ -369,9 +369,7 @@ def main() -> None:
     for threads in ("1", "2"):
         command = [sys.executable, __file__, "--child", "--library", str(arguments.library)]
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        output = subprocess.run(
-            command, env=environment, capture_output=True, check=False
-        )
+        output = subprocess.run(command, env=environment, capture_output=True, check=False)
         if output.returncode != 0:
             sys.exit(output.stderr.decode())
         results[threads] = json.loads(output.stdout)

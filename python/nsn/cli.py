@@ -178,9 +178,11 @@ def plot(
     Example:
       nsn plot runs/paper runs/sub1 --out together-and-alone.png
     """
-    reports = {str(path): read_report(path) for path in runs}
+    short = [path.name.removesuffix(".json") for path in runs]
+    labels = short if len(set(short)) == len(short) else [str(path) for path in runs]
+    reports = dict(zip(labels, map(read_report, runs), strict=True))
     try:
-        plot_curves(reports, out, "" if len(runs) > 1 else str(runs[0]))
+        plot_curves(reports, out, "" if len(runs) > 1 else labels[0])
     except OSError as error:
         raise InputError(f"--out: cannot write '{out}': {error.strerror}.") from None
     except (KeyError, TypeError) as error:
