@@ -23,7 +23,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 # ---- set-up ---------------------------------------------------------------------------------------
-.venv/.system:
+.venv/.system: tools/system_packages.sh
 	@tools/system_packages.sh $(PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@touch $@
@@ -50,8 +50,10 @@ build: $(BUILD)/build.ninja ## compile the library, binding, tests, examples and
 
 install: .venv/.nsn ## install the Python package into .venv
 
-data/.checked: data/mnist/MD5SUMS
+$(BUILD)/data/.checked: data/mnist/MD5SUMS data/text/MD5SUMS
+	@mkdir -p $(@D)
 	@cd data/mnist && md5sum --check --quiet MD5SUMS
+	@cd data/text && md5sum --check --quiet MD5SUMS
 	@touch $@
 
 $(BUILD)/data/mnist/%: data/mnist/%.gz
@@ -59,10 +61,10 @@ $(BUILD)/data/mnist/%: data/mnist/%.gz
 	@gunzip -c $< > $@
 
 # ---- use ------------------------------------------------------------------------------------------
-demo: install data/.checked ## train the paper's network on MNIST; ends with a table, leaves runs/demo
+demo: install $(BUILD)/data/.checked ## train the paper's network on MNIST; ends with a table, leaves runs/demo
 	$(BIN)/nsn train demo --data data/mnist --out runs/demo
 
-test: install build data/.checked $(RAW_MNIST) ## run ctest (with the outside project) and pytest
+test: install build $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project) and pytest
 	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest
 
@@ -72,6 +74,7 @@ bench: install build ## run the benchmark programs; results in build/bench
 	OMP_NUM_THREADS=2 $(BUILD)/benchmarks/bench_switch --benchmark_out=$(BUILD)/bench/switch-2.json
 	$(BIN)/python benchmarks/step.py --library $(BUILD)/benchmarks/libbench_step.so \
 	  --out $(BUILD)/bench/step.json
+	$(BIN)/python benchmarks/width.py --out $(BUILD)/bench/width.json --plot $(BUILD)/bench/width.png
 
 format: setup ## format C++ and Python in place
 	clang-format -i $(CPP_SOURCES)
@@ -86,4 +89,4 @@ lint: setup install $(BUILD)/build.ninja ## check formats, ruff, mypy and clang-
 	clang-tidy -p $(BUILD) --quiet $(shell find csrc/src -name '*.cpp' | sort)
 
 clean: ## remove what was built (not .venv)
-	rm -rf $(BUILD) runs dist *.egg-info .venv/.nsn data/.checked
+	rm -rf $(BUILD) runs dist *.egg-info .venv/.nsn

@@ -10,11 +10,6 @@ writes JSON.
 import argparse
 import ctypes
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import THREADS, Release, Step, child, interleaved, machine, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -31,7 +27,6 @@ import nsn
 BATCH = 128
 PIXELS, CLASSES = 784, 10
 LR, MOMENTUM, DECAY = 0.003, 0.9, 9e-5
-# Of each round, the first step of a way warms its caches and is not counted.
 ROUNDS, STEPS = 30, 4
 
 EXPLAINED = {
@@ -44,9 +39,6 @@ EXPLAINED = {
     "compiled_stacked": "torch.compile of stacked_eager",
     "limit": "the matrix products alone, and one fused pass of SGD",
 }
-
-Step = Callable[[], None]
-Release = Callable[[], None]
 
 
 class Linears(nn.Module):
@@ -226,22 +218,6 @@ def limit(x: Tensor) -> tuple[Step, Release]:
     return step, lambda: None
 
 
-def peak_bytes(step: Step, release: Release) -> int:
-    """The most that one step has allocated at once, on top of parameters and momentum."""
-    release()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        step()
-    assert profile.profiler is not None
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
-
-
 def measure(library: Path) -> dict[str, Any]:
     """One process: all ways, interleaved, with the threads that OMP_NUM_THREADS gives."""
     torch.manual_seed(1)
@@ -256,30 +232,12 @@ def measure(library: Path) -> dict[str, Any]:
         "compiled_stacked": eager(torch.compile(stacked_loss), x, y),
         "limit": limit(x),
     }
-    names = list(ways)
-    for step, _ in ways.values():
-        for _ in range(5):
-            step()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(ROUNDS):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            step = ways[name][0]
-            step()
-            for _ in range(STEPS):
-                started = time.perf_counter()
-                step()
-                times[name].append(1e3 * (time.perf_counter() - started))
-    median = {name: statistics.median(each) for name, each in times.items()}
-    spread = {
-        name: [quantiles[0], quantiles[-1]]
-        for name, quantiles in ((n, statistics.quantiles(each, n=10)) for n, each in times.items())
-    }
-    peak = {name: peak_bytes(*way) for name, way in ways.items()}
-    for values in (median, spread, peak):
-        compiled = min(("compiled_shared", "compiled_stacked"), key=lambda name: median[name])
-        values["compiled"] = values[compiled]  # type: ignore[assignment,index]
-    return {"median_ms": median, "p10_p90_ms": spread, "peak_bytes": peak}
+    result = interleaved(ways, ROUNDS, STEPS)
+    median = result["median_ms"]
+    compiled = min(("compiled_shared", "compiled_stacked"), key=lambda name: median[name])
+    for values in result.values():
+        values["compiled"] = values[compiled]
+    return result
 
 
 KINDS = {
@@ -323,16 +281,6 @@ def print_profile(library: Path) -> None:
         Console(width=100).print(table)
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    model = platform.processor()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":")[1].strip()
-            break
-    return {"cpu": model, "cores": os.cpu_count(), "torch": torch.__version__}
-
-
 def print_table(threads: str, result: dict[str, Any]) -> None:
     """One line a way."""
     median, peak = result["median_ms"], result["peak_bytes"]
@@ -366,25 +314,19 @@ def main() -> None:
         print_profile(arguments.library)
         return
     results = {}
-    for threads in ("1", "2"):
-        command = [sys.executable, __file__, "--child", "--library", str(arguments.library)]
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        output = subprocess.run(command, env=environment, capture_output=True, check=False)
-        if output.returncode != 0:
-            sys.exit(output.stderr.decode())
-        results[threads] = json.loads(output.stdout)
+    for threads in THREADS:
+        results[threads] = child(threads, "--library", str(arguments.library))
         print_table(threads, results[threads])
     for name, text in EXPLAINED.items():
         print(f"{name}: {text}")
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         document = {
             "machine": machine(),
             "batch": BATCH,
             "steps": ROUNDS * STEPS,
             "threads": results,
         }
-        arguments.out.write_text(json.dumps(document, indent=2) + "\n")
+        write_json(arguments.out, document)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Installs the Debian packages that the build needs and that are missing, where it may; otherwise
-# names them and stops. Argument: the Python interpreter.
+# Installs the Debian packages that the build, the tests and the recipes' data need and that are
+# missing, where it may; otherwise names them and stops. Argument: the Python interpreter.
 set -eu
 python=$1
 
 missing=""
-for package in libgtest-dev libbenchmark-dev nlohmann-json3-dev valgrind; do
+for package in libgtest-dev libbenchmark-dev nlohmann-json3-dev valgrind \
+    dataset-fashion-mnist; do
   if ! dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed'; then
     missing="$missing $package"
   fi

@@ -1,6 +1,7 @@
 #include "autograd.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -70,10 +71,14 @@ void check_transforms(at::TensorList tensors) {
 
 bool plain_forced() { return plain; }
 
-bool is_plain_derivative(const merge::Rule& rule, c10::ArrayRef<merge::Lane> lanes) {
-  if (!rule.is_linear()) return false;
-  const auto coefficients = rule.coefficients(lanes);
-  return std::all_of(coefficients.begin(), coefficients.end(), [](double c) { return c == 1.0; });
+at::Tensor pad_to(const at::Tensor& tensor, at::IntArrayRef shape) {
+  if (tensor.sizes() == shape) return tensor;
+  std::vector<int64_t> padding;
+  for (int64_t dim = tensor.dim() - 1; dim >= 0; --dim) {
+    padding.push_back(0);
+    padding.push_back(shape[dim] - tensor.size(dim));
+  }
+  return at::constant_pad_nd(tensor, padding);
 }
 
 variable_list refuse_second_derivative(const std::string& why, const variable_list& results,

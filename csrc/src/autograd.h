@@ -31,8 +31,8 @@ void check_transforms(at::TensorList tensors);
 /// Whether this thread is told to do without kernels of its own (functional::PlainGuard).
 bool plain_forced();
 
-/// Whether the merged gradient is the plain derivative: each lane's coefficient is one.
-bool is_plain_derivative(const merge::Rule& rule, c10::ArrayRef<merge::Lane> lanes);
+/// `tensor` with zeros behind it in each dimension, up to `shape`; differentiable.
+at::Tensor pad_to(const at::Tensor& tensor, at::IntArrayRef shape);
 
 /// `results`, computed outside the graph, tied to `sources`; throws `why` where somebody
 /// differentiates them, since a merged gradient is not the gradient of one function. (torch's

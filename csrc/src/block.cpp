@@ -5,62 +5,129 @@
 #include <c10/util/irange.h>
 
 #include <cmath>
-#include <sstream>
 
+#include "mix.h"
 #include "nsn/functional.h"
+#include "tied.h"
 
 namespace nsn {
 
-std::vector<at::Tensor> Block::joint(at::TensorList inputs, at::TensorList parameters,
-                                     const BlockPass& pass) const {
-  std::vector<merge::Lane> lanes;
-  for (const LanePass& lane : pass.lanes) lanes.push_back(lane.lane);
+void misfit(const std::string& expected, const Signal& input) {
+  throw Misfit("expects " + expected + ", but gets " + (input.is_integral ? "integral " : "") +
+               to_string(input.layout));
+}
+
+std::vector<at::Tensor> BlockPass::share(size_t p) const {
+  const ParameterPlace& place = lanes[0].parameters[p];
+  std::vector<at::Tensor> result;
+  if (place.is_tied) {
+    for (const LanePass& lane : lanes) {
+      const at::Tensor& slice = tied->slices.at({place.place, lane.subnetwork});
+      // The slice is as wide as the lane's widest use.
+      at::Tensor narrowed = slice;
+      const Shape kept = kept_shape(lane.fit->slices[p]);
+      for (const size_t dim : c10::irange(kept.size())) {
+        if (narrowed.size(static_cast<int64_t>(dim)) != kept[dim]) {
+          narrowed = narrowed.narrow(static_cast<int64_t>(dim), 0, kept[dim]);
+        }
+      }
+      result.push_back(std::move(narrowed));
+    }
+    return result;
+  }
+  if (place.is_private) {
+    for (const size_t lane : c10::irange(lanes.size())) result.push_back(parameter(p, lane));
+    return result;
+  }
+  std::vector<const Layout*> layouts;
+  for (const LanePass& lane : lanes) layouts.push_back(&lane.fit->slices[p]);
+  return functional::share_layouts(parameter(p), layouts, rule, merge_lanes());
+}
+
+std::string BlockPass::path() const {
+  return outer == nullptr ? std::string(name) : outer->path() + "." + std::string(name);
+}
+
+uint64_t BlockPass::dropout_key(size_t lane) const {
+  return detail::mix(seed, lanes[lane].output_way);
+}
+
+std::vector<merge::Lane> BlockPass::merge_lanes() const {
+  std::vector<merge::Lane> result;
+  for (const LanePass& lane : lanes) result.push_back(lane.lane);
+  return result;
+}
+
+std::vector<size_t> BlockPass::first_of_way(uint64_t LanePass::* way) const {
+  std::vector<size_t> result;
+  for (const size_t lane : c10::irange(lanes.size())) {
+    size_t first = 0;
+    while (lanes[first].*way != lanes[lane].*way) ++first;
+    result.push_back(first);
+  }
+  return result;
+}
+
+Fit Block::fit(const Signal& input, const BlockUse& use) const {
+  if (input.is_integral) misfit("floating input", input);
+  const auto output = output_shape(kept_shape(input.layout));
+  if (!output) misfit("another shape", input);
+  Fit result{use, input, {whole(*output)}, {}, 0, {}};
+  for (const ParameterSpec& parameter : parameters()) {
+    result.slices.push_back(whole(parameter.shape));
+  }
+  return result;
+}
+
+at::Tensor Block::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
+                          const BlockPass& pass) const {
+  static_cast<void>(x);
+  static_cast<void>(parameters);
+  static_cast<void>(lane);
+  static_cast<void>(pass);
+  TORCH_CHECK(false, "nsn::Block: ", type(), " overrides neither forward nor joint. Override one.");
+}
+
+std::vector<at::Tensor> Block::joint(at::TensorList inputs, const BlockPass& pass) const {
   // own[l] are lane l's parameters.
-  std::vector<std::vector<at::Tensor>> own(lanes.size());
-  for (const at::Tensor& parameter : parameters) {
-    const std::vector<merge::Slice> whole(lanes.size(), parameter.sizes().vec());
-    const auto shared = functional::share(parameter, whole, pass.rule, lanes);
-    for (const size_t lane : c10::irange(lanes.size())) own[lane].push_back(shared[lane]);
+  std::vector<std::vector<at::Tensor>> own(inputs.size());
+  const size_t count = pass.lanes[0].fit->slices.size();
+  for (const size_t p : c10::irange(count)) {
+    const auto shared = pass.share(p);
+    for (const size_t lane : c10::irange(inputs.size())) own[lane].push_back(shared[lane]);
   }
   std::vector<at::Tensor> outputs;
-  for (const size_t lane : c10::irange(lanes.size())) {
+  for (const size_t lane : c10::irange(inputs.size())) {
     outputs.push_back(forward(inputs[lane], own[lane], pass.lanes[lane], pass));
   }
   return outputs;
 }
 
+const std::vector<InnerBlock>& Block::inner() const {
+  static const std::vector<InnerBlock> none;
+  return none;
+}
+
+BlockPtr Block::narrowed(const Fit& fit) const {
+  static_cast<void>(fit);
+  return nullptr;
+}
+
 void Block::initialize(at::TensorList parameters) const {
   const at::NoGradGuard no_grad;
+  const auto specs = this->parameters();
   // The bound of torch::nn::Linear for weights and biases alike: 1 / sqrt(fan_in).
   double bound = 0.0;
-  for (const at::Tensor& parameter : parameters) {
-    if (parameter.dim() > 1) {
-      const auto fan_in = static_cast<double>(parameter[0].numel());
-      bound = 1.0 / std::sqrt(fan_in);
+  for (const size_t i : c10::irange(parameters.size())) {
+    if (specs[i].is_buffer) {
+      parameters[i].zero_();
+      continue;
     }
-    parameter.uniform_(-bound, bound);
+    if (parameters[i].dim() > 1) {
+      bound = 1.0 / std::sqrt(static_cast<double>(parameters[i][0].numel()));
+    }
+    parameters[i].uniform_(-bound, bound);
   }
-}
-
-int64_t checked_numel(const Shape& shape, const std::string& what) {
-  constexpr int64_t kMost = int64_t{1} << 60;
-  int64_t numel = 1;
-  for (const int64_t extent : shape) {
-    TORCH_CHECK_VALUE(extent >= 1, "nsn: ", what, " must be at least 1, but got ", extent,
-                      ". Give a positive size.");
-    TORCH_CHECK_VALUE(extent <= kMost / numel, "nsn: ", what, " of shape ", to_string(shape),
-                      " has more than 2^60 elements. Make it smaller.");
-    numel *= extent;
-  }
-  return numel;
-}
-
-std::string to_string(const Shape& shape) {
-  std::ostringstream stream;
-  stream << '(';
-  for (const size_t i : c10::irange(shape.size())) stream << (i > 0 ? ", " : "") << shape[i];
-  stream << ')';
-  return stream.str();
 }
 
 }  // namespace nsn

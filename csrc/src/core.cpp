@@ -14,7 +14,11 @@
 
 #include "lanes.h"
 #include "mix.h"
+#include "modules.h"
 #include "nsn/functional.h"
+#include "regions.h"
+#include "slices.h"
+#include "tied.h"
 #include "workspace.h"
 
 namespace nsn {
@@ -43,47 +47,61 @@ Core::Core(Description description)
   trace_ways();
 }
 
-/// Finds for each sub-network and block the first sub-network with the same way so far: the same
-/// blocks from the input on, each kept in the same way.
+/// Tells for each sub-network and block what it passes, and the ways before and behind it.
 void Core::trace_ways() {
   const auto& subnetworks = description_.subnetworks();
-  const size_t count = subnetworks.size();
-  passes_.resize(count);
-  // A way is told by the way before it, the block, and how the block is kept.
-  using Step = std::pair<std::pair<size_t, size_t>, double>;
-  std::map<Step, size_t> seen;
-  for (const size_t s : c10::irange(count)) {
+  passes_.resize(subnetworks.size());
+  for (const size_t s : c10::irange(subnetworks.size())) {
     const auto& subnetwork = subnetworks[s];
-    size_t way = 0;  // the network's input, which all share
+    uint64_t way = 0;  // the network's input, which all share
     for (const size_t i : c10::irange(subnetwork.blocks.size())) {
-      const double dropout = subnetwork.uses[i].dropout.value_or(-1.0);
-      const Step step{{way, subnetwork.blocks[i]}, dropout};
-      const size_t next = seen.emplace(step, seen.size() + 1).first->second;
-      passes_[s].push_back({{subnetwork.name, subnetwork.rank}, subnetwork.uses[i], way, next});
+      const auto& block = description_.blocks()[subnetwork.blocks[i]];
+      const uint64_t next = detail::next_way(way, subnetwork.blocks[i], subnetwork.fits[i],
+                                             detail::has_private_parts(block.parameters), s);
+      passes_[s].push_back({{subnetwork.name, subnetwork.rank},
+                            s,
+                            &subnetwork.fits[i],
+                            subnetwork.places[i].data(),
+                            way,
+                            next});
       way = next;
     }
+    has_tied_ = has_tied_ || !subnetwork.tied.empty();
   }
 }
 
 std::vector<at::Tensor> Core::initial_parameters() const {
   const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> result;
-  for (const auto& block : description_.blocks()) {
+  const auto& table = description_.parameters();
+  std::vector<at::Tensor> result(table.size());
+  for (const size_t b : c10::irange(description_.blocks().size())) {
+    const auto& block = description_.blocks()[b];
     std::vector<at::Tensor> own;
-    for (const ParameterSpec& parameter : block.parameters) {
-      own.push_back(
-          at::empty(parameter.shape, at::TensorOptions().dtype(description_.parameter_dtype())));
+    if (const auto module = block.block->module()) {
+      own = detail::tensors_of(*module);
+    } else {
+      for (const ParameterSpec& parameter : block.parameters) {
+        const auto dtype = parameter.dtype.value_or(description_.parameter_dtype());
+        own.push_back(at::empty(parameter.shape, at::TensorOptions().dtype(dtype)));
+      }
+      block.block->initialize(own);
     }
-    block.block->initialize(own);
-    result.insert(result.end(), own.begin(), own.end());
+    for (const size_t place : c10::irange(table.size())) {
+      if (table[place].block != b) continue;
+      const at::Tensor& whole = own[table[place].spec];
+      result[place] = table[place].subnetwork
+                          ? detail::slice_of(whole, *description_.users_of(place)[0].slice).clone()
+                          : whole;
+    }
   }
   return result;
 }
 
 void Core::check_input(at::TensorList parameters, const at::Tensor& x) const {
-  TORCH_CHECK_VALUE(parameters.size() == description_.parameter_tensors(), "nsn::Core: expected ",
-                    description_.parameter_tensors(), " parameters, but got ", parameters.size(),
-                    ". Give those of Description::parameter_names(), in order.");
+  const size_t expected = description_.parameters().size();
+  TORCH_CHECK_VALUE(parameters.size() == expected, "nsn::Core: expected ", expected,
+                    " parameters, but got ", parameters.size(),
+                    ". Give those of Description::parameters(), in order.");
   TORCH_CHECK_VALUE(x.defined(), "nsn::Network: the input is an undefined tensor. Pass a batch.");
   const Shape& shape = description_.input();
   const bool fits = x.dim() == static_cast<int64_t>(shape.size()) + 1 &&
@@ -101,32 +119,96 @@ void Core::check_input(at::TensorList parameters, const at::Tensor& x) const {
                     x.scalar_type(), ". Convert the batch with to().");
 }
 
-void Core::check_parameters(at::TensorList parameters, size_t place, const at::Tensor& x) const {
+void Core::check_parameters(at::TensorList parameters, const BlockPass& pass, size_t place,
+                            const at::Tensor& x) const {
   const auto& block = description_.blocks()[place];
-  for (const size_t i : c10::irange(block.parameters.size())) {
-    const at::Tensor& parameter = parameters[block.first_parameter + i];
-    const ParameterSpec& expected = block.parameters[i];
-    TORCH_CHECK_VALUE(parameter.defined(), "nsn::Network: parameter '", block.name, ".",
-                      expected.name, "' is undefined. Give a tensor of shape ",
-                      to_string(expected.shape), ".");
+  const auto check = [&](size_t at) {
+    const at::Tensor& parameter = parameters[at];
+    const Description::Parameter& expected = description_.parameters()[at];
+    TORCH_CHECK_VALUE(parameter.defined(), "nsn::Network: parameter '", expected.name,
+                      "' is undefined. Give a tensor of shape ", to_string(expected.shape), ".");
     TORCH_CHECK_VALUE(parameter.sizes() == at::IntArrayRef(expected.shape),
-                      "nsn::Network: parameter '", block.name, ".", expected.name,
-                      "' must have shape ", to_string(expected.shape), ", but has ",
-                      to_string(parameter.sizes().vec()), ". Put a tensor of that shape there.");
+                      "nsn::Network: parameter '", expected.name, "' must have shape ",
+                      to_string(expected.shape), ", but has ", to_string(parameter.sizes().vec()),
+                      ". Put a tensor of that shape there.");
     // Autocast brings all floating dtypes to one.
     const auto device = parameter.device().type();
     const bool casts =
         at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
-    TORCH_CHECK_VALUE(
-        casts || !at::isFloatingType(x.scalar_type()) || x.scalar_type() == parameter.scalar_type(),
-        "nsn::Network: the input has dtype ", x.scalar_type(), ", but parameter '", block.name, ".",
-        expected.name, "' has ", parameter.scalar_type(),
-        ". Convert the batch or the network with to().");
+    TORCH_CHECK_VALUE(casts || expected.is_buffer || !at::isFloatingType(x.scalar_type()) ||
+                          x.scalar_type() == parameter.scalar_type(),
+                      "nsn::Network: the input has dtype ", x.scalar_type(), ", but parameter '",
+                      expected.name, "' has ", parameter.scalar_type(),
+                      ". Convert the batch or the network with to().");
+  };
+  for (const size_t p : c10::irange(block.parameters.size())) {
+    const size_t lanes = block.parameters[p].per_subnetwork ? pass.lanes.size() : 1;
+    for (const size_t lane : c10::irange(lanes)) check(pass.lanes[lane].parameters[p].place);
+  }
+}
+
+/// One share node for each tied parameter, over all lanes of the pass that use it.
+void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks,
+                      detail::TiedLanes& tied) const {
+  std::map<size_t, std::vector<size_t>> users;
+  for (const size_t s : subnetworks) {
+    for (const auto& [place, slice] : description_.subnetworks()[s].tied) {
+      static_cast<void>(slice);
+      users[place].push_back(s);
+    }
+  }
+  for (const auto& [place, lanes] : users) {
+    std::vector<const Layout*> slices;
+    std::vector<merge::Lane> merge_lanes;
+    for (const size_t s : lanes) {
+      const auto& subnetwork = description_.subnetworks()[s];
+      slices.push_back(&subnetwork.tied.at(place));
+      merge_lanes.push_back({subnetwork.name, subnetwork.rank});
+    }
+    const auto& owner = description_.blocks()[description_.parameters()[place].block];
+    const auto shared =
+        functional::share_layouts(parameters[place], slices, owner.rule, merge_lanes);
+    for (const size_t i : c10::irange(lanes.size())) {
+      tied.slices[{place, lanes[i]}] = shared[i];
+    }
   }
 }
 
 std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor& x,
                                     c10::ArrayRef<size_t> subnetworks, bool training) const {
+  return run(parameters, x, subnetworks, training, /*calibrating=*/false);
+}
+
+void Core::calibrate(at::TensorList parameters, const at::Tensor& x,
+                     c10::ArrayRef<size_t> subnetworks) const {
+  const at::NoGradGuard no_grad;
+  run(parameters, x, subnetworks, /*training=*/false, /*calibrating=*/true);
+}
+
+void Core::reset_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const {
+  const at::NoGradGuard no_grad;
+  bool found = false;
+  for (const size_t s : subnetworks) {
+    const auto& subnetwork = description_.subnetworks()[s];
+    for (const size_t i : c10::irange(subnetwork.blocks.size())) {
+      const auto& block = description_.blocks()[subnetwork.blocks[i]];
+      if (block.block->module()) continue;  // keeps its statistics by itself
+      for (const ParameterPlace& place : subnetwork.places[i]) {
+        const auto& parameter = description_.parameters()[place.place];
+        if (!parameter.is_buffer || parameter.dtype != at::kLong) continue;
+        parameters[place.place].zero_();
+        found = true;
+      }
+    }
+  }
+  TORCH_CHECK_VALUE(found,
+                    "nsn::recalibrate: the network has no running statistics. Only BatchNorm "
+                    "has.");
+}
+
+std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x,
+                                  c10::ArrayRef<size_t> subnetworks, bool training,
+                                  bool calibrating) const {
   check_input(parameters, x);
   const auto& described = description_.subnetworks();
   const size_t lanes = subnetworks.size();
@@ -149,6 +231,9 @@ std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor&
     memory.workspace = workspace_;
   }
 
+  detail::TiedLanes tied;
+  if (has_tied_) share_tied(parameters, subnetworks, tied);
+
   std::vector<at::Tensor> activations(lanes, x);
   std::vector<size_t> done(lanes, 0);  // blocks of each lane
   const auto next_place = [&](size_t lane) {
@@ -159,7 +244,8 @@ std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor&
     const auto& block = description_.blocks()[place];
     std::vector<size_t> passing;
     std::vector<at::Tensor> inputs;
-    BlockPass pass{{}, block.rule, training, detail::mix(seed, place), memory};
+    BlockPass pass{{},     block.rule, training, calibrating, detail::mix(seed, place),
+                   memory, parameters, &tied,    block.name};
     for (const size_t lane : c10::irange(lanes)) {
       if (next_place(lane) != place) continue;
       passing.push_back(lane);
@@ -167,7 +253,7 @@ std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor&
       pass.lanes.push_back(passes_[subnetworks[lane]][done[lane]++]);
     }
     if (passing.empty()) continue;
-    check_parameters(parameters, place, x);
+    check_parameters(parameters, pass, place, x);
 
     // Lanes that enter at the block where all these go on: the outputs get room for their input
     // behind them, so that the block finds all that it reads stacked.
@@ -183,8 +269,7 @@ std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor&
     }
     if (!entering.empty()) pass.memory.room = x.numel();
 
-    auto outputs = block.block->joint(
-        inputs, parameters.slice(block.first_parameter, block.parameters.size()), pass);
+    auto outputs = block.block->joint(inputs, pass);
     for (const size_t i : c10::irange(passing.size())) {
       activations[passing[i]] = std::move(outputs[i]);
     }
@@ -207,11 +292,32 @@ at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
                               at::IntArrayRef shape) const {
   const size_t s = description_.index_of(subnetwork);
   const auto& blocks = description_.subnetworks()[s].blocks;
+  const std::string top = block.substr(0, block.find('.'));
   for (const size_t i : c10::irange(blocks.size())) {
-    if (description_.blocks()[blocks[i]].name == block) {
-      const uint64_t key = detail::mix(detail::mix(seed, blocks[i]), passes_[s][i].output_way);
-      return functional::dropout_mask(shape, {probability, key});
+    const auto& described = description_.blocks()[blocks[i]];
+    if (described.name != top) continue;
+    const Block* at = described.block.get();
+    const Fit* fit = passes_[s][i].fit;
+    uint64_t block_seed = detail::mix(seed, blocks[i]);
+    uint64_t way = passes_[s][i].output_way, before = passes_[s][i].input_way;
+    std::string rest = block.substr(std::min(block.size(), top.size() + 1));
+    while (!rest.empty()) {
+      const std::string name = rest.substr(0, rest.find('.'));
+      size_t inner = 0;
+      for (; inner < at->inner().size(); ++inner) {
+        const Block& each = *at->inner()[inner].block;
+        way = detail::next_way(before, inner, fit->inner[inner],
+                               detail::has_private_parts(each.parameters()), s);
+        if (at->inner()[inner].name == name) break;
+        before = way;
+      }
+      TORCH_CHECK_VALUE(inner < at->inner().size(), "nsn::Core: there is no block '", block, "'.");
+      block_seed = detail::mix(block_seed, inner);
+      fit = &fit->inner[inner];
+      at = at->inner()[inner].block.get();
+      rest = rest.substr(std::min(rest.size(), name.size() + 1));
     }
+    return functional::dropout_mask(shape, {probability, detail::mix(block_seed, way)});
   }
   TORCH_CHECK_VALUE(false, "nsn::Core: sub-network '", subnetwork, "' keeps no block '", block,
                     "'.");
@@ -220,18 +326,42 @@ at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
 std::vector<double> Core::merge_coefficients(const std::string& subnetwork) const {
   const size_t wanted = description_.index_of(subnetwork);
   std::vector<double> result;
-  for (const size_t place : c10::irange(description_.blocks().size())) {
-    const auto& block = description_.blocks()[place];
-    std::vector<merge::Lane> lanes;
-    size_t position = kNone;
-    for (const size_t s : c10::irange(description_.subnetworks().size())) {
-      const auto& each = description_.subnetworks()[s];
-      if (!std::binary_search(each.blocks.begin(), each.blocks.end(), place)) continue;
-      if (s == wanted) position = lanes.size();
-      lanes.push_back({each.name, each.rank});
+  for (const size_t p : c10::irange(description_.parameters().size())) {
+    const auto& parameter = description_.parameters()[p];
+    const auto users = description_.users_of(p);
+    const auto used = std::find_if(users.begin(), users.end(), [&](const Description::User& user) {
+      return user.subnetwork == wanted;
+    });
+    if (used == users.end() || parameter.subnetwork || parameter.is_buffer) {
+      // A private parameter's gradient is its sub-network's own.
+      result.push_back(used == users.end() ? 0.0 : 1.0);
+      continue;
     }
-    const double coefficient = position == kNone ? 0.0 : block.rule.coefficients(lanes)[position];
-    result.insert(result.end(), block.parameters.size(), coefficient);
+    std::vector<merge::Lane> lanes;
+    std::vector<const Layout*> slices;
+    for (const Description::User& user : users) {
+      const auto& each = description_.subnetworks()[user.subnetwork];
+      lanes.push_back({each.name, each.rank});
+      slices.push_back(user.slice);
+    }
+    const auto position = static_cast<size_t>(used - users.begin());
+    const auto view = common_view(slices);
+    const auto& rule = description_.blocks()[parameter.block].rule;
+    std::optional<double> coefficient;
+    for (const merge::Region& region : merge::regions(rule, lanes, view->slices, view->view)) {
+      for (const size_t i : c10::irange(region.lanes.size())) {
+        if (region.lanes[i] != position) continue;
+        TORCH_CHECK_VALUE(!coefficient || *coefficient == region.coefficients[i],
+                          "nsn::Core: in parameter '", parameter.name,
+                          "' the coefficient of "
+                          "sub-network '",
+                          subnetwork, "' under rule '", rule.name(),
+                          "' changes from where more sub-networks use it to where fewer do, so no "
+                          "one number stands for it. Leave out `of`, or use merge::sum().");
+        coefficient = region.coefficients[i];
+      }
+    }
+    result.push_back(coefficient.value_or(0.0));
   }
   return result;
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <numeric>
 #include <unordered_map>
 #include <unordered_set>
@@ -60,6 +61,24 @@ std::string quoted(const std::vector<std::string>& names) {
 
 }  // namespace
 
+int64_t Width::of(const Dimension& dimension, const std::string& what) const {
+  if (const auto* count = std::get_if<int64_t>(&value_)) {
+    TORCH_CHECK_VALUE(*count >= 1 && *count <= dimension.full, what, " must be from 1 to ",
+                      dimension.full, ", but got ", *count,
+                      ". Give a count in that range, or a fraction such as 0.5.");
+    TORCH_CHECK_VALUE(*count % dimension.step == 0, what, " must be a multiple of ", dimension.step,
+                      ", its groups, but got ", *count, ". Give a multiple, or a fraction.");
+    return *count;
+  }
+  const double fraction = std::get<double>(value_);
+  TORCH_CHECK_VALUE(fraction > 0.0 && fraction <= 1.0, what,
+                    " must be a fraction above 0 and up to 1, but got ", fraction,
+                    ". Counts are written without a point.");
+  const auto steps = static_cast<double>(dimension.full / dimension.step);
+  return dimension.step *
+         std::max<int64_t>(1, static_cast<int64_t>(std::floor(fraction * steps + 0.5)));
+}
+
 Description::Description(const NetworkOptions& options)
     : input_(options.input_), dtype_(options.dtype_), merge_(options.merge_) {
   TORCH_CHECK_VALUE(!input_.empty(),
@@ -100,6 +119,9 @@ Description::Description(const NetworkOptions& options)
     TORCH_CHECK_VALUE(kept[block], "nsn::Description: no sub-network keeps block '",
                       blocks_[block].name, "'. Remove it, or add it to a sub-network.");
   }
+  add_parameters();
+  add_tied_slices();
+  count_parameters();
   rank_subnetworks();
   check_rules();
 }
@@ -109,18 +131,15 @@ void Description::add_blocks(const NetworkOptions& options) {
                     "nsn::Description: the network has no blocks. Add at least one: "
                     "block(\"output\", DenseOptions(784, 10)).");
   std::unordered_set<std::string> names;
-  size_t first_parameter = 0;
   for (const auto& given : options.blocks_) {
     check_name(given.name, "block");
     TORCH_CHECK_VALUE(names.insert(given.name).second, "nsn::Description: two blocks are named '",
                       given.name, "'. Rename one.");
     TORCH_CHECK_VALUE(given.block != nullptr, "nsn::Description: block '", given.name,
                       "' is null. Give its options, for example DenseOptions(784, 10).");
-    auto parameters = given.block->parameters();
-    const size_t count = parameters.size();
-    blocks_.push_back({given.name, given.block, std::move(parameters), given.rule.value_or(merge_),
-                       given.rule.has_value(), first_parameter});
-    first_parameter += count;
+    for (const InnerBlock& inner : given.block->inner()) check_name(inner.name, "inner block");
+    blocks_.push_back({given.name, given.block, given.block->parameters(),
+                       given.rule.value_or(merge_), given.rule.has_value()});
   }
 }
 
@@ -130,7 +149,7 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
   std::unordered_map<std::string, size_t> places;
   for (const size_t i : c10::irange(blocks_.size())) places.emplace(blocks_[i].name, i);
 
-  Subnetwork subnetwork{name, {}, {}, input_, 0, 0};
+  Subnetwork subnetwork{name, options, {}, {}, {}, {}, {}, 0, 0, 0};
   for (const std::string& block_name : options.blocks()) {
     const auto found = places.find(block_name);
     if (found == places.end()) {
@@ -146,54 +165,217 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
                       "' after '", blocks_[subnetwork.blocks.back()].name,
                       "', but blocks are kept in the order of the network, each once. List '",
                       block_name, "' where the network has it.");
-    const NamedBlock& block = blocks_[place];
-    if (subnetwork.blocks.empty()) {
-      TORCH_CHECK_VALUE(block.block->takes_integers() == !at::isFloatingType(dtype_),
-                        "nsn::Description: sub-network '", name, "': block '", block_name, "' (",
-                        block.block->type(), ") expects ",
-                        block.block->takes_integers() ? "integral" : "floating",
-                        " input, but the network's input has dtype ", dtype_,
-                        ". Change the input's dtype, or start with another block.");
-    }
-    const auto output = block.block->output_shape(subnetwork.output);
-    if (!output) {
-      const std::string source = subnetwork.blocks.empty()
-                                     ? "the network's input"
-                                     : "block '" + blocks_[subnetwork.blocks.back()].name + "'";
-      TORCH_CHECK_VALUE(false, "nsn::Description: sub-network '", name, "': block '", block_name,
-                        "' (", block.block->type(), ") expects ", block.block->expected_input(),
-                        ", but gets ", to_string(subnetwork.output), " from ", source,
-                        ". Change the options of '", block_name, "' or of ", source,
-                        ", or keep a block between them that makes the one shape of the other.");
-    }
-    subnetwork.output = *output;
     subnetwork.blocks.push_back(place);
-    subnetwork.uses.emplace_back();
-    for (const ParameterSpec& parameter : block.parameters) {
-      subnetwork.parameter_count +=
-          checked_numel(parameter.shape, "parameter '" + block_name + "." + parameter.name + "'");
-    }
   }
-  for (const auto& [block_name, probability] : options.dropout()) {
+  const std::string prefix = "nsn::Description: sub-network '" + name + "'";
+  const auto kept_place = [&](const std::string& block_name, const char* sets) {
     const auto found = places.find(block_name);
     const auto kept = found == places.end() ? subnetwork.blocks.end()
                                             : std::find(subnetwork.blocks.begin(),
                                                         subnetwork.blocks.end(), found->second);
-    TORCH_CHECK_VALUE(kept != subnetwork.blocks.end(), "nsn::Description: sub-network '", name,
-                      "' sets a dropout for block '", block_name,
-                      "', which it does not keep. It keeps ", quoted(options.blocks()), ".");
-    TORCH_CHECK_VALUE(blocks_[*kept].block->has_dropout(), "nsn::Description: sub-network '", name,
-                      "' sets a dropout for block '", block_name, "', but a ",
-                      blocks_[*kept].block->type(), " has none. Remove it.");
-    TORCH_CHECK_VALUE(probability >= 0.0 && probability <= 1.0, "nsn::Description: sub-network '",
-                      name, "': the dropout of block '", block_name,
-                      "' must be a probability from 0 to 1, but got ", probability, ".");
-    auto& use = subnetwork.uses[static_cast<size_t>(kept - subnetwork.blocks.begin())];
-    TORCH_CHECK_VALUE(!use.dropout, "nsn::Description: sub-network '", name,
-                      "' sets the dropout of block '", block_name, "' twice. Set it once.");
-    use.dropout = probability;
+    TORCH_CHECK_VALUE(kept != subnetwork.blocks.end(), prefix, " sets a ", sets, " for block '",
+                      block_name, "', which it does not keep. It keeps ", quoted(options.blocks()),
+                      ".");
+    return static_cast<size_t>(kept - subnetwork.blocks.begin());
+  };
+  std::vector<BlockUse> uses(subnetwork.blocks.size());
+  for (const auto& [block_name, probability] : options.dropout()) {
+    const size_t kept = kept_place(block_name, "dropout");
+    const Block& block = *blocks_[subnetwork.blocks[kept]].block;
+    TORCH_CHECK_VALUE(block.dropout().has_value(), prefix, " sets a dropout for block '",
+                      block_name, "', but a ", block.type(), " has none. Remove it.");
+    TORCH_CHECK_VALUE(probability >= 0.0 && probability <= 1.0, prefix, ": the dropout of block '",
+                      block_name, "' must be a probability from 0 to 1, but got ", probability,
+                      ".");
+    TORCH_CHECK_VALUE(!uses[kept].dropout, prefix, " sets the dropout of block '", block_name,
+                      "' twice. Set it once.");
+    uses[kept].dropout = probability;
   }
+  std::unordered_set<std::string> set;
+  for (const auto& [block_name, dimension_name, width] : options.widths()) {
+    const size_t kept = kept_place(block_name, "width");
+    const Block& block = *blocks_[subnetwork.blocks[kept]].block;
+    const auto dimensions = block.dimensions();
+    std::vector<std::string> known;
+    for (const Dimension& dimension : dimensions) known.push_back(dimension.name);
+    TORCH_CHECK_VALUE(!known.empty(), prefix, " sets a width for block '", block_name, "', but a ",
+                      block.type(), " has none of its own. Remove it.");
+    TORCH_CHECK_VALUE(!dimension_name.empty() || known.size() == 1, prefix,
+                      " sets one width for block '", block_name,
+                      "', which has several dimensions: ", quoted(known), ". Name them.");
+    const auto dimension =
+        dimension_name.empty()
+            ? dimensions.begin()
+            : std::find_if(dimensions.begin(), dimensions.end(),
+                           [&](const Dimension& each) { return each.name == dimension_name; });
+    TORCH_CHECK_VALUE(dimension != dimensions.end(), prefix, ": block '", block_name,
+                      "' has no dimension '", dimension_name, "'. Its dimensions are ",
+                      quoted(known), ".");
+    const std::string what =
+        prefix + ": the width '" + dimension->name + "' of block '" + block_name + "'";
+    TORCH_CHECK_VALUE(set.insert(block_name + "." + dimension->name).second, what,
+                      " is set twice. Set it once.");
+    const int64_t count = width.of(*dimension, what);
+    TORCH_CHECK_VALUE(name != kBase || count == dimension->full, what,
+                      " is narrowed, but base is at full width. Make the block itself narrower, or "
+                      "rename the sub-network.");
+    if (count != dimension->full) uses[kept].width[dimension->name] = count;
+  }
+
+  Signal signal{whole(input_), !at::isFloatingType(dtype_)};
+  for (const size_t i : c10::irange(subnetwork.blocks.size())) {
+    const NamedBlock& block = blocks_[subnetwork.blocks[i]];
+    try {
+      subnetwork.fits.push_back(block.block->fit(signal, uses[i]));
+    } catch (const Misfit& problem) {
+      const std::string source =
+          i == 0 ? "the network's input" : "block '" + blocks_[subnetwork.blocks[i - 1]].name + "'";
+      TORCH_CHECK_VALUE(false, prefix, ": block '", block.name, "' (", block.block->type(), ") ",
+                        problem.what(), " from ", source, ". Change the options of '", block.name,
+                        "' or of ", source,
+                        ", or keep a block between them that makes the one shape of the other.");
+    }
+    signal = subnetwork.fits.back().output;
+    subnetwork.flops += subnetwork.fits.back().flops;
+    for (const ParameterSpec& parameter : block.parameters) {
+      checked_numel(parameter.shape, "parameter '" + block.name + "." + parameter.name + "'");
+    }
+  }
+  subnetwork.output = kept_shape(signal.layout);
   subnetworks_.push_back(std::move(subnetwork));
+}
+
+/// The table: each block's parameters, a private one once for each sub-network that keeps the
+/// block.
+void Description::add_parameters() {
+  for (Subnetwork& subnetwork : subnetworks_) subnetwork.places.resize(subnetwork.blocks.size());
+  // Where a sub-network keeps a block, in its own order.
+  const auto position = [](const Subnetwork& subnetwork, size_t block) {
+    const auto found = std::find(subnetwork.blocks.begin(), subnetwork.blocks.end(), block);
+    return found == subnetwork.blocks.end()
+               ? std::optional<size_t>()
+               : std::optional<size_t>(found - subnetwork.blocks.begin());
+  };
+  std::unordered_map<std::string, size_t> table;
+  std::unordered_set<size_t> tied;
+  for (const bool ties : {false, true}) {
+    for (const size_t b : c10::irange(blocks_.size())) {
+      for (const size_t p : c10::irange(blocks_[b].parameters.size())) {
+        const ParameterSpec& spec = blocks_[b].parameters[p];
+        const std::string name = blocks_[b].name + "." + spec.name;
+        if (spec.tied_to.empty() == ties) continue;
+        if (ties) {
+          const auto owner = table.find(spec.tied_to);
+          TORCH_CHECK_VALUE(owner != table.end(), "nsn::Description: block '", blocks_[b].name,
+                            "' (", blocks_[b].block->type(), ") uses the parameter '", spec.tied_to,
+                            "', which no block has. Name an Embedding of this network.");
+          TORCH_CHECK_VALUE(parameters_[owner->second].shape == spec.shape,
+                            "nsn::Description: block '", blocks_[b].name, "' (",
+                            blocks_[b].block->type(), ") uses the parameter '", spec.tied_to,
+                            "' in the shape ", to_string(spec.shape), ", but it has ",
+                            to_string(parameters_[owner->second].shape), ". Make them equal.");
+          tied.insert(owner->second);
+        }
+        const auto dtype = spec.dtype.value_or(parameter_dtype());
+        if (!ties && !spec.per_subnetwork) {
+          table.emplace(name, parameters_.size());
+          parameters_.push_back(
+              {name, spec.shape, dtype, spec.decays, spec.is_buffer, b, p, std::nullopt});
+        }
+        for (const size_t s : c10::irange(subnetworks_.size())) {
+          Subnetwork& subnetwork = subnetworks_[s];
+          const auto at = position(subnetwork, b);
+          if (!at) continue;
+          auto& places = subnetwork.places[*at];
+          places.resize(blocks_[b].parameters.size());
+          if (spec.per_subnetwork) {
+            places[p] = {parameters_.size(), /*is_private=*/true};
+            parameters_.push_back({name + "_" + subnetwork.name,
+                                   kept_shape(subnetwork.fits[*at].slices[p]), dtype, spec.decays,
+                                   spec.is_buffer, b, p, s});
+          } else {
+            places[p] = {ties ? table.at(spec.tied_to) : parameters_.size() - 1};
+          }
+        }
+      }
+    }
+  }
+  std::unordered_set<std::string> names;
+  for (const Parameter& parameter : parameters_) {
+    TORCH_CHECK_VALUE(names.insert(parameter.name).second,
+                      "nsn::Description: two tensors are named '", parameter.name,
+                      "'. Rename the block or sub-network.");
+  }
+  for (Subnetwork& subnetwork : subnetworks_) {
+    for (auto& places : subnetwork.places) {
+      for (ParameterPlace& place : places) place.is_tied = tied.count(place.place) > 0;
+    }
+  }
+}
+
+/// For each sub-network and tied parameter the slice that covers all its uses.
+void Description::add_tied_slices() {
+  for (Subnetwork& subnetwork : subnetworks_) {
+    for (const size_t i : c10::irange(subnetwork.blocks.size())) {
+      for (const size_t p : c10::irange(subnetwork.places[i].size())) {
+        const ParameterPlace& place = subnetwork.places[i][p];
+        if (!place.is_tied) continue;
+        const Layout& slice = subnetwork.fits[i].slices[p];
+        Layout& covered = subnetwork.tied.emplace(place.place, slice).first->second;
+        for (const size_t dim : c10::irange(slice.size())) {
+          if (covered[dim] == slice[dim]) continue;
+          TORCH_CHECK_VALUE(covered[dim].is_leading() && slice[dim].is_leading(),
+                            "nsn::Description: sub-network '", subnetwork.name,
+                            "' uses the parameter '", parameters_[place.place].name,
+                            "' in two slices that have no common one: ", to_string(covered),
+                            " and ", to_string(slice), ". Give both uses one width.");
+          if (slice[dim].kept() > covered[dim].kept()) covered[dim] = slice[dim];
+        }
+      }
+    }
+  }
+}
+
+std::vector<Description::User> Description::users_of(size_t parameter) const {
+  std::vector<User> result;
+  for (const size_t s : c10::irange(subnetworks_.size())) {
+    const Subnetwork& subnetwork = subnetworks_[s];
+    const Layout* slice = nullptr;
+    const auto tied = subnetwork.tied.find(parameter);
+    if (tied != subnetwork.tied.end()) slice = &tied->second;
+    for (size_t i = 0; slice == nullptr && i < subnetwork.blocks.size(); ++i) {
+      for (size_t p = 0; slice == nullptr && p < subnetwork.places[i].size(); ++p) {
+        if (subnetwork.places[i][p].place == parameter) slice = &subnetwork.fits[i].slices[p];
+      }
+    }
+    if (slice != nullptr) result.push_back({s, slice});
+  }
+  return result;
+}
+
+namespace {
+
+int64_t numel_of(const Shape& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+}  // namespace
+
+void Description::count_parameters() {
+  for (const size_t p : c10::irange(parameters_.size())) {
+    const auto users = users_of(p);
+    std::vector<const Layout*> slices;
+    for (const User& user : users) {
+      if (!parameters_[p].is_buffer) {
+        subnetworks_[user.subnetwork].parameter_count += numel_of(kept_shape(*user.slice));
+      }
+      if (!parameters_[p].subnetwork) slices.push_back(user.slice);
+    }
+    TORCH_CHECK_VALUE(slices.empty() || common_view(slices), "nsn::Description: parameter '",
+                      parameters_[p].name,
+                      "': the sub-networks' slices of it do not fit together. "
+                      "Give them widths that are multiples of each other's parts.");
+  }
 }
 
 void Description::rank_subnetworks() {
@@ -218,17 +400,35 @@ void Description::check_rules() const {
                         "'. The sub-networks are ", quoted(names()), ".");
     }
   }
-  // Asking for all coefficients once finds a weighted rule that leaves out a sub-network.
-  for (const size_t place : c10::irange(blocks_.size())) {
-    if (blocks_[place].rule.weights().empty()) continue;
-    std::vector<merge::Lane> lanes;
-    for (const Subnetwork& subnetwork : subnetworks_) {
-      if (std::binary_search(subnetwork.blocks.begin(), subnetwork.blocks.end(), place)) {
-        lanes.push_back({subnetwork.name, subnetwork.rank});
-      }
+  for (const NamedBlock& block : blocks_) {
+    try {
+      block.block->check_rule(block.rule);
+    } catch (const Misfit& problem) {
+      TORCH_CHECK_VALUE(false, "nsn::Description: block '", block.name, "' (", block.block->type(),
+                        ") cannot obey merge rule '", block.rule.name(), "': ", problem.what());
     }
-    blocks_[place].rule.coefficients(lanes);
   }
+  // Asking for all coefficients once finds a weighted rule that leaves out a sub-network.
+  for (const size_t p : c10::irange(parameters_.size())) {
+    if (blocks_[parameters_[p].block].rule.weights().empty() || parameters_[p].subnetwork) continue;
+    std::vector<merge::Lane> lanes;
+    for (const User& user : users_of(p)) {
+      lanes.push_back({subnetworks_[user.subnetwork].name, subnetworks_[user.subnetwork].rank});
+    }
+    blocks_[parameters_[p].block].rule.coefficients(lanes);
+  }
+}
+
+Description Description::alone(const std::string& name) const {
+  const Subnetwork& kept = subnetwork(name);
+  NetworkOptions options;
+  options.input(input_, dtype_);
+  for (const size_t i : c10::irange(kept.blocks.size())) {
+    const NamedBlock& block = blocks_[kept.blocks[i]];
+    const BlockPtr narrowed = block.block->narrowed(kept.fits[i]);
+    options.block(block.name, narrowed ? narrowed : block.block);
+  }
+  return Description(options);
 }
 
 at::ScalarType Description::parameter_dtype() const noexcept {
@@ -253,28 +453,25 @@ const Description::Subnetwork& Description::subnetwork(const std::string& name) 
   return subnetworks_[index_of(name)];
 }
 
-size_t Description::parameter_tensors() const noexcept {
-  return blocks_.back().first_parameter + blocks_.back().parameters.size();
+Description Description::with_blocks(const std::function<BlockPtr(const Block&)>& replace) const {
+  Description result = *this;
+  for (NamedBlock& block : result.blocks_) {
+    if (BlockPtr other = replace(*block.block)) block.block = std::move(other);
+  }
+  return result;
 }
 
 int64_t Description::parameter_count() const noexcept {
   int64_t count = 0;
-  for (const NamedBlock& block : blocks_) {
-    for (const ParameterSpec& parameter : block.parameters) {
-      count += std::accumulate(parameter.shape.begin(), parameter.shape.end(), int64_t{1},
-                               std::multiplies<>());
-    }
+  for (const Parameter& parameter : parameters_) {
+    if (!parameter.is_buffer) count += numel_of(parameter.shape);
   }
   return count;
 }
 
 std::vector<std::string> Description::parameter_names() const {
   std::vector<std::string> result;
-  for (const NamedBlock& block : blocks_) {
-    for (const ParameterSpec& parameter : block.parameters) {
-      result.push_back(block.name + "." + parameter.name);
-    }
-  }
+  for (const Parameter& parameter : parameters_) result.push_back(parameter.name);
   return result;
 }
 

@@ -3,13 +3,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
-#include <set>
 #include <string>
 #include <utility>
 
+#include "blocks/reading.h"
+#include "fields.h"
 #include "json.h"
-#include "nsn/blocks/dense.h"
 #include "nsn/description.h"
 
 // Description to and from JSON. docs/description.md is the schema for people.
@@ -18,6 +17,7 @@ namespace nsn {
 
 namespace {
 
+using detail::Fields;
 using detail::Json;
 
 constexpr int64_t kSchemaVersion = 1;
@@ -30,89 +30,6 @@ const std::vector<std::pair<std::string, at::ScalarType>>& dtypes() {
       {"int16", at::kShort},       {"int8", at::kChar},      {"uint8", at::kByte}};
   return all;
 }
-
-/// One JSON object while it is read: each field is taken by name and kind, and what nobody took is
-/// refused in the end.
-class Fields {
- public:
-  Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
-    TORCH_CHECK_VALUE(object.is_object(), "nsn::Description: ", where_,
-                      " must be a JSON object, but is ", object.type_name(), ".");
-  }
-
-  const std::string& where() const { return where_; }
-
-  const Json* find(const std::string& name) {
-    taken_.insert(name);
-    const auto found = object_.find(name);
-    return found == object_.end() ? nullptr : &*found;
-  }
-
-  const Json& get(const std::string& name) {
-    const Json* value = find(name);
-    TORCH_CHECK_VALUE(value != nullptr, "nsn::Description: ", where_, " lacks the field '", name,
-                      "'. Add it.");
-    return *value;
-  }
-
-  std::string string(const std::string& name) { return as_string(get(name), name); }
-  int64_t integer(const std::string& name) { return as_integer(get(name), name); }
-  double number(const std::string& name) { return as_number(get(name), name); }
-  bool boolean(const std::string& name) {
-    const Json& value = get(name);
-    TORCH_CHECK_VALUE(value.is_boolean(), at(name), " must be true or false, but is ", found(value),
-                      ".");
-    return value.get<bool>();
-  }
-  bool has(const std::string& name) { return find(name) != nullptr; }
-
-  std::string as_string(const Json& value, const std::string& name) const {
-    TORCH_CHECK_VALUE(value.is_string(), at(name), " must be a string, but is ", found(value), ".");
-    return value.get<std::string>();
-  }
-  int64_t as_integer(const Json& value, const std::string& name) const {
-    const bool fits =
-        value.is_number_integer() &&
-        (!value.is_number_unsigned() ||
-         value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()));
-    TORCH_CHECK_VALUE(fits, at(name), " must be an integer below 2^63, but is ", found(value), ".");
-    return value.get<int64_t>();
-  }
-  double as_number(const Json& value, const std::string& name) const {
-    TORCH_CHECK_VALUE(value.is_number(), at(name), " must be a number, but is ", found(value), ".");
-    return value.get<double>();
-  }
-  const Json& as_array(const Json& value, const std::string& name) const {
-    TORCH_CHECK_VALUE(value.is_array(), at(name), " must be an array, but is ", found(value), ".");
-    return value;
-  }
-
-  /// Refuses fields that nobody asked for.
-  void finish() const {
-    for (const auto& [name, value] : object_.items()) {
-      static_cast<void>(value);
-      if (taken_.count(name) > 0) continue;
-      std::string known;
-      for (const std::string& each : taken_) known += (known.empty() ? "'" : ", '") + each + "'";
-      TORCH_CHECK_VALUE(false, "nsn::Description: ", where_, " has an unknown field '", name,
-                        "'. The fields are ", known, ".");
-    }
-  }
-
- private:
-  std::string at(const std::string& name) const {
-    return "nsn::Description: " + where_ + ": '" + name + "'";
-  }
-  static std::string found(const Json& value) {
-    std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-    constexpr size_t kMost = 60;
-    return text.size() > kMost ? text.substr(0, kMost) + "..." : text;
-  }
-
-  const Json& object_;
-  std::string where_;
-  std::set<std::string> taken_;
-};
 
 merge::Rule read_rule(const Json& json, const std::string& where,
                       const std::map<std::string, merge::Rule>& rules) {
@@ -150,36 +67,26 @@ Json write_rule(const merge::Rule& rule) {
   return json;
 }
 
-BlockPtr read_dense(Fields& fields) {
-  DenseOptions options(fields.integer("in_features"), fields.integer("out_features"));
-  if (fields.has("bias")) options.bias(fields.boolean("bias"));
-  if (fields.has("activation")) {
-    options.activation(activation_from_string(fields.string("activation")));
+/// A block's own fields are read by its type; `merge` and `name` are the network's.
+void read_block(const Json& json, const Supplied& supplied, NetworkOptions& options) {
+  const std::string name = Fields(json, "a block").string("name");
+  std::optional<merge::Rule> rule;
+  Json own = json;
+  if (const auto found = json.find("merge"); found != json.end()) {
+    rule = read_rule(*found, "block '" + name + "': 'merge'", supplied.rules);
+    own.erase("merge");
   }
-  if (fields.has("dropout")) options.dropout(fields.number("dropout"));
-  if (fields.has("weight_init")) {
-    options.weight_init(weight_init_from_string(fields.string("weight_init")));
-  }
-  if (fields.has("bias_init")) options.bias_init(fields.number("bias_init"));
-  return options;
+  options.block(name, detail::read_block(own, supplied), std::move(rule));
 }
 
-void read_block(const Json& json, const std::map<std::string, merge::Rule>& rules,
-                NetworkOptions& options) {
-  Fields fields(json, "a block");
-  const std::string name = fields.string("name");
-  Fields named(json, "block '" + name + "'");
-  named.string("name");
-  const std::string type = named.string("type");
-  std::optional<merge::Rule> rule;
-  if (const Json* own = named.find("merge")) {
-    rule = read_rule(*own, named.where() + ": 'merge'", rules);
-  }
-  TORCH_CHECK_VALUE(type == "Dense", "nsn::Description: ", named.where(), " has an unknown type '",
-                    type, "'. The types are 'Dense'.");
-  BlockPtr block = read_dense(named);
-  named.finish();
-  options.block(name, std::move(block), std::move(rule));
+/// A count where the number has no point, else a fraction.
+Width read_width(const Fields& fields, const Json& json, const std::string& name) {
+  if (json.is_number_integer()) return fields.as_integer(json, name);
+  return fields.as_number(json, name);
+}
+
+Json write_width(const Width& width) {
+  return std::visit([](auto value) { return Json(value); }, width.value());
 }
 
 void read_subnetwork(const Json& json, NetworkOptions& options) {
@@ -197,14 +104,25 @@ void read_subnetwork(const Json& json, NetworkOptions& options) {
       subnetwork.dropout(block, fields.as_number(probability, block));
     }
   }
+  if (const Json* width = fields.find("width")) {
+    Fields(*width, fields.where() + ": 'width'");
+    for (const auto& [block, kept] : width->items()) {
+      if (!kept.is_object()) {
+        subnetwork.width(block, read_width(fields, kept, block));
+        continue;
+      }
+      for (const auto& [dimension, count] : kept.items()) {
+        subnetwork.width(block, dimension, read_width(fields, count, dimension));
+      }
+    }
+  }
   fields.finish();
   options.subnetwork(name, std::move(subnetwork));
 }
 
 }  // namespace
 
-Description Description::from_json(const std::string& text,
-                                   const std::map<std::string, merge::Rule>& rules) {
+Description Description::from_json(const std::string& text, const Supplied& supplied) {
   std::string problem;
   const Json json = detail::parse_json(text, kMostDepth, problem);
   TORCH_CHECK_VALUE(problem.empty(), "nsn::Description: the text ", problem, ".");
@@ -234,14 +152,15 @@ Description Description::from_json(const std::string& text,
   options.input(std::move(shape), dtype);
 
   for (const Json& block : document.as_array(document.get("blocks"), "blocks")) {
-    read_block(block, rules, options);
+    read_block(block, supplied, options);
   }
   if (const Json* subnetworks = document.find("subnetworks")) {
     for (const Json& subnetwork : document.as_array(*subnetworks, "subnetworks")) {
       read_subnetwork(subnetwork, options);
     }
   }
-  if (const Json* rule = document.find("merge")) options.merge(read_rule(*rule, "'merge'", rules));
+  if (const Json* rule = document.find("merge"))
+    options.merge(read_rule(*rule, "'merge'", supplied.rules));
   document.finish();
   return Description(options);
 }
@@ -256,18 +175,23 @@ std::string Description::to_json(int indent) const {
   json["input"] = {{"shape", input_}, {"dtype", dtype->first}};
   json["blocks"] = Json::array();
   for (const NamedBlock& block : blocks_) {
-    Json each{{"name", block.name}, {"type", block.block->type()}};
-    each.update(Json::parse(block.block->options_json()));
+    Json each = detail::write_block(block.name, *block.block);
     if (block.overrides_rule) each["merge"] = write_rule(block.rule);
     json["blocks"].push_back(std::move(each));
   }
   json["subnetworks"] = Json::array();
   for (const Subnetwork& subnetwork : subnetworks_) {
     Json each{{"name", subnetwork.name}, {"blocks", Json::array()}};
-    for (const size_t i : c10::irange(subnetwork.blocks.size())) {
-      const std::string& name = blocks_[subnetwork.blocks[i]].name;
-      each["blocks"].push_back(name);
-      if (subnetwork.uses[i].dropout) each["dropout"][name] = *subnetwork.uses[i].dropout;
+    for (const std::string& name : subnetwork.options.blocks()) each["blocks"].push_back(name);
+    for (const auto& [name, probability] : subnetwork.options.dropout()) {
+      each["dropout"][name] = probability;
+    }
+    for (const auto& [name, dimension, width] : subnetwork.options.widths()) {
+      if (dimension.empty()) {
+        each["width"][name] = write_width(width);
+      } else {
+        each["width"][name][dimension] = write_width(width);
+      }
     }
     json["subnetworks"].push_back(std::move(each));
   }

@@ -29,6 +29,12 @@ void masked_forward(const at::Tensor& x, const at::Tensor& bias, bool relu,
 /// Writes out = bit of the mask ? x * scale : 0.
 void masked_apply(const at::Tensor& x, const at::Tensor& mask, double scale, const at::Tensor& out);
 
+/// Writes out = z Phi(z) for z = x + bias, Phi being the normal distribution's function, and where
+/// `derivative` is defined d out / dz. x, out, derivative: float32, contiguous, of one size;
+/// derivative may be x. bias: of the last extent of x, or undefined.
+void gelu_forward(const at::Tensor& x, const at::Tensor& bias, const at::Tensor& out,
+                  const at::Tensor& derivative);
+
 /// The mask as a bool tensor of `shape`.
 at::Tensor unpack_mask(const at::Tensor& mask, at::IntArrayRef shape);
 

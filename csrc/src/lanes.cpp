@@ -17,9 +17,25 @@ at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes) 
   return result;
 }
 
+at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes,
+                at::IntArrayRef strides) {
+  at::Tensor result = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(buffer.storage()),
+                                                               buffer.key_set(), buffer.dtype());
+  auto* impl = result.unsafeGetTensorImpl();
+  impl->set_storage_offset(buffer.storage_offset() + first);
+  impl->set_sizes_and_strides(sizes, strides);
+  return result;
+}
+
 at::Tensor as_rows(const at::Tensor& tensor) {
-  if (tensor.dim() == 2 && tensor.is_contiguous()) return tensor;
-  return tensor.reshape({-1, tensor.size(-1)}).contiguous();
+  const auto are_rows = [](const at::Tensor& matrix) {
+    return matrix.dim() == 2 && (matrix.stride(1) == 1 || matrix.size(1) == 1) &&
+           matrix.stride(0) >= matrix.size(1);
+  };
+  if (are_rows(tensor)) return tensor;
+  const int64_t columns = tensor.size(-1);
+  const at::Tensor matrix = tensor.reshape({columns == 0 ? 0 : tensor.numel() / columns, columns});
+  return are_rows(matrix) ? matrix : matrix.contiguous();
 }
 
 at::Tensor stack_rows(const std::vector<at::Tensor>& matrices) {
@@ -28,7 +44,7 @@ at::Tensor stack_rows(const std::vector<at::Tensor>& matrices) {
   int64_t rows = 0;
   bool adjacent = true;
   for (const at::Tensor& matrix : matrices) {
-    adjacent = adjacent && matrix.is_alias_of(matrices[0]) &&
+    adjacent = adjacent && matrix.is_contiguous() && matrix.is_alias_of(matrices[0]) &&
                matrix.storage_offset() == matrices[0].storage_offset() + rows * columns;
     rows += matrix.size(0);
   }
@@ -44,22 +60,6 @@ Groups::Groups(c10::ArrayRef<size_t> same_as) : group_of(same_as.size()) {
       group_of[lane] = group_of[same_as[lane]];
     }
   }
-}
-
-void Groups::sort_as_laid(at::TensorList tensors) {
-  for (const size_t lane : first) {
-    if (!tensors[lane].is_alias_of(tensors[first[0]])) return;
-  }
-  std::vector<size_t> lanes = first;
-  std::stable_sort(lanes.begin(), lanes.end(), [&](size_t a, size_t b) {
-    return tensors[a].storage_offset() < tensors[b].storage_offset();
-  });
-  if (lanes == first) return;
-  for (size_t& group : group_of) {
-    group =
-        static_cast<size_t>(std::find(lanes.begin(), lanes.end(), first[group]) - lanes.begin());
-  }
-  first = std::move(lanes);
 }
 
 }  // namespace nsn::detail

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -16,11 +17,25 @@ namespace nsn::detail {
 /// not take for a view of it.
 at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes);
 
-/// `tensor` as a contiguous matrix of its last dimension.
+at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes,
+                at::IntArrayRef strides);
+
+/// `tensor` as a matrix of its last dimension whose rows are contiguous.
 at::Tensor as_rows(const at::Tensor& tensor);
 
 /// The matrices on top of each other. Copies nothing where they already lie so.
 at::Tensor stack_rows(const std::vector<at::Tensor>& matrices);
+
+/// Puts `items` whose tensors lie in one buffer in the order in which they lie there.
+template <typename TensorOf>
+void sort_as_laid(std::vector<size_t>& items, const TensorOf& tensor_of) {
+  for (const size_t item : items) {
+    if (!tensor_of(item).is_alias_of(tensor_of(items[0]))) return;
+  }
+  std::stable_sort(items.begin(), items.end(), [&](size_t a, size_t b) {
+    return tensor_of(a).storage_offset() < tensor_of(b).storage_offset();
+  });
+}
 
 /// Lanes that share a tensor, as told by `same_as` (see functional.h).
 struct Groups {
@@ -28,9 +43,6 @@ struct Groups {
 
   /// Whether no two lanes share.
   bool each_its_own() const { return first.size() == group_of.size(); }
-
-  /// Puts groups whose tensors lie in one buffer in the order in which they lie there.
-  void sort_as_laid(at::TensorList tensors);
 
   /// The first lane of each group.
   std::vector<size_t> first;

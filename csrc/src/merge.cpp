@@ -8,6 +8,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "regions.h"
+
 namespace nsn::merge {
 
 using Coefficients = std::function<std::vector<double>(c10::ArrayRef<Lane>)>;
@@ -152,18 +154,9 @@ Rule missing_function(std::string name) {
   return Factory::make({std::move(name), nullptr, nullptr, {}});
 }
 
-namespace {
-
-/// A box of a parameter that the same lanes cover all over.
-struct Region {
-  Slice begin, end;
-  std::vector<size_t> lanes;
-};
-
-/// Splits `shape` into the boxes that the slices' borders cut it into, those without a lane left
-/// out. Slices are leading but may cross (1/2 x 1 and 1 x 1/2), so this is a grid and no chain.
-std::vector<Region> regions(at::IntArrayRef shape, c10::ArrayRef<Slice> slices) {
-  std::vector<Region> result{{{}, {}, std::vector<size_t>(slices.size())}};
+std::vector<Region> regions(const Rule& rule, c10::ArrayRef<Lane> lanes,
+                            c10::ArrayRef<Slice> slices, at::IntArrayRef shape) {
+  std::vector<Region> result{{{}, {}, std::vector<size_t>(slices.size()), {}}};
   std::iota(result[0].lanes.begin(), result[0].lanes.end(), size_t{0});
   for (const size_t dim : c10::irange(shape.size())) {
     std::vector<int64_t> borders;
@@ -174,7 +167,7 @@ std::vector<Region> regions(at::IntArrayRef shape, c10::ArrayRef<Slice> slices) 
     for (const Region& region : result) {
       int64_t begin = 0;
       for (const int64_t end : borders) {
-        Region cell{region.begin, region.end, {}};
+        Region cell{region.begin, region.end, {}, {}};
         for (const size_t lane : region.lanes) {
           if (slices[lane][dim] >= end) cell.lanes.push_back(lane);
         }
@@ -186,18 +179,63 @@ std::vector<Region> regions(at::IntArrayRef shape, c10::ArrayRef<Slice> slices) 
     }
     result = std::move(finer);
   }
+  for (Region& region : result) {
+    std::vector<Lane> covering;
+    for (const size_t lane : region.lanes) covering.push_back(lanes[lane]);
+    region.coefficients = rule.coefficients(covering);
+  }
   return result;
 }
 
-at::Tensor box(at::Tensor tensor, const Region& region) {
-  for (const size_t dim : c10::irange(region.begin.size())) {
-    tensor = tensor.narrow(static_cast<int64_t>(dim), region.begin[dim],
-                           region.end[dim] - region.begin[dim]);
+at::Tensor box(const at::Tensor& tensor, const Slice& begin, const Slice& end) {
+  at::Tensor result = tensor;
+  for (const size_t i : c10::irange(begin.size())) {
+    const auto dim = static_cast<int64_t>(i);
+    if (begin[i] == 0 && end[i] == tensor.size(dim)) continue;
+    result = result.narrow(dim, begin[i], end[i] - begin[i]);
   }
-  return tensor;
+  return result;
 }
 
-}  // namespace
+at::Tensor leading(const at::Tensor& tensor, const Slice& slice) {
+  return box(tensor, Slice(slice.size(), 0), slice);
+}
+
+void scale_regions(const at::Tensor& merged, const std::vector<Region>& regions) {
+  for (const Region& region : regions) {
+    const double scale = region.coefficients[0];
+    if (scale != 1.0) box(merged, region.begin, region.end).mul_(scale);
+  }
+}
+
+bool are_uniform(const std::vector<Region>& regions) {
+  return std::all_of(regions.begin(), regions.end(), [](const Region& region) {
+    return std::all_of(region.coefficients.begin(), region.coefficients.end(),
+                       [&](double c) { return c == region.coefficients[0]; });
+  });
+}
+
+bool are_plain(const std::vector<Region>& regions) {
+  return std::all_of(regions.begin(), regions.end(), [](const Region& region) {
+    return std::all_of(region.coefficients.begin(), region.coefficients.end(),
+                       [](double c) { return c == 1.0; });
+  });
+}
+
+std::optional<std::vector<double>> constant_coefficients(const std::vector<Region>& regions,
+                                                         size_t lanes) {
+  std::vector<std::optional<double>> found(lanes);
+  for (const Region& region : regions) {
+    for (const size_t i : c10::irange(region.lanes.size())) {
+      auto& coefficient = found[region.lanes[i]];
+      if (coefficient && *coefficient != region.coefficients[i]) return std::nullopt;
+      coefficient = region.coefficients[i];
+    }
+  }
+  std::vector<double> result;
+  for (const auto& coefficient : found) result.push_back(coefficient.value_or(0.0));
+  return result;
+}
 
 at::Tensor apply(const Rule& rule, c10::ArrayRef<Lane> lanes, c10::ArrayRef<Slice> slices,
                  at::TensorList gradients, at::IntArrayRef shape) {
@@ -218,15 +256,12 @@ at::Tensor apply(const Rule& rule, c10::ArrayRef<Lane> lanes, c10::ArrayRef<Slic
   }
 
   at::Tensor merged = at::zeros(shape, options);
-  for (const Region& region : regions(shape, slices)) {
-    std::vector<Lane> covering;
-    for (const size_t lane : region.lanes) covering.push_back(lanes[lane]);
-    const auto coefficients = rule.coefficients(covering);
-    at::Tensor target = box(merged, region);
+  for (const Region& region : regions(rule, lanes, slices, shape)) {
+    at::Tensor target = box(merged, region.begin, region.end);
     for (const size_t i : c10::irange(region.lanes.size())) {
       const at::Tensor& gradient = gradients[region.lanes[i]];
-      if (gradient.defined() && coefficients[i] != 0.0) {
-        target.add_(box(gradient, region), coefficients[i]);
+      if (gradient.defined() && region.coefficients[i] != 0.0) {
+        target.add_(box(gradient, region.begin, region.end), region.coefficients[i]);
       }
     }
   }

@@ -8,21 +8,40 @@
 #include <sstream>
 #include <utility>
 
+#include "modules.h"
+
 namespace nsn {
 
 namespace {
 
-/// A block's parameters under the block's name.
+/// The parameters of a block, or of a part of one, under their names.
 class BlockParameters : public torch::nn::Module {
  public:
-  BlockParameters(const Description::NamedBlock& block, at::TensorList parameters)
-      : block_(block.block) {
-    for (const size_t i : c10::irange(parameters.size())) {
-      register_parameter(block.parameters[i].name, parameters[i]);
+  explicit BlockParameters(BlockPtr block = nullptr) : block_(std::move(block)) {}
+
+  /// Takes a tensor in under a name with points: one module for each part but the last.
+  void add(const std::string& name, const at::Tensor& tensor, bool is_buffer) {
+    const size_t point = name.find('.');
+    if (point != std::string::npos) {
+      const std::string first = name.substr(0, point);
+      std::shared_ptr<BlockParameters> part;
+      for (const auto& child : named_children()) {
+        if (child.key() == first) part = std::dynamic_pointer_cast<BlockParameters>(child.value());
+      }
+      if (!part) part = register_module(first, std::make_shared<BlockParameters>());
+      part->add(name.substr(point + 1), tensor, is_buffer);
+    } else if (is_buffer) {
+      register_buffer(name, tensor);
+    } else {
+      register_parameter(name, tensor);
     }
   }
 
   void pretty_print(std::ostream& stream) const override {
+    if (!block_) {
+      stream << "parameters";
+      return;
+    }
     stream << block_->type() << '(';
     block_->pretty_print(stream);
     stream << ')';
@@ -39,24 +58,35 @@ NetworkImpl::NetworkImpl(Description description)
 
 NetworkImpl::NetworkImpl(Description description, std::vector<at::Tensor> parameters)
     : torch::nn::Module("nsn::Network"),
-      core_(std::make_shared<const Core>(std::move(description))) {
-  TORCH_CHECK_VALUE(parameters.size() == this->description().parameter_tensors(),
-                    "nsn::Network: expected ", this->description().parameter_tensors(),
-                    " parameters, but got ", parameters.size(), ".");
-  const at::TensorList all(parameters);
-  for (const auto& block : this->description().blocks()) {
-    register_module(block.name,
-                    std::make_shared<BlockParameters>(
-                        block, all.slice(block.first_parameter, block.parameters.size())));
+      core_(std::make_shared<const Core>(std::move(description))),
+      table_(std::move(parameters)) {
+  const auto& expected = this->description().parameters();
+  TORCH_CHECK_VALUE(table_.size() == expected.size(), "nsn::Network: expected ", expected.size(),
+                    " parameters, but got ", table_.size(), ".");
+  for (const size_t b : c10::irange(this->description().blocks().size())) {
+    const auto& block = this->description().blocks()[b];
+    if (const auto module = block.block->module()) {
+      register_module(block.name, module);
+      // The module's own tensors take the given values.
+      const auto own = detail::tensors_of(*module);
+      for (const size_t p : c10::irange(expected.size())) {
+        if (expected[p].block != b) continue;
+        const at::Tensor& tensor = own[expected[p].spec];
+        if (!tensor.is_same(table_[p])) tensor.set_data(table_[p].detach());
+        table_[p] = tensor;
+      }
+      continue;
+    }
+    const auto part = register_module(block.name, std::make_shared<BlockParameters>(block.block));
+    for (const size_t p : c10::irange(expected.size())) {
+      if (expected[p].block != b) continue;
+      part->add(expected[p].name.substr(block.name.size() + 1), table_[p], expected[p].is_buffer);
+    }
   }
 }
 
-std::vector<at::Tensor> NetworkImpl::parameter_table() const {
-  return parameters();  // registered in the order of the names
-}
-
 Outputs NetworkImpl::run(const at::Tensor& x, const std::vector<size_t>& subnetworks) {
-  const auto outputs = core_->joint(parameter_table(), x, subnetworks, is_training());
+  const auto outputs = core_->joint(table_, x, subnetworks, is_training());
   Outputs result("sub-network");
   for (const size_t i : c10::irange(subnetworks.size())) {
     result.insert(description().subnetworks()[subnetworks[i]].name, outputs[i]);
@@ -88,24 +118,27 @@ View NetworkImpl::view(const std::string& name) const {
   if (!self.expired()) {
     current = [self] {
       const auto network = self.lock();
-      return network ? network->parameters() : std::vector<at::Tensor>();
+      return network ? static_cast<const NetworkImpl&>(*network).table_ : std::vector<at::Tensor>();
     };
   }
-  return View(core_, name, parameter_table(), std::move(current));
+  return View(core_, name, table_, std::move(current));
 }
 
 std::shared_ptr<torch::nn::Module> NetworkImpl::clone(
     const std::optional<torch::Device>& device) const {
   const torch::NoGradGuard no_grad;
   std::vector<at::Tensor> copies;
-  const auto own = parameter_table();
+  const auto& own = table_;
   for (const at::Tensor& parameter : own) {
     copies.push_back(device ? parameter.detach().to(*device, /*non_blocking=*/false, /*copy=*/true)
                             : parameter.detach().clone());
   }
-  auto copy = std::make_shared<NetworkImpl>(description(), std::move(copies));
-  const auto cloned = copy->parameters();
+  auto copy = std::make_shared<NetworkImpl>(
+      description().with_blocks([](const Block& block) { return block.copy(); }),
+      std::move(copies));
+  const auto& cloned = copy->table_;
   for (const size_t i : c10::irange(own.size())) {
+    if (description().parameters()[i].is_buffer) continue;
     cloned[i].set_requires_grad(own[i].requires_grad());
     if (own[i].grad().defined()) cloned[i].mutable_grad() = own[i].grad().clone();
   }

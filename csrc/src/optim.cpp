@@ -17,18 +17,19 @@ std::vector<DecayGroup> decay_groups(const Core& core, at::TensorList parameters
   const std::vector<double> coefficients =
       of.empty() ? std::vector<double>(parameters.size(), 1.0) : core.merge_coefficients(of);
   std::map<double, DecayGroup, std::greater<>> groups;
-  for (const auto& block : core.description().blocks()) {
-    for (const size_t i : c10::irange(block.parameters.size())) {
-      const size_t place = block.first_parameter + i;
-      const double decay = block.parameters[i].decays ? weight_decay * coefficients[place] : 0.0;
-      TORCH_CHECK_VALUE(decay >= 0.0, "nsn::param_groups: sub-network '", of,
-                        "' has the negative merge coefficient ", coefficients[place], " in block '",
-                        block.name, "', which no decay can follow. Leave out `of`.");
-      DecayGroup& group = groups[decay];
-      group.weight_decay = decay;
-      group.parameters.push_back(parameters[place]);
-      group.places.push_back(place);
-    }
+  const auto& table = core.description().parameters();
+  for (const size_t place : c10::irange(table.size())) {
+    const auto& parameter = table[place];
+    if (parameter.is_buffer) continue;
+    const double decay = parameter.decays ? weight_decay * coefficients[place] : 0.0;
+    TORCH_CHECK_VALUE(decay >= 0.0, "nsn::param_groups: sub-network '", of,
+                      "' has the negative merge coefficient ", coefficients[place],
+                      " in parameter '", parameter.name,
+                      "', which no decay can follow. Leave out `of`.");
+    DecayGroup& group = groups[decay];
+    group.weight_decay = decay;
+    group.parameters.push_back(parameters[place]);
+    group.places.push_back(place);
   }
   std::vector<DecayGroup> result;
   for (auto& [decay, group] : groups) {

@@ -3,7 +3,10 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/irange.h>
 
+#include <algorithm>
 #include <utility>
+
+#include "regions.h"
 
 namespace nsn {
 
@@ -19,13 +22,19 @@ View::View(std::shared_ptr<const Core> core, const std::string& subnetwork,
   const Description& description = core->description();
   const size_t place = description.index_of(subnetwork);
   std::vector<at::Tensor> held(parameters.size());
-  for (const size_t block : description.subnetworks()[place].blocks) {
-    const auto& described = description.blocks()[block];
-    for (const size_t i : c10::irange(described.parameters.size())) {
-      const size_t parameter = described.first_parameter + i;
+  for (const auto& places : description.subnetworks()[place].places) {
+    for (const ParameterPlace& at : places) {
       // detach: the storage of this moment, even when the parameter is pointed to another one.
-      held[parameter] = parameters[parameter].detach();
+      held[at.place] = parameters[at.place].detach();
     }
+  }
+  const auto& blocks = description.blocks();
+  const bool has_modules = std::any_of(blocks.begin(), blocks.end(), [](const auto& block) {
+    return block.block->module() != nullptr;
+  });
+  if (has_modules) {
+    core = std::make_shared<const Core>(
+        description.with_blocks([](const Block& block) { return block.evaluator(); }));
   }
   state_ = std::make_shared<const State>(
       State{std::move(core), place, std::move(held), std::move(current)});
@@ -41,9 +50,19 @@ const std::string& View::name() const {
 }
 
 std::vector<at::Tensor> View::parameters() const {
+  const Description& description = state_->core->description();
   std::vector<at::Tensor> result;
-  for (const at::Tensor& parameter : state_->parameters) {
-    if (parameter.defined()) result.push_back(parameter);
+  for (const size_t p : c10::irange(state_->parameters.size())) {
+    if (!state_->parameters[p].defined() || description.parameters()[p].is_buffer) continue;
+    if (description.parameters()[p].subnetwork) {
+      result.push_back(state_->parameters[p]);
+      continue;
+    }
+    for (const Description::User& user : description.users_of(p)) {
+      if (user.subnetwork != state_->subnetwork) continue;
+      const auto view = common_view({user.slice});
+      result.push_back(merge::leading(state_->parameters[p].view(view->view), view->slices[0]));
+    }
   }
   return result;
 }

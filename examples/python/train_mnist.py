@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import nsn
-from nsn.training.data import load_data
+from nsn.training.images import Images
 
 BATCH = 128
 
@@ -38,9 +38,9 @@ def make_network() -> nsn.Network:
 def main(directory: str, epochs: int = 3, seed: int = 1, most: int = 0, path: str = "") -> None:
     """Trains, evaluates all three from the same weights, saves."""
     torch.manual_seed(seed)
-    data = load_data(Path(directory))
-    images, labels = data.train.images.float().div(255), data.train.labels
-    test_images, test_labels = data.test.images.float().div(255), data.test.labels
+    train, test = (Images.read(Path(directory), half, (784,)) for half in ("train", "t10k"))
+    images, labels = train.batch(train.ordered())
+    test_images, test_labels = test.batch(test.ordered())
 
     net = make_network()
     groups = nsn.param_groups(net, weight_decay=9e-5, of="base")

@@ -16,6 +16,7 @@
 #include <nsn/loss.h>
 #include <nsn/merge.h>
 #include <nsn/optim.h>
+#include <nsn/summary.h>
 #include <nsn/view.h>
 
 #include <cstring>
@@ -28,6 +29,7 @@
 #include <vector>
 
 namespace py = pybind11;
+using namespace pybind11::literals;  // NOLINT(google-build-using-namespace)
 
 namespace {
 
@@ -81,13 +83,38 @@ std::map<std::string, py::object> python_functions(const nsn::Description& descr
   return functions;
 }
 
+/// Merge functions, by name, as the library wants them supplied.
+nsn::Supplied supply(const std::map<std::string, py::object>& functions) {
+  nsn::Supplied supplied;
+  for (const auto& [name, function] : functions) {
+    supplied.rules.emplace(name, nsn::merge::function(name, PythonMerge(function)));
+  }
+  return supplied;
+}
+
 nsn::Description make_description(const std::string& json,
                                   const std::map<std::string, py::object>& functions) {
-  std::map<std::string, nsn::merge::Rule> rules;
-  for (const auto& [name, function] : functions) {
-    rules.emplace(name, nsn::merge::function(name, PythonMerge(function)));
+  return nsn::Description::from_json(json, supply(functions));
+}
+
+/// A summary as dicts and lists, as JSON would have it.
+py::dict as_dict(const nsn::SubnetworkSummary& summary) {
+  py::list blocks;
+  for (const auto& block : summary.blocks) {
+    py::dict widths;
+    for (const auto& width : block.widths) {
+      widths[py::str(width.name)] = py::dict("kept"_a = width.kept, "full"_a = width.full);
+    }
+    blocks.append(py::dict("name"_a = block.name, "type"_a = block.type, "widths"_a = widths,
+                           "output"_a = block.output, "parameters"_a = block.parameters,
+                           "private_parameters"_a = block.private_parameters,
+                           "flops"_a = block.flops));
   }
-  return nsn::Description::from_json(json, rules);
+  py::dict shared;
+  for (const auto& [name, count] : summary.shared) shared[py::str(name)] = count;
+  return py::dict("name"_a = summary.name, "parameters"_a = summary.parameters,
+                  "private_parameters"_a = summary.private_parameters, "bytes"_a = summary.bytes,
+                  "flops"_a = summary.flops, "shared"_a = shared, "blocks"_a = blocks);
 }
 
 /// A message as Python's text: it may quote a file's bytes, which need not be UTF-8.
@@ -196,14 +223,21 @@ void bind_core(py::module_& m) {
            })
       .def_property_readonly("parameters",
                              [](const Description& self) {
-                               std::vector<std::pair<std::string, std::string>> names;
-                               for (const auto& block : self.blocks()) {
-                                 for (const auto& parameter : block.parameters) {
-                                   names.emplace_back(block.name, parameter.name);
-                                 }
+                               std::vector<std::pair<std::string, bool>> names;
+                               for (const auto& parameter : self.parameters()) {
+                                 names.emplace_back(parameter.name, parameter.is_buffer);
                                }
                                return names;
                              })
+      .def("flops", [](const Description& self,
+                       const std::string& name) { return self.subnetwork(name).flops; })
+      .def("alone", &Description::alone)
+      .def("describe",
+           [](const Description& self) {
+             py::list result;
+             for (const auto& summary : nsn::describe(self)) result.append(as_dict(summary));
+             return result;
+           })
       .def(
           "parameter_count",
           [](const Description& self, const std::optional<std::string>& name) {
@@ -228,6 +262,18 @@ void bind_core(py::module_& m) {
              const std::vector<size_t>& subnetworks,
              bool training) { return core.joint(parameters, x, subnetworks, training); },
           ReleaseGil())
+      .def(
+          "calibrate",
+          [](const Core& core, const std::vector<at::Tensor>& parameters, const at::Tensor& x,
+             const std::vector<size_t>& subnetworks) {
+            core.calibrate(parameters, x, subnetworks);
+          },
+          ReleaseGil())
+      .def("reset_statistics",
+           [](const Core& core, const std::vector<at::Tensor>& parameters,
+              const std::vector<size_t>& subnetworks) {
+             core.reset_statistics(parameters, subnetworks);
+           })
       .def(
           "dropout_mask",
           [](const Core& core, uint64_t seed, const std::string& subnetwork,
@@ -279,14 +325,11 @@ void bind_functions(py::module_& m) {
       ReleaseGil());
   m.def("read_checkpoint",
         [](const std::string& path, const std::map<std::string, py::object>& functions) {
-          std::map<std::string, nsn::merge::Rule> rules;
-          for (const auto& [name, function] : functions) {
-            rules.emplace(name, nsn::merge::function(name, PythonMerge(function)));
-          }
+          const nsn::Supplied supplied = supply(functions);
           std::optional<nsn::Checkpoint> checkpoint;
           {
             const py::gil_scoped_release release;
-            checkpoint = nsn::read_checkpoint(path, rules);
+            checkpoint = nsn::read_checkpoint(path, supplied);
           }
           return py::make_tuple(std::move(checkpoint->description),
                                 std::move(checkpoint->parameters), std::move(checkpoint->metadata));

@@ -33,8 +33,34 @@ if torch.__version__.split(".")[:2] != _BUILT_WITH.split(".")[:2]:
     )
 
 from nsn import merge
+from nsn.blocks import (
+    Activation,
+    Attention,
+    AvgPool1d,
+    AvgPool2d,
+    BatchNorm,
+    Conv1d,
+    Conv2d,
+    ConvTranspose2d,
+    Dense,
+    Dropout,
+    Embedding,
+    Flatten,
+    GlobalAvgPool,
+    GroupNorm,
+    LayerNorm,
+    MaxPool1d,
+    MaxPool2d,
+    PositionEmbedding,
+    Residual,
+    RMSNorm,
+    Sequence,
+    TiedOutput,
+    Transformer,
+    Upsample,
+)
 from nsn.checkpoint import load, load_metadata, save
-from nsn.description import Dense, Description, Subnetwork
+from nsn.description import Description, Subnetwork
 from nsn.functional import joint_loss, share
 from nsn.network import ALL, Network
 from nsn.optim import param_groups
@@ -45,10 +71,33 @@ cmake_prefix_path = str(Path(__file__).resolve().parent)
 
 __all__ = [
     "ALL",
+    "Activation",
+    "Attention",
+    "AvgPool1d",
+    "AvgPool2d",
+    "BatchNorm",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose2d",
     "Dense",
     "Description",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "GlobalAvgPool",
+    "GroupNorm",
+    "LayerNorm",
+    "MaxPool1d",
+    "MaxPool2d",
     "Network",
+    "PositionEmbedding",
+    "RMSNorm",
+    "Residual",
+    "Sequence",
     "Subnetwork",
+    "TiedOutput",
+    "Transformer",
+    "Upsample",
     "View",
     "__version__",
     "cmake_prefix_path",

@@ -1,4 +1,4 @@
-"""The command line: ``nsn train``, ``nsn eval`` and ``nsn plot``."""
+"""The command line: ``nsn train``, ``nsn eval``, ``nsn describe`` and ``nsn plot``."""
 
 import json
 import signal
@@ -15,12 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import nsn
+from nsn.describing import read_description, tables
+from nsn.paths import paths_of
+from nsn.picture import plot_paths
 from nsn.training import loop
-from nsn.training.data import Data, check_fits, load_data
+from nsn.training.data import Data, load_data
 from nsn.training.errors import InputError
 from nsn.training.plots import plot_curves
-from nsn.training.recipe import Recipe, load_recipe
+from nsn.training.recipe import Recipe, check_data, load_recipe, metric_of, shipped
 from nsn.training.report import (
+    compare,
+    comparison_table,
+    finished_report,
     make_report,
     read_report,
     read_state,
@@ -46,6 +52,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+plot = typer.Typer(
+    help="Draw curves of runs, or the sub-networks' paths through a network.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(plot, name="plot")
 
 
 def main() -> None:
@@ -73,7 +86,12 @@ def _common(
 
 
 DataOption = Annotated[
-    Path, typer.Option("--data", help="Folder with MNIST's four idx files, gzipped or not.")
+    Path | None,
+    typer.Option(
+        "--data",
+        help="In place of the recipe's: a folder with four idx files as MNIST's, gzipped or not, "
+        "or a text file.",
+    ),
 ]
 ThreadsOption = Annotated[
     int, typer.Option("--threads", min=0, help="Threads to compute with; 0: as torch chooses.")
@@ -82,8 +100,10 @@ ThreadsOption = Annotated[
 
 @app.command(epilog=_EPILOG)
 def train(
-    recipe: Annotated[str, typer.Argument(help="demo, paper, or the path of a .toml file.")],
-    data: DataOption = Path("data/mnist"),
+    recipe: Annotated[
+        str, typer.Argument(help=f"{', '.join(shipped())}, or the path of a .toml file.")
+    ],
+    data: DataOption = None,
     out: Annotated[
         Path,
         typer.Option(help="Folder for what the run leaves; files of an older run are replaced."),
@@ -94,6 +114,13 @@ def train(
     alone: Annotated[
         str | None, typer.Option(metavar="NAME", help="Train this sub-network by itself.")
     ] = None,
+    with_alone: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Train each sub-network by itself too, with the same budget, and show both.",
+        ),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, which was interrupted.")
     ] = False,
@@ -111,6 +138,9 @@ def train(
     command with --resume goes on from it and ends with the same bits as a run in one piece, given
     the same number of threads.
 
+    With --compare there is a folder alone-NAME below --out for each sub-network's own run, of as
+    many steps on the same batches with the same schedule, and the report has both results.
+
     Examples:
       nsn train demo
 
@@ -119,15 +149,59 @@ def train(
       nsn train demo --set optimizer.lr=0.02 --set network.blocks.hidden1.dropout=0.1
 
       nsn train paper --alone sub1 --out runs/sub1
+
+      nsn train transformer --compare --out runs/transformer
     """
     changes = [*(overrides or []), *([f"epochs={epochs}"] if epochs else [])]
     chosen = load_recipe(recipe, changes)
+    if data is not None:
+        chosen = chosen.reading(data)
     if alone is not None:
+        if with_alone:
+            raise InputError("--compare trains each sub-network alone; leave --alone out.")
         chosen = chosen.alone(alone)
-    samples = _load(data, chosen.description)
+    samples = load_data(chosen.values["data"], chosen.description)
     _use_threads(threads)
+    console = Console()
+    runs = {out: chosen}
+    if with_alone:
+        names = chosen.description.names
+        runs |= {out / f"alone-{name}": chosen.alone(name) for name in names}
+    reports = []
+    for folder, each in runs.items():
+        title = f"{recipe}, {each.alone_name} alone" if each.alone_name else recipe
+        report = finished_report(folder, each, seed) if resume and with_alone else None
+        if report is None:
+            started = folder == out or (folder / "state.pt").exists()
+            report = _train(each, samples, title, folder, seed, resume and started, console)
+        reports.append(report)
+    if with_alone:
+        _compare(recipe, out, reports, console)
+
+
+def _compare(title: str, out: Path, reports: list[dict[str, Any]], console: Console) -> None:
+    """Puts what each sub-network reached alone into the report, curves and table of all."""
+    together, *alone = reports
+    own = {report["alone"]: report for report in alone}
+    together["comparison"] = compare(together, own)
+    write_json(out / "report.json", together)
+    curves = {"together": together, **{f"{name} alone": each for name, each in own.items()}}
+    plot_curves(curves, out / "curves.png", f"{title}, seed {together['seed']}")
+    console.print(comparison_table(together, f"{title}: together and alone"))
+
+
+def _train(
+    recipe: Recipe,
+    samples: Data,
+    title: str,
+    out: Path,
+    seed: int,
+    resume: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """One run, which leaves its files in ``out``; its report. Ends the program at Ctrl-C."""
     state_file = out / "state.pt"
-    run = loop.Run(chosen, samples, seed)
+    run = loop.Run(recipe, samples, seed)
     if resume:
         try:
             run.load_state_dict(read_state(state_file))
@@ -141,9 +215,8 @@ def train(
     except OSError as error:
         raise InputError(f"--out: cannot make the folder '{out}': {error.strerror}.") from None
 
-    console = Console()
     watcher: _Bar | _Lines
-    watcher = _Bar(console, chosen) if console.is_terminal else _Lines(console, chosen)
+    watcher = _Bar(console, recipe) if console.is_terminal else _Lines(console, recipe)
 
     def after_epoch(record: dict[str, Any]) -> None:
         if not run.complete:
@@ -155,8 +228,7 @@ def train(
     if not run.complete:
         write_state(state_file, run.state_dict())
     report = make_report(run, samples.test)
-    title = f"{recipe}, {alone} alone" if alone else recipe
-    nsn.save(run.network, out / "model.safetensors", {"recipe": json.dumps(chosen.values)})
+    nsn.save(run.network, out / "model.safetensors", {"recipe": json.dumps(recipe.values)})
     write_json(out / "report.json", report)
     plot_curves({title: report}, out / "curves.png", f"{title}, seed {seed}")
     done = "last epoch" if run.complete else "interrupted, weights of that moment"
@@ -166,17 +238,18 @@ def train(
         console.print("Go on with the same command and --resume.", highlight=False)
         raise typer.Exit(INTERRUPTED)
     state_file.unlink(missing_ok=True)
+    return report
 
 
-@app.command(epilog=_EPILOG)
-def plot(
+@plot.command(epilog=_EPILOG)
+def curves(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or report.json files.")],
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("curves.png"),
 ) -> None:
     """Draw the accuracy curves of one or several runs.
 
     Example:
-      nsn plot runs/paper runs/sub1 --out together-and-alone.png
+      nsn plot curves runs/paper runs/sub1 --out together-and-alone.png
     """
     short = [path.name.removesuffix(".json") for path in runs]
     labels = short if len(set(short)) == len(short) else [str(path) for path in runs]
@@ -192,44 +265,88 @@ def plot(
     typer.echo(f"Wrote {out}")
 
 
+NetworkArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT_OR_RECIPE",
+        help=f"A model.safetensors; {', '.join(shipped())}, or the path of a recipe's .toml file; "
+        f"or a description as a .json file.",
+    ),
+]
+
+
+@plot.command(epilog=_EPILOG)
+def paths(
+    network: NetworkArgument,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("paths.png"),
+) -> None:
+    """Draw which blocks each sub-network keeps, and how wide.
+
+    Example:
+      nsn plot paths transformer --out transformer.png
+    """
+    ways = paths_of(read_description(network))
+    try:
+        plot_paths(ways, out, network)
+    except OSError as error:
+        raise InputError(f"--out: cannot write '{out}': {error.strerror}.") from None
+    typer.echo(f"Wrote {out}")
+
+
+@app.command(epilog=_EPILOG)
+def describe(
+    network: NetworkArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+) -> None:
+    """Show each sub-network's blocks, widths and costs, and what it shares with the others.
+
+    "its own alone" counts parameters that no other sub-network uses; FLOPs are two for each
+    multiply-add. Under "Widths", "-" is a block that the sub-network drops.
+
+    Examples:
+      nsn describe demo
+
+      nsn describe runs/demo/model.safetensors --json
+    """
+    description = read_description(network)
+    if as_json:
+        typer.echo(json.dumps(description.describe(), indent=2))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000  # lines of a file may be as long as the tables are wide
+    console.print(tables(description))
+
+
 @app.command("eval", epilog=_EPILOG)
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A model.safetensors of nsn.")],
-    data: DataOption = Path("data/mnist"),
+    data: DataOption = None,
     threads: ThreadsOption = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON in place of a table.")
     ] = False,
 ) -> None:
-    """Evaluate all sub-networks of a checkpoint on the test data.
+    """Evaluate all sub-networks of a checkpoint on the test data of its recipe.
 
     Example:
       nsn eval runs/demo/model.safetensors
     """
     try:
         network = nsn.load(checkpoint)
+        recipe = json.loads(nsn.load_metadata(checkpoint).get("recipe", "{}"))
     except (OSError, ValueError) as error:
         raise InputError(getattr(error, "strerror", None) or str(error)) from None
-    samples = _load(data, network.description)
+    source = check_data(recipe.get("data", {"kind": "images"}))
+    if data is not None:
+        source["path"] = str(data)
+    samples = load_data(source, network.description)
     _use_threads(threads)
     final = summarize(network, samples.test)
     if as_json:
         typer.echo(json.dumps({"final": final}, indent=2))
     else:
         Console().print(table(final, str(checkpoint)))
-
-
-def _load(directory: Path, description: nsn.Description) -> Data:
-    samples = load_data(directory)
-    outputs = {name: description.output_shape(name) for name in description.names}
-    for name, shape in outputs.items():
-        if len(shape) != 1:
-            raise InputError(
-                f"recipe: sub-network '{name}' gives outputs of shape {shape}, but classification "
-                f"needs one number a class. End it with a Dense block on flat input."
-            )
-    check_fits(samples, description.input_shape, min(shape[0] for shape in outputs.values()))
-    return samples
 
 
 def _use_threads(threads: int) -> None:
@@ -254,9 +371,9 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _scores(record: dict[str, Any]) -> str:
+def _scores(record: dict[str, Any], metric: str) -> str:
     return "  ".join(
-        f"{name} {scores['accuracy']:.4f}" for name, scores in record["subnetworks"].items()
+        f"{name} {scores[metric]:.4f}" for name, scores in record["subnetworks"].items()
     )
 
 
@@ -265,7 +382,8 @@ class _Bar:
 
     def __init__(self, console: Console, recipe: Recipe) -> None:
         self._epochs = recipe.epochs
-        self._accuracy = ""
+        self._metric = metric_of(recipe.values)
+        self._scores = ""
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -289,11 +407,11 @@ class _Bar:
             total=self._epochs * progress.steps,
             completed=(progress.epoch - 1) * progress.steps + progress.step,
             description=f"epoch {progress.epoch}/{self._epochs}  loss {progress.loss:.3f}"
-            f"  {self._accuracy}",
+            f"  {self._scores}",
         )
 
     def epoch(self, record: dict[str, Any]) -> None:
-        self._accuracy = _scores(record)
+        self._scores = _scores(record, self._metric)
 
 
 class _Lines:
@@ -302,6 +420,7 @@ class _Lines:
     def __init__(self, console: Console, recipe: Recipe) -> None:
         self._console = console
         self._epochs = recipe.epochs
+        self._metric = metric_of(recipe.values)
 
     def __enter__(self) -> "_Lines":
         return self
@@ -315,7 +434,7 @@ class _Lines:
     def epoch(self, record: dict[str, Any]) -> None:
         self._console.print(
             f"epoch {record['epoch']}/{self._epochs}  loss {record['train_loss']:.4f}"
-            f"  {_scores(record)}  {record['seconds']:.1f} s",
+            f"  {_scores(record, self._metric)}  {record['seconds']:.1f} s",
             highlight=False,
             soft_wrap=True,
         )

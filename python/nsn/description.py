@@ -9,6 +9,8 @@ import torch
 
 from nsn import _C
 from nsn._C.merge import Rule
+from nsn.blocks import BlockOptions, _documents
+from nsn.summary import Summary
 
 _DTYPES = {
     torch.float32: "float32",
@@ -24,53 +26,30 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class Dense:
-    """y = dropout(activation(x W^T + b)), as ``torch.nn.Linear`` with what follows it.
-
-    Shapes: x ``(B, *, in_features)``, y ``(B, *, out_features)``; parameters ``weight``
-    ``(out_features, in_features)`` and ``bias`` ``(out_features)``.
-
-    Attributes:
-        in_features: the last extent of the input.
-        out_features: the last extent of the output.
-        bias: whether to add a bias.
-        activation: "linear" (none), "relu", "gelu", "silu", "sigmoid" or "tanh".
-        dropout: the probability that an element is dropped in training, after the activation.
-        weight_init: "kaiming_uniform" (as ``torch.nn.Linear``) or "xavier_uniform".
-        bias_init: a value that all biases start with; None starts them as ``torch.nn.Linear`` does.
-    """
-
-    in_features: int
-    out_features: int
-    bias: bool = True
-    activation: str = "linear"
-    dropout: float = 0.0
-    weight_init: str = "kaiming_uniform"
-    bias_init: float | None = None
-
-    def _document(self) -> dict[str, Any]:
-        document = {"type": "Dense", **self.__dict__}
-        if self.bias_init is None:
-            del document["bias_init"]
-        return document
-
-
-@dataclass(frozen=True)
 class Subnetwork:
-    """The blocks that a sub-network keeps.
+    """The blocks that a sub-network keeps, and how wide.
 
     Attributes:
         blocks: their names, in the order of the network.
         dropout: block's name to this sub-network's dropout there, in place of the block's own.
+        width: block's name to how much it keeps of the block's dimension: a count, an int, or a
+            fraction, a float, at most 1.0. Where the block has several dimensions, name to such a
+            number: ``{"block1": {"heads": 2, "ffn": 0.5}}``.
     """
 
     blocks: Sequence[str]
     dropout: Mapping[str, float] = field(default_factory=dict)
+    width: Mapping[str, int | float | Mapping[str, int | float]] = field(default_factory=dict)
 
     def _document(self, name: str) -> dict[str, Any]:
         document: dict[str, Any] = {"name": name, "blocks": list(self.blocks)}
         if self.dropout:
             document["dropout"] = dict(self.dropout)
+        if self.width:
+            document["width"] = {
+                block: dict(kept) if isinstance(kept, Mapping) else kept
+                for block, kept in self.width.items()
+            }
         return document
 
 
@@ -95,7 +74,7 @@ class Description(_C.Description):
         self,
         *,
         input: Sequence[int],
-        blocks: Mapping[str, Dense],
+        blocks: Mapping[str, BlockOptions],
         subnetworks: Mapping[str, Subnetwork | Sequence[str]] | None = None,
         merge: Rule | None = None,
         block_merge: Mapping[str, Rule] | None = None,
@@ -109,22 +88,16 @@ class Description(_C.Description):
             "blocks": [],
             "subnetworks": [],
         }
-        for name, block in _items(blocks, "blocks"):
-            if not isinstance(block, Dense):
-                raise TypeError(
-                    f"nsn.Description: block '{name}' must be a block such as nsn.Dense, but is a "
-                    f"{type(block).__name__}."
-                )
-            entry = {"name": name, **block._document()}
-            if name in own_rules:
-                entry["merge"] = _rule_document(own_rules.pop(name), functions)
+        for entry in _documents(blocks, "nsn.Description"):
+            if entry["name"] in own_rules:
+                entry["merge"] = _rule_document(own_rules.pop(entry["name"]), functions)
             document["blocks"].append(entry)
         if own_rules:
             raise ValueError(
                 f"nsn.Description: block_merge names a block that does not exist: "
                 f"'{next(iter(own_rules))}'. The blocks are {', '.join(map(repr, blocks))}."
             )
-        for name, subnetwork in _items(subnetworks or {}, "subnetworks"):
+        for name, subnetwork in _items(subnetworks or {}):
             if isinstance(subnetwork, str):
                 raise TypeError(
                     f"nsn.Description: sub-network '{name}' must be a list of blocks or an "
@@ -154,6 +127,21 @@ class Description(_C.Description):
         _C.Description.__init__(description, text, dict(rules or {}))
         return description
 
+    def alone(self, name: str) -> "Description":
+        """The network of one sub-network by itself: its blocks, as wide as it keeps them.
+
+        Args:
+            name: the sub-network, which is ``base`` of the result.
+
+        Raises:
+            ValueError: where there is no such sub-network.
+        """
+        return Description.from_json(super().alone(name).to_json())
+
+    def describe(self) -> Summary:
+        """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, and what it shares."""
+        return Summary(super().describe())
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Description.from_json, (self.to_json(), self.functions())
 
@@ -161,12 +149,13 @@ class Description(_C.Description):
         return f"Description.from_json('''{self.to_json(2)}''')"
 
 
-def _items(mapping: Any, what: str) -> list[tuple[str, Any]]:
-    if not isinstance(mapping, Mapping):
+def _items(subnetworks: Any) -> list[tuple[str, Any]]:
+    if not isinstance(subnetworks, Mapping):
         raise TypeError(
-            f"nsn.Description: {what} must be a dict of names, but is a {type(mapping).__name__}."
+            f"nsn.Description: subnetworks must be a dict of names, but is a "
+            f"{type(subnetworks).__name__}."
         )
-    return list(mapping.items())
+    return list(subnetworks.items())
 
 
 def _extents(shape: Sequence[int]) -> list[int]:

@@ -1,14 +1,17 @@
 """The network as a ``torch.nn.Module``."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, cast, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final, overload
 
 import torch
 from torch import Tensor, nn
 
 from nsn import _C
 from nsn._C.merge import Rule
-from nsn.description import Dense, Description, Subnetwork
+from nsn.blocks import BlockOptions
+from nsn.description import Description, Subnetwork
+from nsn.summary import Summary
 from nsn.view import View
 
 
@@ -34,9 +37,9 @@ _joint = torch.compiler.disable(
 
 
 class Block(nn.Module):
-    """The parameters of one block, under the names that the block gives them."""
+    """The parameters of one block, or of a part of one, under the names that the block gives them."""
 
-    def __init__(self, summary: str) -> None:
+    def __init__(self, summary: str = "parameters") -> None:
         super().__init__()
         self._summary = summary
 
@@ -48,6 +51,25 @@ class Block(nn.Module):
 
     def _get_name(self) -> str:
         return self._summary
+
+    def _add(self, path: list[str], tensor: Tensor, is_buffer: bool) -> None:
+        """Takes a tensor in under a path of names: one module for each but the last."""
+        name = path[0]
+        if name not in self._modules and hasattr(self, name):
+            raise ValueError(
+                f"nsn.Network: '{name}' is the name of a block or sub-network, but also of an "
+                f"attribute of torch.nn.Module. Rename it."
+            )
+        if len(path) > 1:
+            if name not in self._modules:
+                self.add_module(name, Block())
+            part = self._modules[name]
+            assert isinstance(part, Block)
+            part._add(path[1:], tensor, is_buffer)
+        elif is_buffer:
+            self.register_buffer(name, tensor)
+        else:
+            self.register_parameter(name, nn.Parameter(tensor))
 
 
 class Network(nn.Module):
@@ -71,7 +93,7 @@ class Network(nn.Module):
         description: Description | None = None,
         *,
         input: Sequence[int] | None = None,
-        blocks: Mapping[str, Dense] | None = None,
+        blocks: Mapping[str, BlockOptions] | None = None,
         subnetworks: Mapping[str, Subnetwork | Sequence[str]] | None = None,
         merge: Rule | None = None,
         block_merge: Mapping[str, Rule] | None = None,
@@ -109,7 +131,9 @@ class Network(nn.Module):
         self._description = description
         self._core = core
         self._places = {name: place for place, name in enumerate(description.names)}
-        self._table = description.parameters
+        # Each tensor's place: the modules on the way to it, and its name there.
+        self._table = [tuple(name.split(".")) for name, _ in description.parameters]
+        self._trainable = [not is_buffer for _, is_buffer in description.parameters]
         for name in description.blocks:
             if hasattr(self, name):
                 raise ValueError(
@@ -117,8 +141,10 @@ class Network(nn.Module):
                     f"Rename the block."
                 )
             self.add_module(name, Block(description.summary_of(name)))
-        for (block, parameter), tensor in zip(self._table, parameters, strict=True):
-            self.get_submodule(block).register_parameter(parameter, nn.Parameter(tensor))
+        for path, trainable, tensor in zip(self._table, self._trainable, parameters, strict=True):
+            block = self._modules[path[0]]
+            assert isinstance(block, Block)
+            block._add(list(path[1:]), tensor, not trainable)
 
     @classmethod
     def _from_parameters(cls, description: Description, parameters: list[Tensor]) -> "Network":
@@ -187,8 +213,50 @@ class Network(nn.Module):
 
     def _parameters_now(self) -> list[Tensor]:
         """The tensors that the blocks have at this moment, whoever put them there."""
-        modules = cast(dict[str, nn.Module], self._modules)
-        return [getattr(modules[block], parameter) for block, parameter in self._table]
+        tensors = []
+        for path in self._table:
+            module: Any = self
+            for name in path[:-1]:
+                module = module._modules[name]
+            tensors.append(getattr(module, path[-1]))
+        return tensors
+
+    def _module_of(self, path: tuple[str, ...]) -> nn.Module:
+        """The module that holds the tensor at a path of the table."""
+        return self.get_submodule(".".join(path[:-1]))
+
+    def describe(self) -> Summary:
+        """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, and what it shares."""
+        return self._description.describe()
+
+    def recalibrate(
+        self, batches: Iterable[Tensor], names: All | Sequence[str] | str = ALL
+    ) -> None:
+        """Makes the running statistics of batch norms anew, each as the mean over batches.
+
+        Nothing is dropped, and weights stay as they are. Statistics that sub-networks share become
+        the mean over those named. Source: Yu & Huang, "Universally Slimmable Networks and Improved
+        Training Techniques", 2019.
+
+        Args:
+            batches: of the training data, each ``(B, *input)``.
+            names: whose statistics; default: all sub-networks'.
+
+        Raises:
+            ValueError: where there is no batch, no batch norm, or no such sub-network.
+        """
+        chosen = self.subnetworks if isinstance(names, All) else names
+        places = [self._place(name) for name in ([chosen] if isinstance(chosen, str) else chosen)]
+        batches = iter(batches)
+        first = next(batches, None)
+        if first is None:
+            raise ValueError(
+                "nsn.Network.recalibrate: there are no batches. Give some of the training data."
+            )
+        parameters = [tensor.detach() for tensor in self._parameters_now()]
+        self._core.reset_statistics(parameters, places)
+        for batch in chain([first], batches):
+            self._core.calibrate(parameters, batch, places)
 
     def view(self, name: str) -> View:
         """A zero-copy handle on one sub-network, for inference.

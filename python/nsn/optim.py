@@ -34,16 +34,16 @@ def param_groups(
     groups = network._core.decay_groups(len(names), weight_decay, of or "")
     return [
         {
-            "params": [leaf for place in places for leaf in _leaves(network, *names[place])],
+            "params": [leaf for place in places for leaf in _leaves(network, names[place])],
             "weight_decay": decay,
         }
         for decay, places in groups
     ]
 
 
-def _leaves(network: Network, block: str, parameter: str) -> list[nn.Parameter]:
+def _leaves(network: Network, path: tuple[str, ...]) -> list[nn.Parameter]:
     """What an optimizer updates: the parameter, or what a parametrization computes it from."""
-    module = network.get_submodule(block)
+    module, parameter = network._module_of(path), path[-1]
     if parametrize.is_parametrized(module, parameter):
         parametrizations = module.parametrizations
         assert isinstance(parametrizations, nn.ModuleDict)

@@ -225,6 +225,14 @@ at::Tensor lane_loss(const at::Tensor& output, size_t lane) {
   return (output * pattern).sum() + 0.5 * output.square().sum();
 }
 
+/// The place of a block's first parameter in the table. (The blocks here have no private parts.)
+size_t first_parameter(const Description& description, size_t block) {
+  const auto& table = description.parameters();
+  return static_cast<size_t>(std::find_if(table.begin(), table.end(),
+                                          [&](const auto& each) { return each.block == block; }) -
+                             table.begin());
+}
+
 at::Tensor plain_forward(const Core& core, at::TensorList parameters, const at::Tensor& x,
                          const std::string& subnetwork, std::optional<uint64_t> seed) {
   const Description& description = core.description();
@@ -233,7 +241,7 @@ at::Tensor plain_forward(const Core& core, at::TensorList parameters, const at::
   for (size_t i = 0; i < described.blocks.size(); ++i) {
     const auto& block = description.blocks()[described.blocks[i]];
     const DenseOptions& options = dynamic_cast<const Dense&>(*block.block).options();
-    const at::Tensor* own = &parameters[block.first_parameter];
+    const at::Tensor* own = &parameters[first_parameter(description, described.blocks[i])];
     y = at::linear(y, own[0], options.bias() ? own[1] : at::Tensor());
     const std::string activation = to_string(options.activation());
     if (activation == "relu") y = at::relu(y);
@@ -241,7 +249,7 @@ at::Tensor plain_forward(const Core& core, at::TensorList parameters, const at::
     if (activation == "silu") y = at::silu(y);
     if (activation == "sigmoid") y = at::sigmoid(y);
     if (activation == "tanh") y = at::tanh(y);
-    const double probability = described.uses[i].dropout.value_or(options.dropout());
+    const double probability = described.fits[i].use.dropout.value_or(options.dropout());
     if (seed && probability > 0.0) {
       const at::Tensor mask =
           core.dropout_mask(*seed, subnetwork, block.name, probability, y.sizes());
@@ -276,7 +284,7 @@ std::vector<at::Tensor> merge_all_plainly(const Description& description,
         const auto& kept = description.subnetwork(lanes[lane]).blocks;
         if (std::find(kept.begin(), kept.end(), place) == kept.end()) continue;
         uses.push_back({lanes[lane], count(lanes[lane]), description.index_of(lanes[lane]),
-                        gradients[lane][block.first_parameter + i]});
+                        gradients[lane][first_parameter(description, place) + i]});
       }
       result.push_back(merge_plainly(block.rule, uses));
     }

@@ -74,8 +74,8 @@ TEST(Checkpoint, RoundTripsBitsAndMetadata) {
     Random random(0);
     const Checkpoint checkpoint = read_checkpoint(path);
     EXPECT_EQ(checkpoint.metadata, metadata);
-    Network again = load(path, {{"median", make_rule("median", {}, random)},
-                                {"ramp", make_rule("ramp", {}, random)}});
+    Network again = load(path, {.rules = {{"median", make_rule("median", {}, random)},
+                                          {"ramp", make_rule("ramp", {}, random)}}});
     EXPECT_EQ(again->description(), test.net->description());
     const auto own = test.net->parameters(), loaded = again->parameters();
     ASSERT_EQ(own.size(), loaded.size());

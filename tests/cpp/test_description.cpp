@@ -27,7 +27,7 @@ TEST(Description, KnowsItsParts) {
   EXPECT_EQ(description.names(), (std::vector<std::string>{"base", "tiny", "calm"}));
   EXPECT_EQ(description.input(), (Shape{4}));
   EXPECT_EQ(description.dtype(), at::kFloat);
-  EXPECT_EQ(description.parameter_tensors(), 4U);
+  EXPECT_EQ(description.parameters().size(), 4U);
   EXPECT_EQ(description.parameter_count(), 4 * 4 + 4 + 4 * 2 + 2);
   EXPECT_EQ(description.subnetwork("tiny").parameter_count, 10);
   EXPECT_EQ(description.subnetwork("tiny").rank, 0);
@@ -35,8 +35,8 @@ TEST(Description, KnowsItsParts) {
   EXPECT_EQ(description.subnetwork("base").rank, 1);
   EXPECT_EQ(description.subnetwork("calm").rank, 2);
   EXPECT_EQ(description.index_of("calm"), 2U);
-  EXPECT_EQ(description.subnetwork("calm").uses[0].dropout, 0.1);
-  EXPECT_EQ(description.subnetwork("base").uses[0].dropout, std::nullopt);
+  EXPECT_EQ(description.subnetwork("calm").fits[0].use.dropout, 0.1);
+  EXPECT_EQ(description.subnetwork("base").fits[0].use.dropout, std::nullopt);
   EXPECT_EQ(description.subnetwork("base").output, (Shape{2}));
   EXPECT_EQ(description.merge().name(), "sum");
   expect_throws_with([&] { description.index_of("Base"); }, {"'Base'", "'base', 'tiny', 'calm'"});
@@ -193,7 +193,7 @@ TEST(DescriptionJson, ReadsAllFields) {
   EXPECT_EQ(description.dtype(), at::kDouble);
   EXPECT_EQ(description.merge().name(), "two_smallest_mean");
   EXPECT_EQ(description.names(), (std::vector<std::string>{"base", "tiny"}));
-  EXPECT_EQ(description.subnetwork("tiny").uses[0].dropout, 0.25);
+  EXPECT_EQ(description.subnetwork("tiny").fits[0].use.dropout, 0.25);
   const auto& hidden = dynamic_cast<const Dense&>(*description.blocks()[0].block).options();
   EXPECT_FALSE(hidden.bias());
   EXPECT_EQ(to_string(hidden.activation()), "gelu");
@@ -219,12 +219,12 @@ TEST(DescriptionJson, RoundTrips) {
     Random random(seed);
     Case test = random_case(seed, random.pick(rule_names()));
     const Description& description = test.net->description();
-    const std::map<std::string, merge::Rule> rules = {{"ramp", make_rule("ramp", {}, random)},
-                                                      {"median", make_rule("median", {}, random)}};
+    const Supplied supplied{.rules = {{"ramp", make_rule("ramp", {}, random)},
+                                      {"median", make_rule("median", {}, random)}}};
     for (const int indent : {-1, 2}) {
       const std::string text = description.to_json(indent);
       EXPECT_EQ(text.find('\n') == std::string::npos, indent < 0);
-      const Description again = Description::from_json(text, rules);
+      const Description again = Description::from_json(text, supplied);
       EXPECT_EQ(again.to_json(indent), text);
       EXPECT_EQ(again, description);
       EXPECT_EQ(again.parameter_names(), description.parameter_names());
@@ -254,7 +254,7 @@ TEST(DescriptionJson, KeepsEveryDtypeAndDoublesExactly) {
   }
   for (const auto dtype : {at::kLong, at::kInt, at::kShort, at::kChar, at::kByte}) {
     expect_throws_with([&] { Description(two_blocks().input({4}, dtype)); },
-                       {"(Dense) expects floating input", c10::toString(dtype)});
+                       {"(Dense) expects floating", c10::toString(dtype)});
   }
   const double odd = 0.1 + 0.2;
   const Description description(two_blocks().merge(merge::weighted({{"base", odd}})));
@@ -282,8 +282,8 @@ TEST(DescriptionJson, NeedsFunctionsOnlyForBackward) {
   expect_throws_with([&] { total_loss(test, outputs).backward(); },
                      {"'median'", "rules = {'median'", "merge::function"});
 
-  Network again(
-      std::make_shared<NetworkImpl>(Description::from_json(text, {{"median", rule}}), copies));
+  Network again(std::make_shared<NetworkImpl>(
+      Description::from_json(text, {.rules = {{"median", rule}}}), copies));
   total_loss(test, net->joint(x)).backward();
   total_loss(test, again->joint(x)).backward();
   const auto expected = take_gradients(net), actual = take_gradients(again);

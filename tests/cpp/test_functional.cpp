@@ -196,8 +196,7 @@ TEST(ForwardMode, IsRefused) {
     const at::Tensor x = at::randn({3, 2});
     const std::vector<std::string> parts = {"forward-mode", "backward()"};
     expect_throws_with<c10::Error>([&] { share(w, {{2, 2}}, merge::sum(), {{"a", 0}}); }, parts);
-    expect_throws_with<c10::Error>([&] { linear({x}, w, {}, {0}, {{"a", 0}}, merge::sum()); },
-                                   parts);
+    expect_throws_with<c10::Error>([&] { linear({x}, w, {}, {{{"a", 0}}, merge::sum()}); }, parts);
     expect_throws_with<c10::Error>(
         [&] { functional::relu_dropout({w}, {true, {functional::Dropout()}, {0}}); }, parts);
   }
@@ -215,7 +214,7 @@ TEST(Linear, ComputesEachLaneAsTorch) {
       at::randn({4}, at::kDouble)};
   const std::vector<Lane> lanes = {{"a", 0}, {"b", 1}, {"c", 2}, {"d", 3}, {"e", 4}};
   for (const at::Tensor& bias : {b, at::Tensor()}) {
-    const auto outputs = linear(inputs, w, bias, {0, 1, 2, 3, 4}, lanes, merge::mean());
+    const auto outputs = linear(inputs, w, bias, {lanes, merge::mean()});
     for (size_t i = 0; i < inputs.size(); ++i) {
       expect_close(outputs[i].detach(), at::linear(inputs[i], w, bias).detach(), 1e-13,
                    std::to_string(i));
@@ -227,7 +226,7 @@ TEST(Linear, LanesOfOneInputShareTheForward) {
   const at::Tensor w = parameter({3, 4});
   const at::Tensor x = at::randn({5, 4}, at::kDouble), other = at::randn({5, 4}, at::kDouble);
   const std::vector<Lane> lanes = {{"a", 0}, {"b", 1}, {"c", 2}};
-  const auto outputs = linear({x, other, x}, w, {}, {0, 1, 0}, lanes, merge::mean());
+  const auto outputs = linear({x, other, x}, w, {}, {lanes, merge::mean(), {}, {0, 1, 0}});
   EXPECT_EQ(outputs[0].data_ptr(), outputs[2].data_ptr());
   EXPECT_NE(outputs[0].data_ptr(), outputs[1].data_ptr());
   (outputs[0].sum() * 3 + outputs[1].sum() * 6 + outputs[2].sum() * 9).backward();
@@ -235,11 +234,62 @@ TEST(Linear, LanesOfOneInputShareTheForward) {
   expect_close(w.grad(), rows.expand({3, 4}), 1e-12);
 }
 
+TEST(Linear, NarrowerLanesOfOneInputHaveTheWidestsColumns) {
+  const at::Tensor w = parameter({6, 4}), b = parameter({6});
+  const at::Tensor x = at::randn({5, 4}, at::kDouble);
+  const std::vector<Lane> lanes = {{"a", 1}, {"b", 2}, {"c", 0}};
+  const std::vector<Layout> slices = {{{6, 3}, 4}, {6, 4}, {{6, 1}, 4}};
+  for (const bool relu : {false, true}) {
+    const functional::ReluDropout after{relu, std::vector<functional::Dropout>(3), {0, 1, 2}};
+    const auto outputs = linear({x, x, x}, w, b, {lanes, merge::sum(), slices, {0, 0, 0}}, after);
+    at::Tensor expected = at::linear(x, w, b).detach();
+    if (relu) expected = at::relu(expected);
+    for (const size_t i : {0, 1, 2}) {
+      const int64_t width = slices[i][0].kept();
+      expect_close(outputs[i].detach(), expected.narrow(1, 0, width), 1e-13, std::to_string(i));
+      EXPECT_TRUE(outputs[i].is_alias_of(outputs[1])) << "one forward serves all";
+    }
+    (outputs[0].sum() + 2 * outputs[1].sum() + 4 * outputs[2].sum()).backward();
+    const at::Tensor factors = at::tensor({7.0, 3.0, 3.0, 2.0, 2.0, 2.0}, at::kDouble);
+    const at::Tensor dy =
+        (relu ? expected.gt(0).to(at::kDouble) : at::ones_like(expected)) * factors;
+    expect_close(w.grad(), dy.t().mm(x), 1e-12);
+    expect_close(b.grad(), dy.sum(0), 1e-12);
+    w.mutable_grad().reset();
+    b.mutable_grad().reset();
+  }
+}
+
+TEST(Linear, CrossingSlicesMergeByRegion) {
+  // 2 x 4 and 4 x 2 of 4 x 4: all share the corner, each has a side for itself, nobody the rest.
+  const at::Tensor w = parameter({4, 4});
+  const at::Tensor wide = at::randn({3, 4}, at::kDouble), narrow = at::randn({3, 2}, at::kDouble);
+  const std::vector<Lane> lanes = {{"a", 0}, {"b", 1}};
+  const std::vector<Layout> slices = {{{4, 2}, 4}, {4, {4, 2}}};
+  for (const auto& [rule, first, second] :
+       {std::tuple(merge::sum(), 1.0, 1.0), std::tuple(merge::mean(), 0.5, 0.5),
+        std::tuple(merge::owner(), 1.0, 0.0),
+        std::tuple(merge::weighted({{"a", 2}, {"b", 3}}), 2.0, 3.0)}) {
+    const double alone_a = rule.name() == "weighted" ? 2.0 : 1.0;
+    const double alone_b = rule.name() == "weighted" ? 3.0 : 1.0;
+    const auto outputs = linear({wide, narrow}, w, {}, {lanes, rule, slices});
+    (outputs[0].sum() + outputs[1].sum()).backward();
+    const at::Tensor a = wide.sum(0).expand({2, 4}), b = narrow.sum(0).expand({4, 2});
+    at::Tensor expected = at::zeros({4, 4}, at::kDouble);
+    expected.slice(0, 0, 2).slice(1, 0, 2).copy_(a.slice(1, 0, 2) * first +
+                                                 b.slice(0, 0, 2) * second);
+    expected.slice(0, 0, 2).slice(1, 2, 4).copy_(a.slice(1, 2, 4) * alone_a);
+    expected.slice(0, 2, 4).slice(1, 0, 2).copy_(b.slice(0, 2, 4) * alone_b);
+    expect_close(w.grad(), expected, 1e-12, rule.name());
+    w.mutable_grad().reset();
+  }
+}
+
 TEST(Linear, EmptyBatchesGiveZeroGradients) {
   const at::Tensor w = parameter({3, 4}), b = parameter({3});
   const at::Tensor x = at::empty({0, 4}, at::kDouble);
   for (const auto& rule : {merge::mean(), merge::sum(), merge::owner()}) {
-    const auto outputs = linear({x, x}, w, b, {0, 0}, {{"a", 0}, {"b", 1}}, rule);
+    const auto outputs = linear({x, x}, w, b, {{{"a", 0}, {"b", 1}}, rule, {}, {0, 0}});
     (outputs[0].sum() + outputs[1].sum()).backward();
     expect_same_bits(w.grad(), at::zeros({3, 4}, at::kDouble), rule.name());
     expect_same_bits(b.grad(), at::zeros({3}, at::kDouble), rule.name());
@@ -253,7 +303,7 @@ TEST(Linear, GradientsUnderAutocastHaveTheParametersDtype) {
   const at::Tensor x = at::randn({5, 4}).set_requires_grad(true);
   at::autocast::set_autocast_enabled(at::kCPU, true);
   at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
-  const auto outputs = linear({x, x}, w, {}, {0, 0}, {{"a", 0}, {"b", 1}}, merge::mean());
+  const auto outputs = linear({x, x}, w, {}, {{{"a", 0}, {"b", 1}}, merge::mean(), {}, {0, 0}});
   at::autocast::set_autocast_enabled(at::kCPU, false);
   at::autocast::clear_cache();
   EXPECT_EQ(outputs[0].scalar_type(), at::kBFloat16);

@@ -1,6 +1,7 @@
 """The command line as a user runs it."""
 
 import json
+import math
 import os
 import pty
 import signal
@@ -14,7 +15,7 @@ import torch
 
 import nsn
 from test_data import write_set
-from test_recipe import SMALL
+from test_recipe import SMALL, TEXT
 
 COMMAND = [sys.executable, "-m", "nsn.cli"]
 
@@ -82,6 +83,38 @@ def test_train_leaves_its_files_and_eval_repeats_its_table(setting: dict[str, Pa
     assert shown.returncode == 0 and f"{final['accuracy']:.4f}" in shown.stdout
 
 
+def test_eval_finds_the_data_of_the_recipe(setting: dict[str, Path]) -> None:
+    assert train(setting).returncode == 0
+    found = run("eval", setting["out"] / "model.safetensors")
+    assert found.returncode == 0, found.stderr
+    moved = setting["data"].rename(setting["data"].with_name("elsewhere"))
+    lost = run("eval", setting["out"] / "model.safetensors")
+    assert lost.returncode == 2 and f"there is no folder '{setting['data']}'" in lost.stderr
+    assert run("eval", setting["out"] / "model.safetensors", "--data", moved).returncode == 0
+
+
+def test_text_from_training_to_eval(setting: dict[str, Path], tmp_path: Path) -> None:
+    setting["recipe"].write_text(TEXT)
+    setting["data"] = tmp_path / "text.txt"
+    setting["data"].write_text("abcab" * 100)
+    result = train(setting)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((setting["out"] / "report.json").read_text())
+    last = report["epochs"][-1]["subnetworks"]["small"]
+    assert f"small {last['loss']:.4f}" in result.stdout  # not its accuracy
+    final = report["final"]["small"]
+    assert final["loss"] == last["loss"] and final["latency_us"] > 0
+    assert final["bits_per_character"] == pytest.approx(final["loss"] / math.log(2))
+    assert report["recipe"]["data"]["path"] == str(setting["data"])
+    again = run("eval", setting["out"] / "model.safetensors", "--json")
+    assert again.returncode == 0, again.stderr
+    for name, row in json.loads(again.stdout)["final"].items():
+        assert row["accuracy"] == report["final"][name]["accuracy"]
+    setting["data"].write_text("abcad" * 100)
+    other = run("eval", setting["out"] / "model.safetensors")
+    assert other.returncode == 2 and "has the character 'd' at 4" in other.stderr
+
+
 def test_same_seed_same_bits_other_seed_other_bits(setting: dict[str, Path]) -> None:
     contents = []
     for seed in ("1", "1", "2"):
@@ -116,7 +149,7 @@ def test_wrong_input_is_one_message_and_code_2(arguments: list[str], message: st
 
 def test_data_that_does_not_fit(setting: dict[str, Path]) -> None:
     result = run("train", "demo", "--data", setting["data"], "--out", setting["out"])
-    assert result.returncode == 2 and "an image has 16 pixels" in result.stderr
+    assert result.returncode == 2 and "has 4 x 4 pixels" in result.stderr
     assert not setting["out"].exists()
 
 
@@ -128,7 +161,7 @@ def test_an_out_that_cannot_be_made(setting: dict[str, Path]) -> None:
 
 def test_help_and_version() -> None:
     assert run("--version").stdout == f"nsn {nsn.__version__}, torch {torch.__version__}\n"
-    for command in ([], ["train"], ["eval"], ["plot"]):
+    for command in ([], ["train"], ["eval"], ["describe"], ["plot"], ["plot", "paths"]):
         text = run(*command, "--help").stdout
         assert "130" in text, text
     assert "nsn train demo --set" in run("train", "--help").stdout
@@ -224,13 +257,50 @@ def test_a_subnetwork_alone_and_both_in_one_plot(setting: dict[str, Path], tmp_p
         "output"
     ]
     picture = tmp_path / "both.png"
-    drawn = run("plot", together, setting["out"] / "report.json", "--out", picture)
+    drawn = run("plot", "curves", together, setting["out"] / "report.json", "--out", picture)
     assert drawn.returncode == 0, drawn.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert train(setting, "--alone", "nobody").returncode == 2
     for wrong, message in ((tmp_path, "cannot read"), (setting["recipe"], "is no JSON")):
-        refused = run("plot", wrong, "--out", picture)
+        refused = run("plot", "curves", wrong, "--out", picture)
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
+def test_compare_trains_each_alone_and_resumes(setting: dict[str, Path]) -> None:
+    refused = train(setting, "--compare", "--alone", "small")
+    assert refused.returncode == 2 and "leave --alone out" in refused.stderr
+    result = train(setting, "--compare")
+    assert result.returncode == 0, result.stderr
+    out = setting["out"]
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["comparison"]) == ["base", "small"]
+    for name, both in report["comparison"].items():
+        own = json.loads((out / f"alone-{name}" / "report.json").read_text())
+        assert own["alone"] == name and len(own["epochs"]) == len(report["epochs"])
+        assert both["alone"] == {key: own["final"]["base"][key] for key in ("accuracy", "loss")}
+        assert both["together"]["loss"] == report["final"][name]["loss"]
+    shown = result.stdout.splitlines()[-2].replace("│", " ").split()
+    together, alone = report["comparison"]["small"].values()
+    scores = [f"{way[key]:.4f}" for key in ("accuracy", "loss") for way in (together, alone)]
+    assert shown == ["small", *scores, "170"]
+
+    # What is done stays; what is missing is made again, with the same bits.
+    files = [out / folder / "model.safetensors" for folder in (".", "alone-base", "alone-small")]
+    contents = [file.read_bytes() for file in files]
+    times = [file.stat().st_mtime_ns for file in files]
+    (out / "alone-small" / "report.json").unlink()
+    (out / "report.json").write_text(json.dumps({**report, "comparison": None}))
+    resumed = train(setting, "--compare", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [file.read_bytes() for file in files] == contents
+    changed = [file.stat().st_mtime_ns != time for file, time in zip(files, times, strict=True)]
+    assert changed == [False, False, True]
+    again = json.loads((out / "report.json").read_text())
+    assert again["comparison"] == report["comparison"]
+    # Other training than the one that stands there is not mistaken for it.
+    for other in (["--epochs", "1"], ["--seed", "9"]):
+        refused = train(setting, "--compare", "--resume", *other)
+        assert refused.returncode == 2 and "Leave --resume out" in refused.stderr
 
 
 def test_live_bar_on_a_terminal(setting: dict[str, Path]) -> None:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsn.training.data import Data, Split, load_data
+from nsn.training.data import Data
+from nsn.training.images import Images
 from nsn.training.loop import Run
 from nsn.training.recipe import load_recipe
 
@@ -60,11 +61,13 @@ def test_50_steps_of_the_recipe(mnist: Path, fused: str) -> None:
         "paper",
         ["epochs=1", 'network.input.dtype="float64"', f"optimizer.fused={fused}", *NO_DROPOUT],
     )
-    whole = load_data(mnist)
     samples = STEPS * recipe.batch_size
-    data = Data(
-        Split(whole.train.images[:samples], whole.train.labels[:samples]),
-        Split(whole.test.images[:100], whole.test.labels[:100]),
+    train, test = (
+        Images(whole.images[:count], whole.labels[:count], torch.float64)
+        for whole, count in (
+            (Images.read(mnist, "train", (784,)), samples),
+            (Images.read(mnist, "t10k", (784,)), 100),
+        )
     )
     steps = 0
 
@@ -72,7 +75,7 @@ def test_50_steps_of_the_recipe(mnist: Path, fused: str) -> None:
         nonlocal steps
         steps += 1
 
-    run = Run(recipe, data, seed=11)
+    run = Run(recipe, Data(train, test), seed=11)
     run.train(on_step=count)
     assert steps == STEPS
 
@@ -89,7 +92,7 @@ def test_50_steps_of_the_recipe(mnist: Path, fused: str) -> None:
         )
         weights[f"{layer}.bias"] = torch.full((out,), 0.01, dtype=torch.float64)
     batches = [
-        (data.train.images[batch].double() / 255, data.train.labels[batch])
+        (train.images[batch].double() / 255, train.labels[batch])
         for batch in torch.randperm(samples).split(recipe.batch_size)
     ]
     transcription(weights, batches)

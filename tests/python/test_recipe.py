@@ -1,3 +1,4 @@
+import math
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
@@ -6,14 +7,20 @@ import pytest
 import torch
 
 import nsn
-from nsn.training.data import Data, Split
+from nsn.training.data import Data
 from nsn.training.errors import InputError
-from nsn.training.loop import Run
+from nsn.training.images import Images
+from nsn.training.loop import Run, evaluate
 from nsn.training.recipe import load_recipe, shipped
+from nsn.training.report import best_epoch, compare
+from nsn.training.text import Windows
 
 SMALL = """
 epochs = 2
 batch_size = 4
+[data]
+kind = 'images'
+path = 'images'
 [optimizer]
 name = "SGD"
 lr = 0.1
@@ -40,6 +47,46 @@ name = "small"
 blocks = ["output"]
 """
 
+TEXT = """
+epochs = 2
+batch_size = 4
+[data]
+kind = "text"
+path = "text.txt"
+characters = "abc"
+windows = 30
+[optimizer]
+name = "AdamW"
+lr = 0.1
+[network.input]
+shape = [6]
+dtype = "int64"
+[[network.blocks]]
+name = "embedding"
+type = "Embedding"
+num_embeddings = 3
+embedding_dim = 8
+[[network.blocks]]
+name = "hidden"
+type = "Dense"
+in_features = 8
+out_features = 8
+activation = "relu"
+dropout = 0.2
+[[network.blocks]]
+name = "output"
+type = "Dense"
+in_features = 8
+out_features = 3
+[[network.subnetworks]]
+name = "half"
+blocks = ["embedding", "hidden", "output"]
+width = { hidden = 0.5 }
+[[network.subnetworks]]
+name = "small"
+blocks = ["embedding", "output"]
+"""
+
 
 @pytest.fixture
 def small(tmp_path: Path) -> str:
@@ -48,16 +95,35 @@ def small(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.toml"
+    path.write_text(TEXT)
+    return str(path)
+
+
 def test_shipped_recipes_load() -> None:
-    assert shipped() == ["demo", "paper"]
-    for name in shipped():
+    assert shipped() == ["cnn", "demo", "paper", "transformer"]
+    for name in ("demo", "paper"):
         recipe = load_recipe(name)
+        assert recipe.values["data"] == {"kind": "images", "path": "data/mnist"}
         assert recipe.description.names == ["base", "sub1", "sub2"]
         assert [recipe.description.parameter_count(n) for n in recipe.description.names] == [
             1_238_730,
             623_290,
             7_850,
         ]
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_every_subnetwork_alone_is_as_large_as_within(name: str) -> None:
+    recipe = load_recipe(name)
+    assert len(recipe.description.names) >= 5
+    for each in recipe.description.names:
+        alone = recipe.alone(each).description
+        assert alone.names == ["base"] and alone.blocks == recipe.description.blocks_of(each)
+        assert alone.parameter_count() == recipe.description.parameter_count(each)
+        assert alone.output_shape("base") == recipe.description.output_shape(each)
 
 
 def test_every_value_can_be_overridden(small: str) -> None:
@@ -94,8 +160,10 @@ def test_every_value_can_be_overridden(small: str) -> None:
         ("optimizer.name=Nope", "optimizer.name must be a class of torch.optim, but is 'Nope'"),
         ("schedule.kind=linear", "schedule.kind must be one of constant, steps, cosine"),
         ("schedule.warmup_epochs=-1", "schedule.warmup_epochs must be a positive number"),
-        ("network.blocks.output.in_features=8", r"expects \(\*, 8\), .* but gets \(16\)"),
+        ("network.blocks.output.in_features=8", r"expects .*\(\*, 8\), .* but gets \(16\)"),
         ("network.merge.rule=median", "unknown merge rule 'median'"),
+        ("data.kind=sound", "data.kind must be one of images, text, but is 'sound'"),
+        ("data.path=3", "'data.path' is a string"),
     ],
 )
 def test_wrong_overrides(small: str, override: str, message: str) -> None:
@@ -116,6 +184,8 @@ def test_wrong_overrides(small: str, override: str, message: str) -> None:
             "decay.weight_decay must be a number",
         ),
         ("[schedule]", "[decay]\nof = 3\n[schedule]", "decay.of must be a sub-network's name"),
+        ("[data]", "[data]\ncharacters = 'abc'", "data has an unknown key 'characters'"),
+        ("kind = 'images'", "kind = 'text'", "'data.characters' must be a string, but is None"),
         ("shape = [16]", "shape = [16]\ncolor = 1", "'input' has an unknown field 'color'"),
     ],
 )
@@ -159,19 +229,66 @@ def test_alone_keeps_what_the_subnetwork_has() -> None:
         for group in alone.optimizer(nsn.Network(alone.description)).param_groups:
             weights = any(parameter.dim() == 2 for parameter in group["params"])
             assert group["weight_decay"] == (9e-5 if weights else 0.0)
+    assert load_recipe("paper", ["decay.of=sub2"]).alone("sub2").values["decay"]["of"] == "base"
     with pytest.raises(InputError, match="no sub-network 'nobody'.*base, sub1, sub2"):
         recipe.alone("nobody")
     assert recipe.values == load_recipe("paper").values
 
 
-def test_a_run_told_to_stop_goes_on_in_another_with_the_same_bits(small: str) -> None:
-    recipe = load_recipe(small)
-    torch.manual_seed(0)
-    split = Split(torch.randint(256, (30, 16), dtype=torch.uint8), torch.randint(10, (30,)))
-    whole = Run(recipe, Data(split, split), seed=5)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.characters=abca", "data.characters must name each character once, but is 'abca'"),
+        ('data.characters=""', "data.characters must name each character once, but is ''"),
+        ("data.windows=0", "'data.windows' must be at least 1, but is 0"),
+        ("data.test_share=1.0", "data.test_share must be between 0 and 1, but is 1.0"),
+    ],
+)
+def test_wrong_text_data(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "text.toml"
+    path.write_text(TEXT.replace("windows", "test_share = 0.1\nwindows"))
+    with pytest.raises(InputError, match=message):
+        load_recipe(str(path), [override])
+
+
+def test_recipes_without_data_are_of_mnist_and_text_gets_its_defaults(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "old.toml"
+    path.write_text(SMALL.replace("[data]\nkind = 'images'\npath = 'images'\n", ""))
+    assert load_recipe(str(path)).values["data"] == {"kind": "images", "path": "data/mnist"}
+    recipe = load_recipe(text)
+    assert recipe.values["data"]["test_share"] == 0.1
+    assert recipe.values["data"]["test_windows"] == 500
+    other = recipe.reading(tmp_path / "other.txt")
+    assert other.values["data"]["path"] == str(tmp_path / "other.txt")
+    assert recipe.values["data"]["path"] == "text.txt"
+
+
+def image_run(recipe: str) -> Run:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (30, 16), dtype=torch.uint8, generator=generator)
+    split = Images(images, torch.randint(10, (30,), generator=generator))
+    return Run(load_recipe(recipe), Data(split, split), seed=5)
+
+
+def text_run(recipe: str) -> Run:
+    tokens = torch.randint(3, (200,), generator=torch.Generator().manual_seed(0))
+    data = Data(Windows(tokens[:150], 6, 30), Windows(tokens[150:], 6, 5))
+    return Run(load_recipe(recipe), data, seed=5)
+
+
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_a_run_told_to_stop_goes_on_in_another_with_the_same_bits(
+    small: str, text: str, kind: str
+) -> None:
+    def start() -> Run:
+        return image_run(small) if kind == "images" else text_run(text)
+
+    whole = start()
     whole.train()
     for stop_after in (0, 3, 8, 12):
-        first = Run(recipe, Data(split, split), seed=5)
+        first = start()
         steps = 0
 
         def count(progress: object) -> None:
@@ -182,7 +299,7 @@ def test_a_run_told_to_stop_goes_on_in_another_with_the_same_bits(small: str) ->
         assert not first.complete and steps == stop_after
         state = deepcopy(first.state_dict())
         torch.rand(7)
-        second = Run(recipe, Data(split, split), seed=5)
+        second = start()
         second.load_state_dict(state)
         second.train()
         assert second.complete
@@ -191,3 +308,49 @@ def test_a_run_told_to_stop_goes_on_in_another_with_the_same_bits(small: str) ->
         assert [each["train_loss"] for each in second.epochs] == [
             each["train_loss"] for each in whole.epochs
         ]
+
+
+def test_text_is_scored_at_every_position(text: str) -> None:
+    run = text_run(text)
+    split = run._data.test
+    scores = evaluate(run.network, split)
+    x, y = split.batch(split.ordered())
+    for name in run.network.subnetworks:
+        logits = run.network.view(name)(x)
+        rates = logits.log_softmax(2).gather(2, y.unsqueeze(2))
+        assert scores[name]["loss"] == pytest.approx(-rates.mean().item(), rel=1e-5)
+        assert scores[name]["accuracy"] == pytest.approx(
+            logits.argmax(2).eq(y).double().mean().item()
+        )
+
+
+def test_text_learns_what_follows_what(text: str) -> None:
+    recipe = load_recipe(text, ["epochs=6", "optimizer.lr=0.02"])
+    tokens = torch.arange(300) % 3
+    run = Run(recipe, Data(Windows(tokens, 6, 100), Windows(tokens, 6, 5)), seed=1)
+    run.train()
+    assert run.epochs[0]["train_loss"] > 0.5
+    for scores in run.epochs[-1]["subnetworks"].values():
+        assert scores["accuracy"] == 1.0 and scores["loss"] < 0.2 < math.log(3)
+
+
+def test_best_epoch_by_accuracy_or_by_loss() -> None:
+    epochs = [
+        {"epoch": 1, "subnetworks": {"base": {"accuracy": 0.9, "loss": 0.3}}},
+        {"epoch": 2, "subnetworks": {"base": {"accuracy": 0.8, "loss": 0.2}}},
+        {"epoch": 3, "subnetworks": {"base": {"accuracy": 0.7, "loss": 0.4}}},
+    ]
+    assert best_epoch(epochs, "accuracy")["base"]["epoch"] == 1
+    assert best_epoch(epochs, "loss")["base"]["epoch"] == 2
+
+
+def test_compare_puts_both_results_side_by_side() -> None:
+    def final(accuracy: float) -> dict[str, float]:
+        return {"accuracy": accuracy, "loss": 1 - accuracy, "parameters": 7}
+
+    together = {"final": {"base": final(0.5), "small": final(0.25)}}
+    alone = {"base": {"final": {"base": final(0.75)}}, "small": {"final": {"base": final(0.125)}}}
+    assert compare(together, alone)["small"] == {
+        "together": {"accuracy": 0.25, "loss": 0.75},
+        "alone": {"accuracy": 0.125, "loss": 0.875},
+    }

@@ -21,7 +21,7 @@ using Metadata = std::map<std::string, std::string>;
 /// A checkpoint's contents.
 struct Checkpoint {
   Description description;
-  /// Of all blocks, in the order of Description::parameter_names().
+  /// Of all blocks, in the order of Description::parameters().
   std::vector<at::Tensor> parameters;
   Metadata metadata;
 };
@@ -34,12 +34,13 @@ NSN_API void write_checkpoint(const Description& description, at::TensorList par
 
 /// Reads a checkpoint. The file may be anybody's: whatever is wrong with it is an error that says
 /// what, and no more is allocated than the file is long. Throws FileError where the system refuses,
-/// c10::ValueError where the contents are wrong. `rules` as in Description::from_json.
-NSN_API Checkpoint read_checkpoint(const std::string& path,
-                                   const std::map<std::string, merge::Rule>& rules = {});
+/// c10::ValueError where the contents are wrong. `supplied` are
+/// the merge functions and types of blocks that a file cannot hold: Supplied{.blocks = {{"Mine",
+/// factory}}}.
+NSN_API Checkpoint read_checkpoint(const std::string& path, const Supplied& supplied = {});
 
 /// Saves and loads a network, as above.
 NSN_API void save(const Network& net, const std::string& path, const Metadata& metadata = {});
-NSN_API Network load(const std::string& path, const std::map<std::string, merge::Rule>& rules = {});
+NSN_API Network load(const std::string& path, const Supplied& supplied = {});
 
 }  // namespace nsn

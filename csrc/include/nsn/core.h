@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
 
 #include <cstdint>
 #include <memory>
@@ -21,11 +22,14 @@ NSN_API uint64_t draw_seed();
 /// draws from torch's default generator, under its lock. Passes that autograd records keep the
 /// memory of their intermediate results and gradients for the next pass; it goes with the core.)
 ///
-/// `parameters` always means the tensors of all blocks, in the order of
-/// Description::parameter_names(); those that no sub-network of the call uses may be undefined.
+/// `parameters` always means the tensors of all blocks, buffers included, in the order of
+/// Description::parameters(); those that no sub-network of the call uses may be undefined. The one
+/// thing that a pass writes are running statistics (BatchNorm), in training.
 class NSN_API Core {
  public:
   explicit Core(Description description);
+  Core(const Core&) = delete;
+  Core& operator=(const Core&) = delete;
 
   const Description& description() const noexcept { return description_; }
 
@@ -41,24 +45,42 @@ class NSN_API Core {
   std::vector<at::Tensor> joint(at::TensorList parameters, const at::Tensor& x,
                                 c10::ArrayRef<size_t> subnetworks, bool training) const;
 
-  /// The mask that the pass whose seed is `seed` applies behind `block` on the way of `subnetwork`,
-  /// for activations of `shape`: true where an element is kept.
+  /// A pass that makes running statistics from a batch: each one moves to the mean over all batches
+  /// since `num_batches_tracked` was 0. Nothing is dropped.
+  void calibrate(at::TensorList parameters, const at::Tensor& x,
+                 c10::ArrayRef<size_t> subnetworks) const;
+
+  /// Puts `num_batches_tracked` of these sub-networks to 0: their running statistics are to be made
+  /// anew. Throws c10::ValueError where they have none.
+  void reset_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const;
+
+  /// The mask that the pass whose seed is `seed` applies behind `block` ("stage.conv1" for a block
+  /// inside another) on the way of `subnetwork`, for activations of `shape`: true where an element
+  /// is kept.
   at::Tensor dropout_mask(uint64_t seed, const std::string& subnetwork, const std::string& block,
                           double probability, at::IntArrayRef shape) const;
 
   /// The coefficient that the lane `subnetwork` has in the gradients of each parameter when all
   /// sub-networks run together; 0 where it does not use the parameter. Throws c10::ValueError for
-  /// function rules, which have none.
+  /// function rules, which have none, and where the coefficient changes inside a parameter.
   std::vector<double> merge_coefficients(const std::string& subnetwork) const;
 
  private:
+  std::vector<at::Tensor> run(at::TensorList parameters, const at::Tensor& x,
+                              c10::ArrayRef<size_t> subnetworks, bool training,
+                              bool calibrating) const;
   void trace_ways();
   void check_input(at::TensorList parameters, const at::Tensor& x) const;
-  void check_parameters(at::TensorList parameters, size_t block, const at::Tensor& x) const;
+  void check_parameters(at::TensorList parameters, const BlockPass& pass, size_t block,
+                        const at::Tensor& x) const;
+  void share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks,
+                  detail::TiedLanes& tied) const;
 
   Description description_;
   /// Each sub-network's passage through each of its blocks, in order.
   std::vector<std::vector<LanePass>> passes_;
+  /// Whether some parameter is used by several blocks.
+  bool has_tied_ = false;
   std::shared_ptr<detail::Workspace> workspace_;
 };
 

@@ -2,10 +2,12 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <nsn/block.h>
@@ -13,9 +15,28 @@
 
 namespace nsn {
 
-/// Options for a sub-network: the blocks that it keeps, in order.
+/// How much of a dimension a sub-network keeps: a count, or a fraction of what there is, which
+/// means the nearest count (halves upwards), at least one step.
+class NSN_API Width {
+ public:
+  Width(int count) : value_(int64_t{count}) {}  // NOLINT(google-explicit-constructor)
+  Width(int64_t count) : value_(count) {}       // NOLINT(google-explicit-constructor)
+  Width(double fraction) : value_(fraction) {}  // NOLINT(google-explicit-constructor)
+
+  const std::variant<int64_t, double>& value() const noexcept { return value_; }
+
+  /// The count that it means; throws c10::ValueError, naming `what`, where it does not fit.
+  int64_t of(const Dimension& dimension, const std::string& what) const;
+
+ private:
+  std::variant<int64_t, double> value_;
+};
+
+/// Options for a sub-network: the blocks that it keeps, in order, and how it keeps them.
 ///
-///     SubnetworkOptions({"hidden2", "output"}).dropout("hidden2", 0.2)
+///     SubnetworkOptions({"hidden1", "hidden2", "output"})
+///         .width("hidden1", 0.5)
+///         .dropout("hidden2", 0.2)
 class NSN_API SubnetworkOptions {
  public:
   SubnetworkOptions(std::vector<std::string> blocks)  // NOLINT(google-explicit-constructor)
@@ -27,12 +48,27 @@ class NSN_API SubnetworkOptions {
     return *this;
   }
 
+  /// How much it keeps of the one dimension that `block` has, or of one of several.
+  SubnetworkOptions& width(std::string block, Width width) {
+    return this->width(std::move(block), "", width);
+  }
+  SubnetworkOptions& width(std::string block, std::string dimension, Width width) {
+    widths_.push_back({std::move(block), std::move(dimension), width});
+    return *this;
+  }
+
+  struct BlockWidth {
+    std::string block, dimension;  // no dimension: the only one
+    Width width;
+  };
   const std::vector<std::string>& blocks() const noexcept { return blocks_; }
   const std::vector<std::pair<std::string, double>>& dropout() const noexcept { return dropout_; }
+  const std::vector<BlockWidth>& widths() const noexcept { return widths_; }
 
  private:
   std::vector<std::string> blocks_;
   std::vector<std::pair<std::string, double>> dropout_;
+  std::vector<BlockWidth> widths_;
 };
 
 /// What a network is to be; nothing is checked before a Description is made of it.
@@ -66,6 +102,17 @@ class NSN_API NetworkOptions {
   merge::Rule merge_ = merge::sum();
 };
 
+/// Makes a block from what its `options_json` gave.
+using BlockFactory = std::function<BlockPtr(const std::string& options_json)>;
+
+/// What a file cannot hold, by name.
+struct Supplied {
+  /// Function rules. One that is missing is an error only when a joint pass needs it.
+  std::map<std::string, merge::Rule> rules = {};
+  /// Types of blocks of one's own.
+  std::map<std::string, BlockFactory> blocks = {};
+};
+
 /// A network as a value: input, blocks, sub-networks, merge rules; no tensors. It is checked as a
 /// whole when it is made, and round-trips through JSON (docs/description.md has the schema).
 class NSN_API Description {
@@ -77,29 +124,45 @@ class NSN_API Description {
     /// The rule in force in this block, and whether it is the block's own.
     merge::Rule rule;
     bool overrides_rule;
-    /// The place of the block's first parameter among those of all blocks.
-    size_t first_parameter;
+  };
+  /// A tensor that a network of this description has: a parameter or a buffer.
+  struct Parameter {
+    /// "hidden1.weight"; "norm1.bias_small" for a private one.
+    std::string name;
+    /// At the width of its sub-network for a private one.
+    Shape shape;
+    at::ScalarType dtype;
+    bool decays, is_buffer;
+    /// Where it comes from: place of the block, of the parameter in it, and for a private one of
+    /// the sub-network.
+    size_t block, spec;
+    std::optional<size_t> subnetwork;
   };
   struct Subnetwork {
     std::string name;
-    /// Places of the blocks kept, in order, and how each is kept.
+    /// As described.
+    SubnetworkOptions options;
+    /// Places of the blocks kept, in order, and how each fits.
     std::vector<size_t> blocks;
-    std::vector<BlockUse> uses;
+    std::vector<Fit> fits;
+    /// Where it finds the parameters of each of them.
+    std::vector<std::vector<ParameterPlace>> places;
+    /// What it keeps of parameters that several blocks use: place to slice.
+    std::map<size_t, Layout> tied;
     /// The shape of one sample of the output.
     Shape output;
     /// How many parameters it uses, and its place by that number: 0 is the smallest.
     int64_t parameter_count;
     int64_t rank;
+    /// Of one sample, as Fit::flops counts.
+    int64_t flops;
   };
 
   /// Throws c10::ValueError naming the block or sub-network, what was found, and the remedy.
   Description(const NetworkOptions& options);  // NOLINT(google-explicit-constructor)
 
-  /// From JSON. `rules` supplies function rules by name, since a file cannot hold them; one that is
-  /// missing is an error only when a joint pass needs it. Throws c10::ValueError as above, and for
-  /// text that is no such document.
-  static Description from_json(const std::string& text,
-                               const std::map<std::string, merge::Rule>& rules = {});
+  /// From JSON. Throws c10::ValueError as above, and for text that is no such document.
+  static Description from_json(const std::string& text, const Supplied& supplied = {});
 
   /// One document in the schema's newest version; `indent` as spaces, or -1 for a single line.
   std::string to_json(int indent = -1) const;
@@ -120,12 +183,26 @@ class NSN_API Description {
   size_t index_of(const std::string& subnetwork) const;
   const Subnetwork& subnetwork(const std::string& name) const;
 
-  /// The number of all blocks' parameter tensors, and of their elements.
-  size_t parameter_tensors() const noexcept;
+  /// The network of one sub-network by itself: its blocks, as wide as it keeps them, as `base` of a
+  /// description without others. Throws c10::ValueError where a block cannot be made narrower.
+  Description alone(const std::string& subnetwork) const;
+
+  /// The same with other blocks of the same options, where `replace` returns one.
+  Description with_blocks(const std::function<BlockPtr(const Block&)>& replace) const;
+
+  /// All tensors, parameters and buffers, in the order of blocks.
+  const std::vector<Parameter>& parameters() const noexcept { return parameters_; }
+  std::vector<std::string> parameter_names() const;
+
+  /// The number of elements of all parameters, buffers apart.
   int64_t parameter_count() const noexcept;
 
-  /// "hidden1.weight", ... for all parameters, in order.
-  std::vector<std::string> parameter_names() const;
+  /// Who uses a parameter of the table, in the order of sub-networks, and which slice of it.
+  struct User {
+    size_t subnetwork;
+    const Layout* slice;
+  };
+  std::vector<User> users_of(size_t parameter) const;
 
   friend bool operator==(const Description& a, const Description& b) {
     return a.to_json() == b.to_json();
@@ -134,6 +211,9 @@ class NSN_API Description {
  private:
   void add_blocks(const NetworkOptions& options);
   void add_subnetwork(const std::string& name, const SubnetworkOptions& options);
+  void add_parameters();
+  void add_tied_slices();
+  void count_parameters();
   void check_rules() const;
   void rank_subnetworks();
 
@@ -141,6 +221,7 @@ class NSN_API Description {
   at::ScalarType dtype_;
   std::vector<NamedBlock> blocks_;
   std::vector<Subnetwork> subnetworks_;
+  std::vector<Parameter> parameters_;
   merge::Rule merge_;
 };
 

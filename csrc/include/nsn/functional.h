@@ -8,6 +8,7 @@
 // lane's coefficient is 1 (`sum`; a single lane under any rule but `weighted` and `function`).
 // Elsewhere the first backward may be recorded (create_graph), and differentiating it throws.
 
+#include <nsn/functional/convolution.h>
 #include <nsn/functional/dropout.h>
 #include <nsn/functional/linear.h>
 #include <nsn/functional/plain.h>

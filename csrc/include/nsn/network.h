@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include <nsn/blocks/dense.h>
 #include <nsn/core.h>
 #include <nsn/description.h>
 #include <nsn/view.h>
@@ -57,8 +56,8 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   /// What the network computes, apart from its parameters.
   const Core& core() const noexcept { return *core_; }
 
-  /// The parameters of all blocks, in the order of Description::parameter_names().
-  std::vector<at::Tensor> parameter_table() const;
+  /// The tensors of all blocks, buffers included, in the order of Description::parameters().
+  const std::vector<at::Tensor>& parameter_table() const noexcept { return table_; }
 
   /// A network with its own copy of the parameters, frozen where these are; no random number is
   /// drawn.
@@ -71,6 +70,8 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   Outputs run(const at::Tensor& x, const std::vector<size_t>& subnetworks);
 
   std::shared_ptr<const Core> core_;
+  /// Handles on what is registered: moving the network changes what they hold.
+  std::vector<at::Tensor> table_;
 };
 
 /// Holds a NetworkImpl by reference, as torch's modules do.

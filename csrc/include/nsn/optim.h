@@ -15,7 +15,7 @@ namespace nsn {
 /// Parameters that share one weight decay.
 struct DecayGroup {
   std::vector<at::Tensor> parameters;
-  /// Places of the parameters in Description::parameter_names().
+  /// Places of the parameters in Description::parameters().
   std::vector<size_t> places;
   double weight_decay = 0.0;
 };

@@ -36,7 +36,8 @@ class NSN_API View {
   /// The sub-network's name.
   const std::string& name() const;
 
-  /// The tensors that it reads, of the network's storages, in the order of the parameters' names.
+  /// What it reads of the network's parameters: views of their storages, in the order of the names,
+  /// each leading part of several things as a dimension of its own.
   std::vector<at::Tensor> parameters() const;
 
   /// Whether the network now has other storages than this View reads. False once the network is

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/relu.h>
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/accumulate.h>
@@ -108,6 +109,7 @@ variable_list relu_dropout_forward(at::TensorList inputs, const at::Tensor& bias
     outputs.push_back(groups.first[group] == lane ? result : part(result, 0, result.sizes()));
     if (masks != nullptr) {
       masks->masks.push_back(kept[group]);
+      masks->outputs.emplace_back();
       masks->scales.push_back(dropout_scale(options.dropout[lane]));
     }
   }
@@ -116,23 +118,28 @@ variable_list relu_dropout_forward(at::TensorList inputs, const at::Tensor& bias
 }
 
 variable_list relu_dropout_backward(const Masks& masks, const variable_list& gradients) {
-  Masks active{{}, {}, masks.workspace};
+  Masks active{{}, {}, {}, masks.workspace};
   variable_list defined;
+  std::vector<size_t> masked;
+  variable_list results(gradients.size());
   for (const size_t lane : c10::irange(gradients.size())) {
     if (!gradients[lane].defined()) continue;
-    active.masks.push_back(masks.masks[lane]);
-    active.scales.push_back(masks.scales[lane]);
-    defined.push_back(gradients[lane]);
+    if (masks.masks[lane].defined()) {
+      active.masks.push_back(masks.masks[lane]);
+      active.scales.push_back(masks.scales[lane]);
+      defined.push_back(gradients[lane]);
+      masked.push_back(lane);
+    } else if (masks.outputs[lane].defined()) {
+      results[lane] = at::threshold_backward(gradients[lane], masks.outputs[lane], 0);
+    } else {
+      results[lane] = gradients[lane];
+    }
   }
-  variable_list results(gradients.size());
   if (defined.empty()) return results;
-  const variable_list masked = is_recorded(defined)
-                                   ? ApplyMasks::apply(at::TensorList(defined), active)
-                                   : ApplyMasks::compute(active, defined);
-  size_t next = 0;
-  for (const size_t lane : c10::irange(gradients.size())) {
-    if (gradients[lane].defined()) results[lane] = masked[next++];
-  }
+  const variable_list applied = is_recorded(defined)
+                                    ? ApplyMasks::apply(at::TensorList(defined), active)
+                                    : ApplyMasks::compute(active, defined);
+  for (const size_t i : c10::irange(masked.size())) results[masked[i]] = applied[i];
   return results;
 }
 

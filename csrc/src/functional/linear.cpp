@@ -3,52 +3,105 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
-#include <c10/util/accumulate.h>
+#include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "autocast.h"
 #include "autograd.h"
+#include "elementwise.h"
 #include "lanes.h"
 #include "masks.h"
+#include "regions.h"
+#include "sources.h"
 #include "workspace.h"
 
 namespace nsn::functional {
 
 using detail::AutogradContext;
-using detail::Groups;
 using detail::part;
+using detail::Source;
 using detail::stack_rows;
 using detail::variable_list;
 
 namespace {
 
+/// Sources of one slice, stacked into one product.
+using Batch = std::vector<size_t>;
+
 struct LinearSpec {
-  std::vector<size_t> same_as;
   std::vector<merge::Lane> lanes;
   merge::Rule rule;
   ReluDropout after;
+  bool gelu = false;  // in place of `after`, whose dropout is then none
   Memory memory;
   std::optional<at::ScalarType> autocast;  // the dtype that the products run in
+  SliceView weight, bias;
+  std::vector<int64_t> out, in;  // of each lane's slice as a matrix
+  std::vector<Source> sources;
+  std::vector<size_t> source_of;  // lane
+  std::vector<Batch> batches;
+
+  bool is_leading() const { return weight.view.size() == 2; }
 };
 
-/// Keeps autocast from casting again what this file casts itself.
-struct WithoutAutocast {
-  explicit WithoutAutocast(at::DeviceType device) {
-    if (at::autocast::is_autocast_available(device)) {
-      guard.emplace(
-          c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
-    }
+LinearSpec make_spec(const at::Tensor& weight, const SharedLanes& of, const ReluDropout& after,
+                     const Memory& memory) {
+  auto views = detail::views_of(weight, of, "nsn::linear");
+  LinearSpec spec{of.lanes,
+                  of.rule,
+                  after,
+                  false,
+                  memory,
+                  std::nullopt,
+                  std::move(views.weight),
+                  std::move(views.bias),
+                  {},
+                  {},
+                  detail::sources_of(of),
+                  {},
+                  {}};
+  for (const Shape& kept : views.kept) {
+    spec.out.push_back(kept[0]);
+    spec.in.push_back(kept[1]);
   }
-  std::optional<c10::impl::ExcludeDispatchKeyGuard> guard;
-};
+  spec.source_of.resize(of.lanes.size());
+  for (const size_t source : c10::irange(spec.sources.size())) {
+    for (const size_t lane : spec.sources[source].lanes) spec.source_of[lane] = source;
+    const size_t widest = spec.sources[source].widest;
+    auto batch = std::find_if(spec.batches.begin(), spec.batches.end(), [&](const Batch& each) {
+      return of.slices.empty() || of.slices[spec.sources[each[0]].widest] == of.slices[widest];
+    });
+    if (batch == spec.batches.end()) batch = spec.batches.insert(batch, Batch{});
+    batch->push_back(source);
+  }
+  return spec;
+}
+
+/// The slice of a lane as a matrix (kept out, kept in): strided where it is leading, else a copy.
+at::Tensor matrix_of(const LinearSpec& spec, const at::Tensor& weight, size_t lane) {
+  if (spec.is_leading()) return merge::leading(weight, spec.weight.slices[lane]);
+  return merge::leading(weight.view(spec.weight.view), spec.weight.slices[lane])
+      .reshape({spec.out[lane], spec.in[lane]});
+}
+
+at::Tensor bias_of(const LinearSpec& spec, const at::Tensor& bias, size_t lane) {
+  if (!bias.defined()) return bias;
+  return merge::leading(bias.view(spec.bias.view), spec.bias.slices[lane])
+      .reshape({spec.out[lane]});
+}
 
 at::Tensor cast(const at::Tensor& tensor, std::optional<at::ScalarType> dtype) {
   return dtype && tensor.defined() ? tensor.to(*dtype) : tensor;
@@ -57,54 +110,170 @@ at::Tensor cast(const at::Tensor& tensor, std::optional<at::ScalarType> dtype) {
 // -------------------------------------------------------------------------------------------------
 // Forward
 
-struct Forward {
-  variable_list outputs;  // one a lane
-  at::Tensor stacked;     // the inputs of all groups, on top of each other
-  at::Tensor weight;      // as multiplied
-  Groups groups;          // of lanes of one input, in the order in which they are stacked
+/// Where the rows of a source lie in the stacked input of its batch.
+struct Rows {
+  size_t batch;
+  int64_t first, count;
 };
+
+struct Forward {
+  variable_list outputs;   // one a lane
+  variable_list stacked;   // the inputs of each batch, on top of each other
+  at::Tensor weight;       // as multiplied
+  std::vector<Rows> rows;  // one a source
+};
+
+/// Lanes of one source that have one result, or the leading columns of it.
+struct Element {
+  std::vector<size_t> lanes;
+  size_t widest;
+  size_t source;
+};
+
+/// Puts what comes behind the product of one batch in its place: `product` has one matrix a source.
+void finish_batch(const LinearSpec& spec, const Batch& batch, const at::Tensor& product,
+                  const at::Tensor& bias, at::TensorList inputs, Forward& result,
+                  detail::Masks* masks) {
+  const int64_t columns = product.size(1);
+  const auto sizes_of = [&](size_t lane, int64_t width) {
+    std::vector<int64_t> sizes = inputs[lane].sizes().vec();
+    sizes.back() = width;
+    return sizes;
+  };
+  /// The leading columns of `whole`, (*, width), that are `lane`'s.
+  const auto columns_of = [&](const at::Tensor& whole, int64_t first, int64_t width, size_t lane) {
+    const auto sizes = sizes_of(lane, spec.out[lane]);
+    if (spec.out[lane] == width) return part(whole, first, sizes);
+    return part(whole, first, sizes, c10::contiguous_strides(sizes_of(lane, width)));
+  };
+  if (spec.gelu) {
+    const Memory memory{spec.memory.workspace, spec.batches.size() > 1 ? 0 : spec.memory.room};
+    const at::Tensor y = detail::empty_in(memory, product.sizes(), product.options());
+    // The derivative takes the product's place.
+    detail::gelu_forward(product, bias, y, masks == nullptr ? at::Tensor() : product);
+    for (const size_t source : batch) {
+      const int64_t first = result.rows[source].first * columns;
+      for (const size_t lane : spec.sources[source].lanes) {
+        result.outputs[lane] = columns_of(y, first, columns, lane);
+        if (masks != nullptr) masks->outputs[lane] = columns_of(product, first, columns, lane);
+      }
+    }
+    return;
+  }
+  if (spec.after.is_identity()) {
+    for (const size_t source : batch) {
+      for (const size_t lane : spec.sources[source].lanes) {
+        result.outputs[lane] =
+            columns_of(product, result.rows[source].first * columns, columns, lane);
+      }
+    }
+    return;
+  }
+
+  // Without dropout narrower lanes have the leading columns of the widest; each mask is of one
+  // lane.
+  std::vector<Element> elements;
+  bool in_place = true;
+  for (const size_t source : batch) {
+    const size_t before = elements.size();
+    for (const size_t lane : spec.sources[source].lanes) {
+      const bool drops = spec.after.dropout[lane].probability > 0.0;
+      auto element =
+          std::find_if(elements.begin() + static_cast<int64_t>(before), elements.end(),
+                       [&](const Element& each) {
+                         const size_t other = each.widest;
+                         return drops ? spec.after.same_as[lane] == spec.after.same_as[other]
+                                      : spec.after.dropout[other].probability <= 0.0;
+                       });
+      if (element == elements.end()) {
+        element = elements.insert(element, Element{{}, lane, source});
+      }
+      element->lanes.push_back(lane);
+      if (spec.out[lane] > spec.out[element->widest]) element->widest = lane;
+    }
+    in_place =
+        in_place && elements.size() == before + 1 && spec.out[elements.back().widest] == columns;
+  }
+  std::vector<int64_t> widths;
+  for (const Element& element : elements) widths.push_back(spec.out[element.widest]);
+  std::sort(widths.begin(), widths.end());
+  widths.erase(std::unique(widths.begin(), widths.end()), widths.end());
+  Memory memory = spec.memory;
+  if (widths.size() > 1 || spec.batches.size() > 1) memory.room = 0;
+  for (const int64_t width : widths) {
+    ReluDropout options{spec.after.relu, {}, {}};
+    std::vector<at::Tensor> tensors;
+    std::vector<const Element*> same_width;
+    for (const Element& element : elements) {
+      if (spec.out[element.widest] != width) continue;
+      options.same_as.push_back(tensors.size());
+      options.dropout.push_back(spec.after.dropout[element.widest]);
+      tensors.push_back(columns_of(product, result.rows[element.source].first * columns, columns,
+                                   element.widest));
+      same_width.push_back(&element);
+    }
+    detail::Masks own;
+    const at::Tensor own_bias = bias.defined() ? bias.narrow(0, 0, width) : bias;
+    const auto finished = detail::relu_dropout_forward(tensors, own_bias, options, memory, in_place,
+                                                       masks == nullptr ? nullptr : &own);
+    for (const size_t i : c10::irange(finished.size())) {
+      for (const size_t lane : same_width[i]->lanes) {
+        result.outputs[lane] = columns_of(finished[i], 0, width, lane);
+        if (masks == nullptr) continue;
+        masks->scales[lane] = own.scales[i];
+        if (spec.out[lane] == width) {
+          masks->masks[lane] = own.masks[i];
+        } else if (spec.after.relu) {
+          masks->outputs[lane] = columns_of(finished[i], 0, width, lane);
+        }
+      }
+    }
+  }
+}
 
 /// `masks`, where given, gets what the backward of the element-wise part needs.
 Forward forward_of(const LinearSpec& spec, at::TensorList inputs, const at::Tensor& given_weight,
                    const at::Tensor& given_bias, detail::Masks* masks) {
-  Forward result{{}, {}, cast(given_weight, spec.autocast), Groups(spec.same_as)};
-  result.groups.sort_as_laid(inputs);
-  std::vector<at::Tensor> rows;
-  std::vector<int64_t> first_row{0};
-  for (const size_t lane : result.groups.first) {
-    rows.push_back(detail::as_rows(cast(inputs[lane], spec.autocast)));
-    first_row.push_back(first_row.back() + rows.back().size(0));
+  Forward result;
+  result.weight = cast(given_weight, spec.autocast);
+  result.outputs.resize(inputs.size());
+  result.rows.resize(spec.sources.size());
+  const bool element_wise = spec.gelu || !spec.after.is_identity();
+  if (element_wise && masks != nullptr) {
+    masks->masks.resize(inputs.size());
+    masks->outputs.resize(inputs.size());
+    masks->scales.resize(inputs.size());
+    masks->workspace = spec.memory.workspace;
   }
-  result.stacked = stack_rows(rows);
-  const at::Tensor bias = cast(given_bias, spec.autocast);
-  const at::Tensor weight = result.weight.t();
-  const int64_t columns = weight.size(1);
-
-  const bool element_wise = !spec.after.is_identity();
-  const auto dtype = result.stacked.scalar_type();
-  // In a narrower dtype the product would be rounded before the bias is added.
-  const bool adds_bias_later = element_wise && (dtype == at::kFloat || dtype == at::kDouble);
-  const bool in_place =
-      element_wise && result.groups.first.size() == Groups(spec.after.same_as).first.size();
-  const int64_t room = element_wise && !in_place ? 0 : spec.memory.room;
-  at::Tensor product = detail::empty_in({spec.memory.workspace, room}, {first_row.back(), columns},
-                                        result.stacked.options());
-  if (bias.defined() && !adds_bias_later) {
-    at::addmm_out(product, bias, result.stacked, weight);
-  } else {
-    at::mm_out(product, result.stacked, weight);
-  }
-
-  for (const size_t lane : c10::irange(inputs.size())) {
-    std::vector<int64_t> sizes = inputs[lane].sizes().vec();
-    sizes.back() = columns;
-    const int64_t row = first_row[result.groups.group_of[lane]];
-    result.outputs.push_back(part(product, row * columns, sizes));
-  }
-  if (element_wise) {
-    result.outputs =
-        detail::relu_dropout_forward(result.outputs, adds_bias_later ? bias : at::Tensor(),
-                                     spec.after, spec.memory, in_place, masks);
+  for (const size_t b : c10::irange(spec.batches.size())) {
+    Batch batch = spec.batches[b];
+    detail::sort_as_laid(batch,
+                         [&](size_t source) { return inputs[spec.sources[source].lanes[0]]; });
+    std::vector<at::Tensor> rows;
+    int64_t total = 0;
+    for (const size_t source : batch) {
+      rows.push_back(detail::as_rows(cast(inputs[spec.sources[source].lanes[0]], spec.autocast)));
+      result.rows[source] = {b, total, rows.back().size(0)};
+      total += rows.back().size(0);
+    }
+    result.stacked.push_back(stack_rows(rows));
+    const at::Tensor& stacked = result.stacked.back();
+    const size_t widest = spec.sources[batch[0]].widest;
+    const at::Tensor weight = matrix_of(spec, result.weight, widest).t();
+    const at::Tensor bias = bias_of(spec, cast(given_bias, spec.autocast), widest);
+    // In a narrower dtype the product would be rounded before the bias is added.
+    const auto dtype = stacked.scalar_type();
+    const bool adds_bias_later = element_wise && (dtype == at::kFloat || dtype == at::kDouble);
+    const int64_t room = spec.batches.size() > 1 ? 0 : spec.memory.room;
+    const at::Tensor product =
+        detail::empty_in({spec.memory.workspace, room}, {total, weight.size(1)}, stacked.options());
+    if (bias.defined() && !adds_bias_later) {
+      at::addmm_out(const_cast<at::Tensor&>(product), bias, stacked, weight);
+    } else {
+      at::mm_out(const_cast<at::Tensor&>(product), stacked, weight);
+    }
+    finish_batch(spec, batch, product, adds_bias_later ? bias : at::Tensor(), inputs, result,
+                 masks);
   }
   return result;
 }
@@ -112,76 +281,153 @@ Forward forward_of(const LinearSpec& spec, at::TensorList inputs, const at::Tens
 // -------------------------------------------------------------------------------------------------
 // Backward
 
-/// The merged gradient of the weight (and of the bias): rule(dY_l^T X_l).
-struct MergedGradients {
-  at::Tensor weight, bias;
+/// A part of the merged gradient: coefficient * dy^T x, in the leading (dy columns, x columns).
+struct Term {
+  at::Tensor dy, x;
+  double coefficient;
+  size_t lane;
 };
 
-MergedGradients merge_linear(const LinearSpec& spec, const std::vector<at::Tensor>& dy,
-                             const std::vector<at::Tensor>& x, bool need_weight, bool need_bias) {
-  MergedGradients result;
-  const auto some =
-      std::find_if(dy.begin(), dy.end(), [](const at::Tensor& tensor) { return tensor.defined(); });
-  if (some == dy.end()) return result;
-  const int64_t out = some->size(1);
-  const int64_t in = x[0].size(1);
+/// The columns of a matrix as the view of the weight's rows has them.
+at::Tensor with_rows(const at::Tensor& matrix, const Shape& slice) {
+  std::vector<int64_t> sizes = slice;
+  sizes.insert(sizes.begin(), matrix.size(0));
+  return matrix.view(sizes);
+}
 
-  if (!spec.rule.is_linear()) {
-    const auto merged = [&](at::IntArrayRef shape, const auto& gradient_of_lane) {
-      std::vector<at::Tensor> gradients;
-      for (const size_t lane : c10::irange(dy.size())) {
-        gradients.push_back(dy[lane].defined() ? gradient_of_lane(lane) : at::Tensor());
-      }
-      const std::vector<merge::Slice> slices(dy.size(), shape.vec());
-      return merge::apply(spec.rule, spec.lanes, slices, gradients, shape);
-    };
-    if (need_weight) {
-      result.weight = merged({out, in}, [&](size_t l) { return at::mm(dy[l].t(), x[l]); });
+/// Writes the sum of the terms' products into the leading parts of one new buffer.
+at::Tensor sum_of_products(std::vector<Term> terms, const Shape& shape, const Memory& memory,
+                           const at::TensorOptions& options) {
+  const auto size = [](const Term& term) { return term.dy.size(1) * term.x.size(1); };
+  std::stable_sort(terms.begin(), terms.end(),
+                   [&](const Term& a, const Term& b) { return size(a) > size(b); });
+  const bool covered =
+      !terms.empty() && terms[0].dy.size(1) == shape[0] && terms[0].x.size(1) == shape[1];
+  at::Tensor result = detail::empty_in({memory.workspace}, shape, options);
+  if (!covered) result.zero_();
+  for (size_t first = 0; first < terms.size();) {
+    const int64_t out = terms[first].dy.size(1), in = terms[first].x.size(1);
+    std::vector<at::Tensor> dy, x;
+    size_t end = first;
+    bool uniform = true;
+    for (; end < terms.size() && terms[end].dy.size(1) == out && terms[end].x.size(1) == in;
+         ++end) {
+      uniform = uniform && terms[end].coefficient == terms[first].coefficient;
     }
-    if (need_bias) {
-      result.bias = merged({out}, [&](size_t l) { return at::sum(dy[l], {0}); });
+    for (const size_t i : c10::irange(first, end)) {
+      dy.push_back(uniform ? terms[i].dy : at::mul(terms[i].dy, terms[i].coefficient));
+      x.push_back(terms[i].x);
     }
-    return result;
-  }
-
-  // Lanes that count, and whether one coefficient serves all of them; then the product scales.
-  const auto coefficients = spec.rule.coefficients(spec.lanes);
-  std::vector<size_t> counted;
-  for (const size_t lane : c10::irange(dy.size())) {
-    if (dy[lane].defined() && coefficients[lane] != 0.0) counted.push_back(lane);
-  }
-  if (counted.empty()) {
-    if (need_weight) result.weight = at::zeros({out, in}, some->options());
-    if (need_bias) result.bias = at::zeros({out}, some->options());
-    return result;
-  }
-  double scale = coefficients[counted[0]];
-  const bool uniform = std::all_of(counted.begin(), counted.end(),
-                                   [&](size_t lane) { return coefficients[lane] == scale; });
-  if (!uniform) scale = 1.0;
-  std::vector<at::Tensor> dy_counted, x_counted;
-  for (const size_t lane : counted) {
-    dy_counted.push_back(uniform ? dy[lane] : at::mul(dy[lane], coefficients[lane]));
-    x_counted.push_back(x[lane]);
-  }
-  const at::Tensor dy_stacked = stack_rows(dy_counted);
-  if (need_weight) {
-    result.weight = detail::empty_in({spec.memory.workspace}, {out, in}, some->options());
-    at::addmm_out(result.weight, result.weight, dy_stacked.t(), stack_rows(x_counted),
-                  /*beta=*/0, /*alpha=*/scale);
-  }
-  if (need_bias) {
-    result.bias = at::sum(dy_stacked, {0});
-    if (scale != 1.0) result.bias.mul_(scale);
+    at::Tensor target = merge::leading(result, {out, in});
+    at::addmm_out(target, target, stack_rows(dy).t(), stack_rows(x),
+                  /*beta=*/covered && first == 0 ? 0.0 : 1.0,
+                  /*alpha=*/uniform ? terms[first].coefficient : 1.0);
+    first = end;
   }
   return result;
+}
+
+/// What the lanes bring to a weight's gradient: rows of dY, undefined where there is none, and of
+/// X.
+struct LaneRows {
+  std::vector<at::Tensor> dy, x;
+};
+
+/// The merged gradient of the weight: rule(dY_l^T X_l).
+at::Tensor merge_weight(const LinearSpec& spec, const Shape& shape, const LaneRows& rows,
+                        const at::TensorOptions& options) {
+  const size_t count = rows.dy.size();
+  const auto regions = spec.rule.is_linear() ? merge::regions(spec.rule, spec.lanes,
+                                                              spec.weight.slices, spec.weight.view)
+                                             : std::vector<merge::Region>();
+  auto coefficients = merge::constant_coefficients(regions, count);
+  const bool scales_later = !coefficients && merge::are_uniform(regions);
+  if (scales_later) coefficients = std::vector<double>(count, 1.0);
+  if (!spec.rule.is_linear() || (!spec.is_leading() && !coefficients)) {
+    std::vector<at::Tensor> gradients(count);
+    for (const size_t lane : c10::irange(count)) {
+      if (!rows.dy[lane].defined()) continue;
+      gradients[lane] = at::mm(rows.dy[lane].t(), rows.x[lane]).reshape(spec.weight.slices[lane]);
+    }
+    return merge::apply(spec.rule, spec.lanes, spec.weight.slices, gradients, spec.weight.view)
+        .reshape(shape);
+  }
+  if (!coefficients) {
+    // Coefficients that change from region to region, and from lane to lane in one.
+    at::Tensor result = detail::empty_in({spec.memory.workspace}, shape, options).zero_();
+    for (const merge::Region& region : regions) {
+      at::Tensor target = merge::box(result, region.begin, region.end);
+      for (const size_t i : c10::irange(region.lanes.size())) {
+        const size_t lane = region.lanes[i];
+        if (!rows.dy[lane].defined() || region.coefficients[i] == 0.0) continue;
+        const auto columns = [&](const at::Tensor& matrix, size_t dim) {
+          return matrix.narrow(1, region.begin[dim], region.end[dim] - region.begin[dim]);
+        };
+        at::addmm_out(target, target, columns(rows.dy[lane], 0).t(), columns(rows.x[lane], 1),
+                      /*beta=*/1, /*alpha=*/region.coefficients[i]);
+      }
+    }
+    return result;
+  }
+  std::vector<Term> terms;
+  for (const Source& source : spec.sources) {
+    std::vector<size_t> counted;
+    for (const size_t lane : source.lanes) {
+      if (rows.dy[lane].defined() && (*coefficients)[lane] != 0.0) counted.push_back(lane);
+    }
+    if (counted.empty()) continue;
+    const size_t first = *std::max_element(counted.begin(), counted.end(), [&](size_t a, size_t b) {
+      return spec.out[a] < spec.out[b];
+    });
+    if (counted.size() == 1) {
+      terms.push_back({rows.dy[first], rows.x[first], (*coefficients)[first], first});
+      continue;
+    }
+    // Lanes of one input: their dY are added up before the one product.
+    const double scale = (*coefficients)[first];
+    at::Tensor total = detail::empty_in({spec.memory.workspace}, rows.dy[first].sizes(), options);
+    total.copy_(rows.dy[first]);
+    const at::Tensor target = with_rows(total, spec.bias.slices[first]);
+    for (const size_t lane : counted) {
+      if (lane == first) continue;
+      std::vector<int64_t> extents = spec.bias.slices[lane];
+      extents.insert(extents.begin(), total.size(0));
+      merge::leading(target, extents)
+          .add_(with_rows(rows.dy[lane], spec.bias.slices[lane]), (*coefficients)[lane] / scale);
+    }
+    terms.push_back({total, rows.x[first], scale, first});
+  }
+  at::Tensor result;
+  if (spec.is_leading()) {
+    result = sum_of_products(std::move(terms), shape, spec.memory, options);
+  } else {
+    // Parts that lie apart are added to theirs after the product.
+    result = at::zeros(spec.weight.view, options);
+    for (const Term& term : terms) {
+      const Shape& slice = spec.weight.slices[term.lane];
+      merge::leading(result, slice)
+          .add_(at::mm(term.dy.t(), term.x).reshape(slice), term.coefficient);
+    }
+  }
+  if (scales_later) merge::scale_regions(result, regions);
+  return result.view(shape);
+}
+
+at::Tensor merge_bias(const LinearSpec& spec, int64_t features, const LaneRows& rows) {
+  std::vector<at::Tensor> sums(rows.dy.size());
+  for (const size_t lane : c10::irange(rows.dy.size())) {
+    if (!rows.dy[lane].defined()) continue;
+    sums[lane] = at::sum(rows.dy[lane], {0}).reshape(spec.bias.slices[lane]);
+  }
+  return merge::apply(spec.rule, spec.lanes, spec.bias.slices, sums, spec.bias.view)
+      .reshape({features});
 }
 
 /// What a pass leaves for its backward, apart from tensors that autograd watches.
 struct LinearState {
   LinearSpec spec;
   detail::Masks masks;
-  Groups groups;
+  std::vector<Rows> rows;
 };
 
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
@@ -196,10 +442,11 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     detail::Masks masks;
     Forward result = forward_of(spec, inputs, weight, bias, &masks);
-    detail::keep(ctx, LinearState{spec, std::move(masks), std::move(result.groups)});
+    detail::keep(ctx, LinearState{spec, std::move(masks), std::move(result.rows)});
     // The inputs for the second derivative, the rest for the first.
-    variable_list saved{weight, bias, result.weight, result.stacked};
+    variable_list saved{weight, bias, result.weight};
     saved.insert(saved.end(), inputs.begin(), inputs.end());
+    saved.insert(saved.end(), result.stacked.begin(), result.stacked.end());
     ctx->save_for_backward(std::move(saved));
     return result.outputs;
   }
@@ -209,12 +456,28 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const LinearSpec& spec = state.spec;
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &weight = saved[0], &bias = saved[1];
-    const variable_list inputs(saved.begin() + 4, saved.end());
-    const WithoutAutocast guard(weight.device().type());
-
+    const variable_list inputs(saved.begin() + kSavedInputs,
+                               saved.begin() + kSavedInputs + gradients.size());
+    // Gradients of a pass under autocast are merged in autocast's dtype.
     if (!at::GradMode::is_enabled()) return first_order(ctx, state, saved, gradients);
-    if (detail::is_plain_derivative(spec.rule, spec.lanes) && !spec.autocast) {
-      return differentiable(ctx, weight, bias, inputs, before_masks(state, gradients));
+    const bool is_plain =
+        spec.rule.is_linear() && merge::are_plain(merge::regions(
+                                     spec.rule, spec.lanes, spec.weight.slices, spec.weight.view));
+    if (is_plain && !spec.autocast) {
+      if (!spec.gelu) {
+        return differentiable(ctx, spec, weight, bias, inputs, before_masks(state, gradients));
+      }
+      // The derivative left by the forward is a constant; here it has to depend on what it is made
+      // of.
+      variable_list dz(gradients.size());
+      for (const size_t lane : c10::irange(gradients.size())) {
+        if (!gradients[lane].defined()) continue;
+        const at::Tensor own = bias_of(spec, bias, lane);
+        at::Tensor z = at::matmul(inputs[lane], matrix_of(spec, weight, lane).t());
+        if (own.defined()) z = z + own;
+        dz[lane] = at::gelu_backward(gradients[lane], z);
+      }
+      return differentiable(ctx, spec, weight, bias, inputs, dz);
     }
     variable_list results;
     {
@@ -234,66 +497,103 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   }
 
  private:
+  static constexpr size_t kSavedInputs = 3;
+
   /// The gradients of the product.
   static variable_list before_masks(const LinearState& state, const variable_list& gradients) {
+    if (state.spec.gelu) return before_gelu(state, gradients);
     return state.masks.masks.empty() ? gradients
                                      : detail::relu_dropout_backward(state.masks, gradients);
+  }
+
+  /// Each gradient times the derivative that the forward left; into one buffer where it can be, so
+  /// that the products find it stacked.
+  static variable_list before_gelu(const LinearState& state, const variable_list& gradients) {
+    variable_list results(gradients.size());
+    int64_t numel = 0;
+    at::TensorOptions options;
+    for (const at::Tensor& gradient : gradients) {
+      if (!gradient.defined()) continue;
+      numel += gradient.numel();
+      options = gradient.options();
+    }
+    if (numel == 0) return gradients;
+    const at::Tensor buffer = detail::empty_in({state.spec.memory.workspace}, {numel}, options);
+    int64_t first = 0;
+    for (const size_t lane : c10::irange(gradients.size())) {
+      if (!gradients[lane].defined()) continue;
+      results[lane] = part(buffer, first, gradients[lane].sizes());
+      at::mul_out(results[lane], gradients[lane], state.masks.outputs[lane]);
+      first += gradients[lane].numel();
+    }
+    return results;
   }
 
   static variable_list first_order(AutogradContext* ctx, const LinearState& state,
                                    const variable_list& saved, const variable_list& gradients) {
     const LinearSpec& spec = state.spec;
-    const at::Tensor &weight = saved[0], &bias = saved[1], &weight_used = saved[2],
-                     &stacked = saved[3];
+    const at::Tensor &weight = saved[0], &bias = saved[1], &weight_used = saved[2];
     const size_t lanes = gradients.size();
-    const int64_t in = stacked.size(1);
-    std::vector<at::Tensor> group_rows, x(lanes), dy(lanes);
-    int64_t row = 0;
-    for (const size_t lane : state.groups.first) {
-      const int64_t rows = saved[4 + lane].numel() / in;
-      group_rows.push_back(part(stacked, row * in, {rows, in}));
-      row += rows;
-    }
     const variable_list dz = before_masks(state, gradients);
+    LaneRows rows{variable_list(lanes), variable_list(lanes)};
+    at::TensorOptions options;
+    bool any = false;
     for (const size_t lane : c10::irange(lanes)) {
-      x[lane] = group_rows[state.groups.group_of[lane]];
-      if (dz[lane].defined()) dy[lane] = detail::as_rows(dz[lane]);
+      const Rows& own = state.rows[spec.source_of[lane]];
+      const at::Tensor& stacked = saved[kSavedInputs + lanes + own.batch];
+      const bool is_all = own.count == stacked.size(0);
+      rows.x[lane] = is_all ? stacked : stacked.narrow(0, own.first, own.count);
+      if (!dz[lane].defined()) continue;
+      rows.dy[lane] = detail::as_rows(dz[lane]);
+      options = rows.dy[lane].options();
+      any = true;
     }
 
     const size_t bias_place = kInputs + lanes;
     variable_list results(bias_place + 2);  // with the bias, and none for the spec
-    const auto merged = merge_linear(spec, dy, x, ctx->needs_input_grad(kWeight),
-                                     bias.defined() && ctx->needs_input_grad(bias_place));
+    if (!any) return results;
     // In the parameter's dtype: under autocast the products ran in another one.
-    if (merged.weight.defined()) results[kWeight] = merged.weight.to(weight.scalar_type());
-    if (merged.bias.defined()) results[bias_place] = merged.bias.to(bias.scalar_type());
-
-    std::vector<size_t> wanted;
-    std::vector<at::Tensor> wanted_dy;
-    for (const size_t lane : c10::irange(lanes)) {
-      if (dy[lane].defined() && ctx->needs_input_grad(kInputs + lane)) {
-        wanted.push_back(lane);
-        wanted_dy.push_back(dy[lane]);
-      }
+    if (ctx->needs_input_grad(kWeight)) {
+      results[kWeight] =
+          merge_weight(spec, weight.sizes().vec(), rows, options).to(weight.scalar_type());
     }
-    if (wanted.empty()) return results;
-    const at::Tensor dy_stacked = stack_rows(wanted_dy);
-    at::Tensor dx =
-        detail::empty_in({spec.memory.workspace}, {dy_stacked.size(0), in}, dy_stacked.options());
-    at::mm_out(dx, dy_stacked, weight_used);
-    int64_t first = 0;
-    for (const size_t lane : wanted) {
-      const at::Tensor& input = saved[4 + lane];
-      results[kInputs + lane] = part(dx, first, input.sizes()).to(input.scalar_type());
-      first += input.numel();
+    if (bias.defined() && ctx->needs_input_grad(bias_place)) {
+      results[bias_place] = merge_bias(spec, bias.size(0), rows).to(bias.scalar_type());
+    }
+
+    // One product for all lanes of one slice.
+    std::vector<bool> done(lanes, false);
+    for (const size_t lane : c10::irange(lanes)) {
+      const auto wanted = [&](size_t l) {
+        return !done[l] && rows.dy[l].defined() && ctx->needs_input_grad(kInputs + l);
+      };
+      if (!wanted(lane)) continue;
+      std::vector<size_t> same;
+      std::vector<at::Tensor> dy;
+      for (const size_t other : c10::irange(lane, lanes)) {
+        if (!wanted(other) || spec.weight.slices[other] != spec.weight.slices[lane]) continue;
+        same.push_back(other);
+        dy.push_back(rows.dy[other]);
+        done[other] = true;
+      }
+      const at::Tensor stacked = stack_rows(dy);
+      at::Tensor dx = detail::empty_in({spec.memory.workspace}, {stacked.size(0), spec.in[lane]},
+                                       stacked.options());
+      at::mm_out(dx, stacked, matrix_of(spec, weight_used, lane));
+      int64_t first = 0;
+      for (const size_t each : same) {
+        const at::Tensor& input = saved[kSavedInputs + each];
+        results[kInputs + each] = part(dx, first, input.sizes()).to(input.scalar_type());
+        first += input.numel();
+      }
     }
     return results;
   }
 
   /// The plain derivative by operations that autograd can differentiate again.
-  static variable_list differentiable(AutogradContext* ctx, const at::Tensor& weight,
-                                      const at::Tensor& bias, const variable_list& inputs,
-                                      const variable_list& gradients) {
+  static variable_list differentiable(AutogradContext* ctx, const LinearSpec& spec,
+                                      const at::Tensor& weight, const at::Tensor& bias,
+                                      const variable_list& inputs, const variable_list& gradients) {
     const size_t bias_place = kInputs + gradients.size();
     const bool need_bias = bias.defined() && ctx->needs_input_grad(bias_place);
     variable_list results(bias_place + 2);
@@ -302,12 +602,20 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     };
     for (const size_t lane : c10::irange(gradients.size())) {
       if (!gradients[lane].defined()) continue;
-      const at::Tensor dy = gradients[lane].reshape({-1, weight.size(0)});
-      const at::Tensor x = inputs[lane].reshape({-1, weight.size(1)});
-      if (ctx->needs_input_grad(kWeight)) add(results[kWeight], dy.t().mm(x));
-      if (need_bias) add(results[bias_place], dy.sum(0));
+      const at::Tensor dy = gradients[lane].reshape({-1, spec.out[lane]});
+      const at::Tensor x = inputs[lane].reshape({-1, spec.in[lane]});
+      if (ctx->needs_input_grad(kWeight)) {
+        add(results[kWeight],
+            detail::pad_to(dy.t().mm(x).reshape(spec.weight.slices[lane]), spec.weight.view)
+                .reshape(weight.sizes()));
+      }
+      if (need_bias) {
+        add(results[bias_place],
+            detail::pad_to(dy.sum(0).reshape(spec.bias.slices[lane]), spec.bias.view)
+                .reshape(bias.sizes()));
+      }
       if (ctx->needs_input_grad(kInputs + lane)) {
-        results[kInputs + lane] = dy.mm(weight).view_as(inputs[lane]);
+        results[kInputs + lane] = dy.mm(matrix_of(spec, weight, lane)).view_as(inputs[lane]);
       }
     }
     return results;
@@ -316,25 +624,44 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 
 }  // namespace
 
-std::vector<at::Tensor> linear(at::TensorList inputs, const at::Tensor& weight,
-                               const at::Tensor& bias, c10::ArrayRef<size_t> same_as,
-                               c10::ArrayRef<merge::Lane> lanes, const merge::Rule& rule,
-                               const ReluDropout& after, const Memory& memory) {
+namespace {
+
+std::vector<at::Tensor> run(at::TensorList inputs, const at::Tensor& weight, const at::Tensor& bias,
+                            LinearSpec spec) {
   variable_list sources = inputs.vec();
   sources.push_back(weight);
   sources.push_back(bias);
   detail::check_transforms(sources);
-  LinearSpec spec{same_as.vec(), lanes.vec(), rule, after, memory, std::nullopt};
   const auto device = weight.device().type();
-  if (at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device)) {
-    spec.autocast = at::autocast::get_autocast_dtype(device);
-  }
-  const WithoutAutocast guard(device);
+  spec.autocast = detail::autocast_dtype(device);
+  const detail::WithoutAutocast guard(device);
   if (!detail::is_recorded(sources)) {
     return forward_of(spec, inputs, weight, bias, /*masks=*/nullptr).outputs;
   }
   const auto given_bias = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
   return LinearFunction::apply(weight, inputs, given_bias, spec);
+}
+
+}  // namespace
+
+std::vector<at::Tensor> linear(at::TensorList inputs, const at::Tensor& weight,
+                               const at::Tensor& bias, const SharedLanes& lanes,
+                               const ReluDropout& after, const Memory& memory) {
+  return run(inputs, weight, bias, make_spec(weight, lanes, after, memory));
+}
+
+std::vector<at::Tensor> linear_gelu(at::TensorList inputs, const at::Tensor& weight,
+                                    const at::Tensor& bias, const SharedLanes& lanes,
+                                    const Memory& memory) {
+  const bool kernel = detail::takes_kernels(weight) && weight.scalar_type() == at::kFloat &&
+                      !detail::autocast_dtype(weight.device().type());
+  LinearSpec spec = make_spec(weight, lanes, {}, memory);
+  spec.gelu = kernel;
+  auto outputs = run(inputs, weight, bias, std::move(spec));
+  if (!kernel) {
+    for (at::Tensor& output : outputs) output = at::gelu(output);
+  }
+  return outputs;
 }
 
 }  // namespace nsn::functional

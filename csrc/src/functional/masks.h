@@ -17,6 +17,9 @@ namespace nsn::detail {
 /// into words by nsn's kernels, or a bool tensor by ATen operations.
 struct Masks {
   std::vector<at::Tensor> masks;
+  /// Where a lane has the leading columns of a wider lane's result, of ReLU alone, they stand in
+  /// for a mask of its own.
+  std::vector<at::Tensor> outputs;
   std::vector<double> scales;
   std::shared_ptr<Workspace> workspace;
 };

@@ -1,7 +1,6 @@
 #include "nsn/functional/share.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <c10/util/Exception.h>
 #include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
@@ -10,6 +9,7 @@
 #include <numeric>
 
 #include "autograd.h"
+#include "regions.h"
 
 namespace nsn::functional {
 
@@ -18,26 +18,29 @@ using detail::variable_list;
 
 namespace {
 
+/// What `share` makes of a parameter: slices, leading in a view of it.
 struct ShareSpec {
-  std::vector<merge::Slice> slices;
+  SliceView view;
+  /// The extents in which each lane gets its slice.
+  std::vector<Shape> kept;
   std::vector<merge::Lane> lanes;
   merge::Rule rule;
-  std::vector<int64_t> shape;
+  Shape shape;
 };
 
-at::Tensor leading(at::Tensor tensor, const merge::Slice& slice) {
-  for (const size_t dim : c10::irange(slice.size())) {
-    tensor = tensor.narrow(static_cast<int64_t>(dim), 0, slice[dim]);
-  }
-  return tensor;
+at::Tensor viewed(const at::Tensor& tensor, const Shape& view) {
+  return tensor.sizes() == at::IntArrayRef(view) ? tensor : tensor.view(view);
 }
 
-variable_list share_forward(const at::Tensor& parameter, c10::ArrayRef<merge::Slice> slices) {
+variable_list share_forward(const at::Tensor& parameter, const ShareSpec& spec) {
   variable_list result;
-  // Views, not parts: an in-place update between forward and backward is then noticed.
-  for (const merge::Slice& slice : slices) {
-    at::Tensor lane = leading(parameter, slice);
-    result.push_back(lane.is_same(parameter) ? parameter.view_symint(parameter.sym_sizes()) : lane);
+  // Views, not parts: an in-place update between forward and backward is then noticed. (Where the
+  // leading parts of several things are kept, and brought together by a copy, it may be missed.)
+  const at::Tensor view = viewed(parameter, spec.view.view);
+  for (const size_t i : c10::irange(spec.kept.size())) {
+    at::Tensor lane = merge::leading(view, spec.view.slices[i]);
+    if (lane.sizes() != at::IntArrayRef(spec.kept[i])) lane = lane.reshape(spec.kept[i]);
+    result.push_back(std::move(lane));
   }
   return result;
 }
@@ -47,24 +50,36 @@ struct ShareFunction : torch::autograd::Function<ShareFunction> {
                                const ShareSpec& spec) {
     ctx->set_materialize_grads(false);
     detail::keep(ctx, spec);
-    return share_forward(parameter, spec.slices);
+    variable_list lanes = share_forward(parameter, spec);
+    for (at::Tensor& lane : lanes) {
+      if (lane.is_same(parameter)) lane = parameter.view_symint(parameter.sym_sizes());
+    }
+    return lanes;
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& given) {
     const auto& spec = detail::kept<ShareSpec>(ctx);
-    if (!at::GradMode::is_enabled()) {
-      return {merge::apply(spec.rule, spec.lanes, spec.slices, gradients, spec.shape), {}};
+    variable_list gradients = given;
+    for (const size_t i : c10::irange(gradients.size())) {
+      if (gradients[i].defined()) gradients[i] = gradients[i].reshape(spec.view.slices[i]);
     }
-    if (detail::is_plain_derivative(spec.rule, spec.lanes))
+    const auto merged = [&] {
+      const at::Tensor result =
+          merge::apply(spec.rule, spec.lanes, spec.view.slices, gradients, spec.view.view);
+      return result.defined() ? result.reshape(spec.shape) : result;
+    };
+    if (!at::GradMode::is_enabled()) return {merged(), {}};
+    if (spec.rule.is_linear() &&
+        merge::are_plain(merge::regions(spec.rule, spec.lanes, spec.view.slices, spec.view.view))) {
       return {padded_sum(spec, gradients), {}};
-    at::Tensor merged;
+    }
+    at::Tensor result;
     {
       const at::NoGradGuard no_grad;
-      merged = merge::apply(spec.rule, spec.lanes, spec.slices, gradients, spec.shape);
+      result = merged();
     }
-    return {
-        detail::refuse_second_derivative(detail::why_refused(spec.rule), {merged}, gradients)[0],
-        {}};
+    return {detail::refuse_second_derivative(detail::why_refused(spec.rule), {result}, given)[0],
+            {}};
   }
 
   /// The sum of the lanes' gradients by operations that autograd can differentiate again.
@@ -72,15 +87,10 @@ struct ShareFunction : torch::autograd::Function<ShareFunction> {
     at::Tensor total;
     for (const at::Tensor& gradient : gradients) {
       if (!gradient.defined()) continue;
-      std::vector<int64_t> padding;
-      for (auto dim = static_cast<int64_t>(spec.shape.size()) - 1; dim >= 0; --dim) {
-        padding.push_back(0);
-        padding.push_back(spec.shape[dim] - gradient.size(dim));
-      }
-      const at::Tensor padded = at::constant_pad_nd(gradient, padding);
+      const at::Tensor padded = detail::pad_to(gradient, spec.view.view);
       total = total.defined() ? total + padded : padded;
     }
-    return total;
+    return total.defined() ? total.reshape(spec.shape) : total;
   }
 };
 
@@ -105,15 +115,33 @@ void check_slices(const at::Tensor& parameter, c10::ArrayRef<merge::Slice> slice
   }
 }
 
+variable_list share_as(const at::Tensor& parameter, ShareSpec spec) {
+  detail::check_transforms(parameter);
+  if (!detail::is_recorded(parameter)) return share_forward(parameter, spec);
+  return ShareFunction::apply(parameter, spec);
+}
+
 }  // namespace
 
 std::vector<at::Tensor> share(const at::Tensor& parameter, c10::ArrayRef<merge::Slice> slices,
                               const merge::Rule& rule, c10::ArrayRef<merge::Lane> lanes) {
   check_slices(parameter, slices, lanes);
-  detail::check_transforms(parameter);
-  if (!detail::is_recorded(parameter)) return share_forward(parameter, slices);
-  return ShareFunction::apply(parameter,
-                              ShareSpec{slices.vec(), lanes.vec(), rule, parameter.sizes().vec()});
+  const Shape shape = parameter.sizes().vec();
+  return share_as(parameter, {{shape, slices.vec()}, slices.vec(), lanes.vec(), rule, shape});
+}
+
+std::vector<at::Tensor> share_layouts(const at::Tensor& parameter,
+                                      const std::vector<const Layout*>& layouts,
+                                      const merge::Rule& rule, c10::ArrayRef<merge::Lane> lanes) {
+  auto view = common_view(layouts);
+  TORCH_CHECK_VALUE(view,
+                    "nsn::share: the lanes' slices do not fit one view of the parameter of "
+                    "shape ",
+                    parameter.sizes(), ".");
+  std::vector<Shape> kept;
+  for (const Layout* layout : layouts) kept.push_back(kept_shape(*layout));
+  return share_as(parameter,
+                  {std::move(*view), std::move(kept), lanes.vec(), rule, parameter.sizes().vec()});
 }
 
 }  // namespace nsn::functional

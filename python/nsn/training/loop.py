@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nsn import ALL, Network, joint_loss
-from nsn.training.data import Data, Split, to_input
+from nsn.training.data import Data, Split
 from nsn.training.recipe import Recipe
 
-_EVALUATION_BATCH = 2000
+_EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Run:
     """The training of a recipe's network: each step one joint pass of all sub-networks.
 
     All randomness comes from torch's default generator, in this order: ``manual_seed(seed)``, the
-    network's initial weights, then for each epoch one ``randperm`` of the training samples and for
-    each step the seed of its dropout. A C++ program that does the same gets the same weights.
+    network's initial weights, then for each epoch the order of its samples (one ``randperm`` for
+    images, one ``randint`` for text) and for each step the seed of its dropout. A C++ program that
+    does the same gets the same weights.
 
     A run may stop between any two steps; what ``state_dict`` returns then goes on in another
     process with the same bits.
@@ -64,7 +66,6 @@ class Run:
         self._data = data
         self._optimizer = recipe.optimizer(self.network)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
-        self._dtype = next(self.network.parameters()).dtype
         # The epoch under way: its samples in order, its steps done, and what they summed up to.
         self._order: Tensor | None = None
         self._step = 0
@@ -118,7 +119,7 @@ class Run:
         train, size, epoch = self._data.train, self.recipe.batch_size, len(self.epochs)
         steps = -(-len(train) // size)
         if self._order is None:
-            self._order = torch.randperm(len(train))
+            self._order = train.shuffled()
         self.network.train()
         for batch in self._order.split(size)[self._step :]:
             if should_stop():
@@ -126,10 +127,9 @@ class Run:
             factor = self.recipe.learning_rate_factor(epoch * steps + self._step, steps)
             for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * factor
-            images = to_input(train.images.index_select(0, batch), self._dtype)
-            labels = train.labels.index_select(0, batch)
+            inputs, targets = train.batch(batch)
             started = time.perf_counter()
-            joint = joint_loss(self.network(images, ALL), labels)
+            joint = joint_loss(_rows(self.network(inputs, ALL)), targets.flatten())
             self._optimizer.zero_grad()
             joint.backward()
             self._optimizer.step()
@@ -184,23 +184,24 @@ def evaluate(network: Network, split: Split) -> dict[str, dict[str, float]]:
     """Accuracy and mean cross entropy of each sub-network, from the weights of this moment."""
     training = network.training
     network.eval()
-    dtype = next(network.parameters()).dtype
     correct = dict.fromkeys(network.subnetworks, 0)
     loss = dict.fromkeys(network.subnetworks, 0.0)
+    total = 0
     with torch.no_grad():
-        for images, labels in zip(
-            split.images.split(_EVALUATION_BATCH),
-            split.labels.split(_EVALUATION_BATCH),
-            strict=True,
-        ):
-            outputs = network(to_input(images, dtype), ALL)
-            for name, output in outputs.items():
-                correct[name] += int(output.argmax(1).eq(labels).sum())
-                loss[name] += float(
-                    torch.nn.functional.cross_entropy(output, labels, reduction="sum")
-                )
+        for batch in split.ordered().split(_EVALUATION_BATCH):
+            inputs, targets = split.batch(batch)
+            targets = targets.flatten()
+            total += len(targets)
+            for name, output in _rows(network(inputs, ALL)).items():
+                correct[name] += int(output.argmax(1).eq(targets).sum())
+                loss[name] += float(F.cross_entropy(output, targets, reduction="sum"))
     network.train(training)
     return {
-        name: {"accuracy": correct[name] / len(split), "loss": loss[name] / len(split)}
+        name: {"accuracy": correct[name] / total, "loss": loss[name] / total}
         for name in network.subnetworks
     }
+
+
+def _rows(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``(B, *, classes)`` as ``(B * ..., classes)``, one row for each target."""
+    return {name: output.flatten(0, -2) for name, output in outputs.items()}

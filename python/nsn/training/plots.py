@@ -1,7 +1,8 @@
 """Curves of runs."""
 
 import io
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nsn.training.recipe import metric_of
 from nsn.training.report import write_atomically
 
 _STYLES = ("-", "--", ":", "-.")
 
 
 def plot_curves(runs: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
-    """Draws test accuracy of each sub-network, and the training loss, over the epochs.
+    """Draws each sub-network's test accuracy, for text its test loss, and the training loss.
 
-    A sub-network has one colour in all runs, a run one style of line.
+    A sub-network has one colour in all runs, and another style of line in each run that has it.
 
     Args:
         runs: label to report, as report.json has it; its ``epochs`` may be empty.
@@ -26,45 +28,46 @@ def plot_curves(runs: Mapping[str, dict[str, Any]], path: Path, title: str) -> N
         title: above the curves.
     """
     many_epochs = any(len(report["epochs"]) > 60 for report in runs.values())
-    marker = "" if many_epochs else "."
+    line = {"marker": "" if many_epochs else ".", "linewidth": 1}
+    metrics = {metric_of(report.get("recipe", {})) for report in runs.values()}
+    metric = metrics.pop() if len(metrics) == 1 else "accuracy"
     colours: dict[str, str] = {}
+    styles: dict[str, Iterator[str]] = defaultdict(lambda: cycle(_STYLES))
     with mpl.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         figure.suptitle(title)
-        accuracy, loss = figure.subplots(1, 2)
-        for (label, report), style in zip(runs.items(), cycle(_STYLES)):
+        score, loss = figure.subplots(1, 2)
+        for label, report in runs.items():
             epochs, alone = report["epochs"], report.get("alone")
             numbers = [record["epoch"] for record in epochs]
             for name in epochs[0]["subnetworks"] if epochs else []:
-                values = [record["subnetworks"][name]["accuracy"] for record in epochs]
+                values = [record["subnetworks"][name][metric] for record in epochs]
                 shown = alone or name
                 colour = colours.setdefault(shown, f"C{len(colours) % 10}")
                 text = f"{shown} alone" if alone else shown
-                accuracy.plot(
+                score.plot(
                     numbers,
                     values,
-                    linestyle=style,
-                    marker=marker,
-                    linewidth=1,
+                    linestyle=next(styles[shown]),
                     color=colour,
-                    label=text if len(runs) == 1 else f"{label}: {text}",
+                    label=text if len(runs) == 1 or label == text else f"{label}: {text}",
+                    **line,
                 )
             loss.plot(
                 numbers,
                 [record["train_loss"] for record in epochs],
-                linestyle=style,
-                marker=marker,
-                linewidth=1,
-                color="black",
+                linestyle=next(styles[f"loss of {alone}"]),
+                color=colours.get(str(alone), "black"),
                 label=label,
+                **line,
             )
-        accuracy.set(xlabel="epoch", ylabel="test accuracy")
+        score.set(xlabel="epoch", ylabel=f"test {metric}")
         loss.set(xlabel="epoch", ylabel="training loss, summed over sub-networks", yscale="log")
         if colours:
-            accuracy.legend(fontsize=7 if len(runs) > 1 else 9)
+            score.legend(fontsize=7 if len(runs) > 1 else 9)
         if len(runs) > 1:
             loss.legend(fontsize=7)
-        for axes in (accuracy, loss):
+        for axes in (score, loss):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=120)

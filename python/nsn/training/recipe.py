@@ -23,6 +23,18 @@ _SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {"warmup_epochs": 0},
 }
 
+# Kinds of data, with what each takes apart from ``kind``; a type stands for a value that is needed.
+_DATA: dict[str, dict[str, Any]] = {
+    "images": {"path": "data/mnist"},
+    "text": {
+        "path": str,
+        "characters": str,
+        "windows": int,
+        "test_share": 0.1,
+        "test_windows": 500,
+    },
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,7 +43,7 @@ class Recipe:
     Attributes:
         values: the whole document, as it was after all overrides; goes into reports.
         description: the network.
-        epochs: passes over the training data.
+        epochs: passes over the training data, or for text over ``data.windows`` windows of it.
         batch_size: samples a step.
         alone_name: where one sub-network is trained by itself, which.
     """
@@ -43,7 +55,7 @@ class Recipe:
     alone_name: str | None = None
 
     def alone(self, name: str) -> "Recipe":
-        """The recipe for one sub-network by itself: its blocks are the whole network, ``base``.
+        """The recipe for one sub-network by itself: the whole network, ``base``, at its width.
 
         It keeps the dropout that it has as a sub-network. Decay that the recipe takes from one
         sub-network's loss is on its own loss now.
@@ -51,26 +63,23 @@ class Recipe:
         Raises:
             InputError: where there is no such sub-network.
         """
-        try:
-            kept = self.description.blocks_of(name)
-        except ValueError:
+        if name not in self.description.names:
             raise InputError(
                 f"--alone: the recipe has no sub-network '{name}'. They are "
                 f"{', '.join(self.description.names)}."
-            ) from None
+            )
         values = deepcopy(self.values)
-        network = values["network"]
-        own: dict[str, Any] = {}
-        for subnetwork in network.pop("subnetworks", []):
-            if subnetwork["name"] == name:
-                own = subnetwork.get("dropout", {})
-        network["blocks"] = [block for block in network["blocks"] if block["name"] in kept]
-        for block in network["blocks"]:
-            if block["name"] in own:
-                block["dropout"] = own[block["name"]]
+        values["network"] = json.loads(self.description.alone(name).to_json())
+        del values["network"]["nsn"]
         if "of" in values["decay"]:
             values["decay"]["of"] = "base"
         return replace(check_recipe(values), alone_name=name)
+
+    def reading(self, path: Path) -> "Recipe":
+        """The recipe with its data from another place."""
+        values = deepcopy(self.values)
+        values["data"]["path"] = str(path)
+        return replace(self, values=values)
 
     def optimizer(self, network: Network) -> torch.optim.Optimizer:
         """The recipe's optimizer over the network's parameters, decay where the recipe wants it."""
@@ -155,18 +164,14 @@ def _read(name: str) -> dict[str, Any]:
 def check_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from its document; completes defaults and refuses what it does not know."""
     values = deepcopy(values)
-    _only(values, {"epochs", "batch_size", "optimizer", "decay", "schedule", "network"}, "recipe")
+    known = {"data", "epochs", "batch_size", "optimizer", "decay", "schedule", "network"}
+    _only(values, known, "recipe")
     for key, kind in (("epochs", int), ("batch_size", int), ("optimizer", dict), ("network", dict)):
-        if not isinstance(values.get(key), kind) or isinstance(values.get(key), bool):
-            raise InputError(
-                f"recipe: '{key}' must be {_kind_name(kind)}, but is {values.get(key)!r}."
-            )
-    for key in ("epochs", "batch_size"):
-        if values[key] < 1:
-            raise InputError(f"recipe: '{key}' must be at least 1, but is {values[key]}.")
+        _check_kind(values, key, kind, "")
+    values["data"] = check_data(values.get("data", {"kind": "images"}))
     optimizer = values["optimizer"].get("name")
-    known = getattr(torch.optim, optimizer, None) if isinstance(optimizer, str) else None
-    if not (isinstance(known, type) and issubclass(known, torch.optim.Optimizer)):
+    found = getattr(torch.optim, optimizer, None) if isinstance(optimizer, str) else None
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise InputError(
             f"recipe: optimizer.name must be a class of torch.optim, but is {optimizer!r}. Use "
             f"'SGD' or 'AdamW', for example."
@@ -178,6 +183,44 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
     except ValueError as error:
         raise InputError(f"recipe: network: {error}") from None
     return Recipe(values, description, values["epochs"], values["batch_size"])
+
+
+def check_data(table: Any) -> dict[str, Any]:
+    """A recipe's ``data``, completed by defaults; refuses what it does not know."""
+    if not isinstance(table, dict):
+        raise InputError(f"recipe: data must be a table, but is {table!r}.")
+    kind = table.get("kind")
+    if kind not in _DATA:
+        raise InputError(f"recipe: data.kind must be one of {', '.join(_DATA)}, but is {kind!r}.")
+    fields = _DATA[kind]
+    _only(table, {"kind", *fields}, "recipe: data")
+    defaults = {key: value for key, value in fields.items() if not isinstance(value, type)}
+    data: dict[str, Any] = {**defaults, **table}
+    for key, default in fields.items():
+        _check_kind(data, key, default if isinstance(default, type) else type(default), "data.")
+    characters = data.get("characters", "a")
+    if not characters or len(set(characters)) != len(characters):
+        raise InputError(
+            f"recipe: data.characters must name each character once, but is {characters!r}."
+        )
+    if not 0 < data.get("test_share", 0.5) < 1:
+        raise InputError(
+            f"recipe: data.test_share must be between 0 and 1, but is {data['test_share']}."
+        )
+    return data
+
+
+def metric_of(values: dict[str, Any]) -> str:
+    """What a recipe's sub-networks are judged by: ``accuracy``, or for text ``loss``."""
+    return "loss" if values.get("data", {}).get("kind") == "text" else "accuracy"
+
+
+def _check_kind(table: dict[str, Any], key: str, kind: type, where: str) -> None:
+    value: Any = table.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"recipe: '{where}{key}' must be {_kind_name(kind)}, but is {value!r}.")
+    if isinstance(value, int) and value < 1:
+        raise InputError(f"recipe: '{where}{key}' must be at least 1, but is {value}.")
 
 
 def _check_decay(decay: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import platform
@@ -13,12 +14,15 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
 import nsn
 from nsn import Network
 from nsn.training.data import Split
 from nsn.training.errors import InputError
 from nsn.training.loop import Run, evaluate
+from nsn.training.recipe import Recipe, metric_of
+from nsn.training.text import Windows
 
 _LATENCY_CALLS = 200
 
@@ -27,26 +31,28 @@ def summarize(network: Network, test: Split) -> dict[str, dict[str, float]]:
     """Each sub-network from the weights of this moment.
 
     Returns:
-        Name to ``accuracy``, ``loss`` (mean cross entropy), ``parameters``, ``bytes`` (of its
-        parameters) and ``latency_us`` (median microseconds of a view's forward at batch 1).
+        Name to ``accuracy``, ``loss`` (mean cross entropy, nats), for text
+        ``bits_per_character``, ``parameters``, ``bytes`` (of its parameters) and ``latency_us``
+        (median microseconds of a view's forward of one sample).
     """
     scores = evaluate(network, test)
+    text = isinstance(test, Windows)
+    sample, _ = test.batch(test.ordered()[:1])
     return {
         name: {
             **scores[name],
+            **({"bits_per_character": scores[name]["loss"] / math.log(2)} if text else {}),
             "parameters": network.description.parameter_count(name),
             "bytes": sum(each.nbytes for each in network.view(name).parameters),
-            "latency_us": latency_us(network, name),
+            "latency_us": latency_us(network, name, sample),
         }
         for name in network.subnetworks
     }
 
 
-def latency_us(network: Network, name: str) -> float:
-    """Median microseconds of one sub-network's forward at batch 1, after a warm-up."""
+def latency_us(network: Network, name: str, x: Tensor) -> float:
+    """Median microseconds of one sub-network's forward of x, after a warm-up."""
     view = network.view(name)
-    dtype = next(network.parameters()).dtype
-    x = torch.zeros(1, *network.description.input_shape, dtype=dtype)
     times = []
     for call in range(2 * _LATENCY_CALLS):
         started = time.perf_counter()
@@ -60,7 +66,7 @@ def make_report(run: Run, test: Split) -> dict[str, Any]:
     """The contents of report.json."""
     return {
         "final": summarize(run.network, test),
-        "best_epoch_on_test": best_epoch(run.epochs),
+        "best_epoch_on_test": best_epoch(run.epochs, metric_of(run.recipe.values)),
         "seconds": run.seconds,
         "epochs": run.epochs,
         "recipe": run.recipe.values,
@@ -114,12 +120,50 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def best_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+def finished_report(folder: Path, recipe: Recipe, seed: int) -> dict[str, Any] | None:
+    """The report of the same run where it stands complete in a folder, else None."""
+    try:
+        report = read_report(folder)
+    except InputError:
+        return None
+    wanted = {
+        "recipe": recipe.values,
+        "alone": recipe.alone_name,
+        "seed": seed,
+        "interrupted": False,
+    }
+    return report if all(report.get(key) == value for key, value in wanted.items()) else None
+
+
+def compare(together: dict[str, Any], alone: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The results of sub-networks trained together beside those of each one trained by itself.
+
+    Args:
+        together: report of the run of all.
+        alone: name to the report of its own run.
+
+    Returns:
+        Name to ``together`` and ``alone``, each with ``accuracy`` and ``loss``.
+    """
+    return {
+        name: {
+            way: {key: final[key] for key in ("accuracy", "loss")}
+            for way, final in (
+                ("together", together["final"][name]),
+                ("alone", report["final"]["base"]),
+            )
+        }
+        for name, report in alone.items()
+    }
+
+
+def best_epoch(epochs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """For each sub-network its best epoch on the test data: optimistic, and labelled so."""
     best: dict[str, Any] = {"note": "chosen on the test data, so optimistic; `final` is not"}
+    sign = -1 if metric == "loss" else 1
     for record in epochs:
         for name, scores in record["subnetworks"].items():
-            if name not in best or scores["accuracy"] > best[name]["accuracy"]:
+            if name not in best or sign * scores[metric] > sign * best[name][metric]:
                 best[name] = {"epoch": record["epoch"], **scores}
     return best
 
@@ -148,10 +192,7 @@ def _cpu_model() -> str:
 
 def table(final: dict[str, dict[str, float]], title: str) -> Table:
     """The sub-networks of a report, for a person."""
-    result = Table(title=title)
-    result.add_column("sub-network")
-    for heading in ("accuracy", "loss", "parameters", "bytes", "latency, batch 1"):
-        result.add_column(heading, justify="right")
+    result = _table(title, "accuracy", "loss", "parameters", "bytes", "latency, batch 1")
     for name, row in final.items():
         result.add_row(
             name,
@@ -161,6 +202,26 @@ def table(final: dict[str, dict[str, float]], title: str) -> Table:
             f"{row['bytes']:,}",
             f"{row['latency_us']:.0f} us",
         )
+    return result
+
+
+def comparison_table(report: dict[str, Any], title: str) -> Table:
+    """What each sub-network reached together with all beside what it reached alone."""
+    result = _table(title, "accuracy", "alone", "loss", "alone", "parameters")
+    for name, both in report["comparison"].items():
+        result.add_row(
+            name,
+            *(f"{both[way][key]:.4f}" for key in ("accuracy", "loss") for way in both),
+            f"{report['final'][name]['parameters']:,}",
+        )
+    return result
+
+
+def _table(title: str, *headings: str) -> Table:
+    result = Table(title=title)
+    result.add_column("sub-network")
+    for heading in headings:
+        result.add_column(heading, justify="right")
     return result
 
 

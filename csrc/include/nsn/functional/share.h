@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <nsn/export.h>
+#include <nsn/layout.h>
 #include <nsn/merge.h>
 
 namespace nsn::functional {
@@ -20,6 +21,14 @@ namespace nsn::functional {
 NSN_API std::vector<at::Tensor> share(const at::Tensor& parameter,
                                       c10::ArrayRef<merge::Slice> slices, const merge::Rule& rule,
                                       c10::ArrayRef<merge::Lane> lanes);
+
+/// The same for slices that need not be leading, by what each lane keeps of the parameter. A lane
+/// gets its slice with one dimension for each axis, of the extent that it keeps. A function rule
+/// gets slices and gradients in the view that makes all of them leading (see `common_view`).
+NSN_API std::vector<at::Tensor> share_layouts(const at::Tensor& parameter,
+                                              const std::vector<const Layout*>& layouts,
+                                              const merge::Rule& rule,
+                                              c10::ArrayRef<merge::Lane> lanes);
 
 }  // namespace nsn::functional
 

@@ -1,0 +1,237 @@
+#include "nsn/blocks/attention.h"
+
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <c10/util/irange.h>
+
+#include <ostream>
+#include <utility>
+
+#include "blocks/builtin.h"
+#include "blocks/options.h"
+#include "blocks/support.h"
+#include "nsn/blocks/dense.h"
+#include "nsn/blocks/norm.h"
+#include "nsn/functional.h"
+
+namespace nsn {
+
+// Found by the type of the options, which an unnamed namespace would prevent.
+template <typename Options, typename Visitor>
+static void visit(Options& options, const AttentionOptions& defaults, Visitor& visitor) {
+  visitor.required("features", options.features());
+  visitor.required("heads", options.heads());
+  visitor.optional("head_dim", options.head_dim(), defaults.head_dim());
+  visitor.optional("causal", options.causal(), defaults.causal());
+  visitor.optional("bias", options.bias(), defaults.bias());
+  visitor.optional("dropout", options.dropout(), defaults.dropout());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+}
+
+template <typename Options, typename Visitor>
+static void visit(Options& options, const TransformerOptions& defaults, Visitor& visitor) {
+  visitor.required("features", options.features());
+  visitor.required("heads", options.heads());
+  visitor.required("ffn", options.ffn());
+  visitor.optional("head_dim", options.head_dim(), defaults.head_dim());
+  visitor.optional("causal", options.causal(), defaults.causal());
+  visitor.optional("bias", options.bias(), defaults.bias());
+  visitor.optional("activation", options.activation(), defaults.activation());
+  visitor.optional("dropout", options.dropout(), defaults.dropout());
+  visitor.optional("norm", options.norm(), defaults.norm());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+}
+
+namespace {
+
+const AttentionOptions kDefaults(1, 1);
+const TransformerOptions kTransformerDefaults(1, 1, 1);
+
+/// The blocks that a Transformer is made of.
+std::vector<InnerBlock> transformer_parts(const TransformerOptions& o) {
+  TORCH_CHECK_VALUE(o.norm() == "layer" || o.norm() == "rms",
+                    "nsn::Transformer: norm must be 'layer' or 'rms', but is '", o.norm(), "'.");
+  detail::check_parts("Transformer", o.per_subnetwork(),
+                      o.bias() ? Parts{"affine", "bias"} : Parts{"affine"});
+  const Parts biases = o.per_subnetwork().count("bias") > 0 ? Parts{"bias"} : Parts{};
+  const Parts affine = o.per_subnetwork().count("affine") > 0 ? Parts{"affine"} : Parts{};
+  const auto norm = [&]() -> BlockPtr {
+    if (o.norm() == "rms") return RMSNormOptions(o.features()).per_subnetwork(affine);
+    return LayerNormOptions(o.features()).bias(o.bias()).per_subnetwork(affine);
+  };
+  const auto dense = [&](int64_t in, int64_t out) {
+    return DenseOptions(in, out).bias(o.bias()).per_subnetwork(biases);
+  };
+  ResidualOptions attention, ffn;
+  attention.block("norm", norm())
+      .block("self", AttentionOptions(o.features(), o.heads())
+                         .head_dim(o.head_dim())
+                         .causal(o.causal())
+                         .bias(o.bias())
+                         .dropout(o.dropout())
+                         .per_subnetwork(biases));
+  ffn.block("norm", norm())
+      .block("up", dense(o.features(), o.ffn()).activation(o.activation()),
+             /*takes_dropout=*/false)
+      .block("down", dense(o.ffn(), o.features()).dropout(o.dropout()));
+  return {{"attention", attention}, {"ffn", ffn}};
+}
+
+constexpr size_t kQkvWeight = 0;
+
+}  // namespace
+
+AttentionOptions::operator BlockPtr() const { return std::make_shared<const Attention>(*this); }
+
+Attention::Attention(AttentionOptions options) : options_(std::move(options)) {
+  const AttentionOptions& o = options_;
+  detail::check_size("Attention", "features", o.features());
+  detail::check_size("Attention", "heads", o.heads());
+  if (o.head_dim()) detail::check_size("Attention", "head_dim", *o.head_dim());
+  TORCH_CHECK_VALUE(o.head_dim() || o.features() % o.heads() == 0,
+                    "nsn::Attention: heads must divide features unless head_dim is given, but ",
+                    o.heads(), " does not divide ", o.features(), ". Give head_dim.");
+  detail::check_probability("Attention", o.dropout());
+  detail::check_parts("Attention", o.per_subnetwork(), o.bias() ? Parts{"bias"} : Parts{});
+}
+
+int64_t Attention::head_dim() const {
+  return options_.head_dim().value_or(options_.features() / options_.heads());
+}
+
+std::string Attention::options_json() const { return detail::write_options(options_, kDefaults); }
+
+std::vector<ParameterSpec> Attention::parameters() const {
+  const int64_t inside = options_.heads() * head_dim(), features = options_.features();
+  const bool is_private = options_.per_subnetwork().count("bias") > 0;
+  std::vector<ParameterSpec> result{{"qkv.weight", {3 * inside, features}},
+                                    {"out.weight", {features, inside}}};
+  if (options_.bias()) {
+    result.push_back({"qkv.bias", {3 * inside}, /*decays=*/false, is_private});
+    result.push_back({"out.bias", {features}, /*decays=*/false, is_private});
+  }
+  return result;
+}
+
+std::vector<Dimension> Attention::dimensions() const { return {{"heads", options_.heads()}}; }
+
+Fit Attention::fit(const Signal& input, const BlockUse& use) const {
+  const auto features = input.layout.size() == 2 && !input.is_integral
+                            ? detail::reads(input.layout[1], options_.features())
+                            : std::nullopt;
+  if (!features) {
+    misfit("floating (T, " + std::to_string(options_.features()) + "), its features", input);
+  }
+  const int64_t heads = use.width_of("heads", options_.heads());
+  const Axis inside(options_.heads() * head_dim(), heads * head_dim());
+  const Axis qkv({{3, 3}, {inside.full(), inside.kept()}});
+  Fit result{use, input, input, {{qkv, *features}, {*features, inside}}, 0, {}};
+  if (options_.bias()) {
+    result.slices.push_back({qkv});
+    result.slices.push_back({*features});
+  }
+  const int64_t positions = input.layout[0].kept();
+  // Two products for each weight, and Q K^T and the weighted sum of V.
+  result.flops = 2 * positions * 4 * inside.kept() * features->kept() +
+                 4 * positions * positions * inside.kept();
+  return result;
+}
+
+std::vector<at::Tensor> Attention::joint(at::TensorList inputs, const BlockPass& pass) const {
+  constexpr size_t kOutWeight = 1, kQkvBias = 2, kOutBias = 3;
+  const functional::Memory memory{pass.memory.workspace};
+  const bool shares_bias = options_.bias() && pass.is_shared(kQkvBias);
+  const auto product = [&](at::TensorList x, size_t weight, size_t bias,
+                           std::vector<size_t> same_as) {
+    auto y = functional::linear(x, pass.parameter(weight),
+                                shares_bias ? pass.parameter(bias) : at::Tensor(),
+                                detail::shared_lanes(pass, weight, std::move(same_as)), {}, memory);
+    if (options_.bias() && !shares_bias) {
+      const auto own = pass.share(bias);
+      for (const size_t lane : c10::irange(y.size())) y[lane] = y[lane] + own[lane];
+    }
+    return y;
+  };
+  const auto qkv = product(inputs, kQkvWeight, kQkvBias, pass.first_of_way(&LanePass::input_way));
+  std::vector<at::Tensor> heads;
+  for (const at::Tensor& each : qkv) {
+    // (B, T, 3, heads, head_dim) to (3, B, heads, T, head_dim)
+    const int64_t count = each.size(2) / (3 * head_dim());
+    const auto parts = each.view({each.size(0), each.size(1), 3, count, head_dim()})
+                           .permute({2, 0, 3, 1, 4})
+                           .unbind(0);
+    const at::Tensor attended =
+        at::scaled_dot_product_attention(parts[0], parts[1], parts[2], /*attn_mask=*/{},
+                                         /*dropout_p=*/0.0, options_.causal());
+    heads.push_back(attended.transpose(1, 2).flatten(2));
+  }
+  return detail::drop(product(heads, kOutWeight, kOutBias, {}), options_.dropout(), pass);
+}
+
+BlockPtr Attention::narrowed(const Fit& fit) const {
+  AttentionOptions options = options_;
+  options.features(fit.input.layout[1].kept()).heads(fit.use.width_of("heads", options.heads()));
+  options.head_dim(head_dim()).dropout(fit.use.dropout.value_or(options.dropout()));
+  return options.per_subnetwork({});
+}
+
+void Attention::initialize(at::TensorList parameters) const {
+  const int64_t inside = options_.heads() * head_dim(), features = options_.features();
+  for (const size_t i : {0, 1}) {
+    detail::initialize_layer(parameters[i], options_.bias() ? parameters[i + 2] : at::Tensor(), {},
+                             WeightInit::kKaimingUniform, std::nullopt, i == 0 ? features : inside,
+                             i == 0 ? inside : features);
+  }
+}
+
+void Attention::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kDefaults);
+}
+
+// -------------------------------------------------------------------------------------------------
+
+TransformerOptions::operator BlockPtr() const { return std::make_shared<const Transformer>(*this); }
+
+Transformer::Transformer(TransformerOptions options)
+    : Composite(transformer_parts(options), /*is_residual=*/false), options_(std::move(options)) {}
+
+std::string Transformer::options_json() const {
+  return detail::write_options(options_, kTransformerDefaults);
+}
+
+std::vector<Dimension> Transformer::dimensions() const {
+  return {{"heads", options_.heads()}, {"ffn", options_.ffn()}};
+}
+
+Fit Transformer::fit(const Signal& input, const BlockUse& use) const {
+  BlockUse inner{use.dropout, {}};
+  for (const auto& [dimension, count] : use.width) {
+    inner.width[dimension == "heads" ? "attention.self.heads" : "ffn.up.out"] = count;
+  }
+  Fit result = Composite::fit(input, inner);
+  result.use = use;
+  return result;
+}
+
+BlockPtr Transformer::narrowed(const Fit& fit) const {
+  TransformerOptions options = options_;
+  options.head_dim(options.head_dim().value_or(options.features() / options.heads()));
+  options.features(fit.input.layout[1].kept()).heads(fit.use.width_of("heads", options.heads()));
+  options.ffn(fit.use.width_of("ffn", options.ffn()));
+  return options.dropout(fit.use.dropout.value_or(options.dropout())).per_subnetwork({});
+}
+
+void Transformer::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kTransformerDefaults);
+}
+
+namespace detail {
+
+BlockPtr read_attention(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kDefaults);
+}
+BlockPtr read_transformer(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kTransformerDefaults);
+}
+
+}  // namespace detail
+}  // namespace nsn

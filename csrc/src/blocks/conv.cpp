@@ -1,0 +1,376 @@
+#include "nsn/blocks/conv.h"
+
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/conv_transpose2d.h>
+#include <ATen/ops/convolution.h>
+#include <c10/util/irange.h>
+
+#include <cmath>
+#include <ostream>
+#include <utility>
+
+#include "autocast.h"
+#include "blocks/builtin.h"
+#include "blocks/options.h"
+#include "blocks/support.h"
+#include "nsn/functional.h"
+
+namespace nsn {
+
+// Found by the type of the options, which an unnamed namespace would prevent.
+template <typename Options, size_t D, typename Visitor>
+static void visit(Options& options, const ConvOptions<D>& defaults, Visitor& visitor) {
+  visitor.required("in_channels", options.in_channels());
+  visitor.required("out_channels", options.out_channels());
+  visitor.required("kernel_size", options.kernel_size());
+  visitor.optional("stride", options.stride(), defaults.stride());
+  visitor.optional("padding", options.padding(), defaults.padding());
+  visitor.optional("dilation", options.dilation(), defaults.dilation());
+  visitor.optional("groups", options.groups(), defaults.groups());
+  if constexpr (D == 1) visitor.optional("causal", options.causal(), defaults.causal());
+  visitor.optional("bias", options.bias(), defaults.bias());
+  visitor.optional("scale", options.scale(), defaults.scale());
+  visitor.optional("activation", options.activation(), defaults.activation());
+  visitor.optional("dropout", options.dropout(), defaults.dropout());
+  visitor.optional("weight_init", options.weight_init(), defaults.weight_init());
+  visitor.optional("bias_init", options.bias_init(), defaults.bias_init());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+}
+
+template <typename Options, typename Visitor>
+static void visit(Options& options, const ConvTranspose2dOptions& defaults, Visitor& visitor) {
+  visitor.required("in_channels", options.in_channels());
+  visitor.required("out_channels", options.out_channels());
+  visitor.required("kernel_size", options.kernel_size());
+  visitor.optional("stride", options.stride(), defaults.stride());
+  visitor.optional("padding", options.padding(), defaults.padding());
+  visitor.optional("output_padding", options.output_padding(), defaults.output_padding());
+  visitor.optional("dilation", options.dilation(), defaults.dilation());
+  visitor.optional("bias", options.bias(), defaults.bias());
+  visitor.optional("activation", options.activation(), defaults.activation());
+  visitor.optional("dropout", options.dropout(), defaults.dropout());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+}
+
+namespace {
+
+template <size_t D>
+const ConvOptions<D> kDefaults(1, 1, 1);
+const ConvTranspose2dOptions kTransposeDefaults(1, 1, 1);
+
+constexpr size_t kWeight = 0;
+
+template <size_t D>
+std::vector<int64_t> extents(const torch::ExpandingArray<D>& array) {
+  return {array->begin(), array->end()};
+}
+
+template <size_t D>
+void check_extents(const std::string& type, const char* name,
+                   const torch::ExpandingArray<D>& extents, int64_t least) {
+  for (const int64_t extent : *extents) {
+    TORCH_CHECK_VALUE(extent >= least, "nsn::", type, ": ", name, " must be at least ", least,
+                      ", but got ", extent, ".");
+  }
+}
+
+}  // namespace
+
+template <size_t D>
+ConvOptions<D>::operator BlockPtr() const {
+  return std::make_shared<const Conv<D>>(*this);
+}
+
+template <size_t D>
+Conv<D>::Conv(ConvOptions<D> options) : options_(std::move(options)) {
+  const ConvOptions<D>& o = options_;
+  detail::check_size(type(), "in_channels", o.in_channels());
+  detail::check_size(type(), "out_channels", o.out_channels());
+  check_extents(type(), "kernel_size", o.kernel_size(), 1);
+  check_extents(type(), "stride", o.stride(), 1);
+  check_extents(type(), "padding", o.padding(), 0);
+  check_extents(type(), "dilation", o.dilation(), 1);
+  TORCH_CHECK_VALUE(
+      o.groups() >= 1 && o.in_channels() % o.groups() == 0 && o.out_channels() % o.groups() == 0,
+      "nsn::", type(), ": groups must divide in_channels and out_channels, but ", o.groups(),
+      " does not divide ", o.in_channels(), " and ", o.out_channels(), ". Change one of them.");
+  TORCH_CHECK_VALUE(!o.causal() || (D == 1 && (*o.padding())[0] == 0), "nsn::", type(),
+                    ": causal pads by itself, in front and in one dimension alone, but padding is ",
+                    (*o.padding())[0], ". Leave out padding.");
+  TORCH_CHECK_VALUE(o.groups() == 1 || !is_gated(o.activation()), "nsn::", type(),
+                    ": a gated activation would take value and gate from different groups. Use "
+                    "groups = 1, or an activation that is not gated.");
+  detail::check_probability(type(), o.dropout());
+  TORCH_CHECK_VALUE(!o.bias_init() || (o.bias() && std::isfinite(*o.bias_init())), "nsn::", type(),
+                    ": bias_init must be finite and needs a bias, but is ", *o.bias_init(), ".");
+  Parts parts;
+  if (o.bias()) parts.insert("bias");
+  if (o.scale()) parts.insert("scale");
+  detail::check_parts(type(), o.per_subnetwork(), parts);
+}
+
+template <size_t D>
+bool Conv<D>::is_depthwise() const {
+  return options_.groups() > 1 && options_.groups() == options_.in_channels() &&
+         options_.groups() == options_.out_channels();
+}
+
+template <size_t D>
+std::string Conv<D>::options_json() const {
+  return detail::write_options(options_, kDefaults<D>);
+}
+
+template <size_t D>
+std::vector<ParameterSpec> Conv<D>::parameters() const {
+  const ConvOptions<D>& o = options_;
+  const int64_t rows = (is_gated(o.activation()) ? 2 : 1) * o.out_channels();
+  Shape weight{rows, o.in_channels() / o.groups()};
+  weight.insert(weight.end(), o.kernel_size()->begin(), o.kernel_size()->end());
+  std::vector<ParameterSpec> result{{"weight", std::move(weight)}};
+  if (o.scale()) result.push_back({"scale", {rows}, false, o.per_subnetwork().count("scale") > 0});
+  if (o.bias()) result.push_back({"bias", {rows}, false, o.per_subnetwork().count("bias") > 0});
+  return result;
+}
+
+template <size_t D>
+std::vector<Dimension> Conv<D>::dimensions() const {
+  if (is_depthwise()) return {};
+  return {{"out", options_.out_channels(), options_.groups(), 0}};
+}
+
+template <size_t D>
+Fit Conv<D>::fit(const Signal& input, const BlockUse& use) const {
+  const ConvOptions<D>& o = options_;
+  const std::string shape = D == 1 ? ", L)" : ", H, W)";
+  const auto in =
+      input.layout.size() == D + 1 ? detail::reads(input.layout[0], o.in_channels()) : std::nullopt;
+  if (!in || input.is_integral) {
+    misfit("floating (" + std::to_string(o.in_channels()) + shape + ", its in_channels", input);
+  }
+  Fit result{use, input, {}, {}, 0, {}};
+  Axis out(o.out_channels(), use.width_of("out", o.out_channels())), per_group = *in;
+  if (is_depthwise()) {
+    out = *in;
+    per_group = Axis(1);
+  } else if (o.groups() > 1) {
+    const auto cut = detail::cut_groups(*in, o.groups());
+    if (!cut) {
+      misfit("an input of whole groups, or of the leading part of each, of its " +
+                 std::to_string(o.groups()) + " groups of " +
+                 std::to_string(o.in_channels() / o.groups()) + " channels",
+             input);
+    }
+    const int64_t full = o.out_channels() / o.groups(), kept = out.kept() / o.groups();
+    out = Axis({{o.groups(), cut->groups}, {full, kept}});
+    per_group = Axis(o.in_channels() / o.groups(), cut->channels);
+  }
+  const Axis rows = detail::rows_axis(out, is_gated(o.activation()));
+  Layout weight{rows, per_group};
+  result.output.layout.push_back(out);
+  int64_t positions = 1, kernel = 1;
+  for (size_t d = 0; d < D; ++d) {
+    const int64_t reach = (*o.dilation())[d] * ((*o.kernel_size())[d] - 1);
+    const int64_t padding = o.causal() ? reach : 2 * (*o.padding())[d];
+    const int64_t room = input.layout[d + 1].kept() + padding - reach - 1;
+    if (room < 0) misfit("positions for its kernel of " + std::to_string(reach + 1), input);
+    const int64_t extent = room / (*o.stride())[d] + 1;
+    result.output.layout.emplace_back(extent);
+    weight.emplace_back((*o.kernel_size())[d]);
+    positions *= extent;
+    kernel *= (*o.kernel_size())[d];
+  }
+  result.slices.push_back(std::move(weight));
+  for (size_t i = 1; i < parameters().size(); ++i) result.slices.push_back({rows});
+  result.flops = 2 * rows.kept() * per_group.kept() * kernel * positions;
+  return result;
+}
+
+template <size_t D>
+std::vector<at::Tensor> Conv<D>::joint(at::TensorList inputs, const BlockPass& pass) const {
+  const ConvOptions<D>& o = options_;
+  const size_t scale = 1, bias = o.scale() ? 2 : 1;
+  std::vector<at::Tensor> x = inputs.vec();
+  if (o.causal()) {
+    const int64_t reach = (*o.dilation())[0] * ((*o.kernel_size())[0] - 1);
+    for (at::Tensor& each : x) each = at::constant_pad_nd(each, {reach, 0});
+  }
+  // With a scale in between, the bias is added behind it.
+  const bool adds_bias = o.bias() && !o.scale();
+  std::vector<at::Tensor> outputs;
+  detail::Epilogue epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1};
+  if (o.scale()) epilogue.scale = scale;
+  if (o.groups() == 1 && !detail::autocast_dtype(x[0].device().type())) {
+    const bool fused = adds_bias && pass.is_shared(bias);
+    outputs = functional::convolution(
+        x, pass.parameter(kWeight), fused ? pass.parameter(bias) : at::Tensor(),
+        detail::shared_lanes(pass, kWeight, pass.first_of_way(&LanePass::input_way)),
+        {extents(o.stride()), extents(o.padding()), extents(o.dilation())});
+    if (o.bias() && !fused) epilogue.bias = bias;
+    return epilogue(std::move(outputs), pass);
+  }
+  const auto weights = pass.share(kWeight);
+  const auto biases = adds_bias ? pass.share(bias) : std::vector<at::Tensor>();
+  for (const size_t lane : c10::irange(inputs.size())) {
+    const std::optional<at::Tensor> own_bias =
+        adds_bias ? std::optional<at::Tensor>(biases[lane]) : std::nullopt;
+    outputs.push_back(at::convolution(x[lane], weights[lane], own_bias, o.stride(), o.padding(),
+                                      o.dilation(), /*transposed=*/false,
+                                      /*output_padding=*/std::vector<int64_t>(D, 0),
+                                      /*groups=*/x[lane].size(1) / weights[lane].size(1)));
+  }
+  if (o.bias() && !adds_bias) epilogue.bias = bias;
+  return epilogue(std::move(outputs), pass);
+}
+
+template <size_t D>
+BlockPtr Conv<D>::narrowed(const Fit& fit) const {
+  ConvOptions<D> options = options_;
+  options.in_channels(fit.input.layout[0].kept()).out_channels(fit.output.layout[0].kept());
+  options.groups(options.in_channels() / fit.slices[kWeight][1].kept());
+  options.dropout(fit.use.dropout.value_or(options.dropout())).per_subnetwork({});
+  return options;
+}
+
+template <size_t D>
+void Conv<D>::initialize(at::TensorList parameters) const {
+  const ConvOptions<D>& o = options_;
+  int64_t kernel = 1;
+  for (const int64_t extent : *o.kernel_size()) kernel *= extent;
+  const at::Tensor scale = o.scale() ? parameters[1] : at::Tensor();
+  const at::Tensor bias = o.bias() ? parameters.back() : at::Tensor();
+  detail::initialize_layer(parameters[kWeight], bias, scale, o.weight_init(), o.bias_init(),
+                           o.in_channels() / o.groups() * kernel,
+                           o.out_channels() / o.groups() * kernel);
+}
+
+template <size_t D>
+void Conv<D>::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kDefaults<D>);
+}
+
+template struct ConvOptions<1>;
+template struct ConvOptions<2>;
+template class Conv<1>;
+template class Conv<2>;
+
+// -------------------------------------------------------------------------------------------------
+
+ConvTranspose2dOptions::operator BlockPtr() const {
+  return std::make_shared<const ConvTranspose2d>(*this);
+}
+
+ConvTranspose2d::ConvTranspose2d(ConvTranspose2dOptions options) : options_(std::move(options)) {
+  const ConvTranspose2dOptions& o = options_;
+  detail::check_size(type(), "in_channels", o.in_channels());
+  detail::check_size(type(), "out_channels", o.out_channels());
+  check_extents(type(), "kernel_size", o.kernel_size(), 1);
+  check_extents(type(), "stride", o.stride(), 1);
+  check_extents(type(), "padding", o.padding(), 0);
+  check_extents(type(), "output_padding", o.output_padding(), 0);
+  check_extents(type(), "dilation", o.dilation(), 1);
+  for (size_t d = 0; d < 2; ++d) {
+    TORCH_CHECK_VALUE((*o.output_padding())[d] < std::max((*o.stride())[d], (*o.dilation())[d]),
+                      "nsn::ConvTranspose2d: output_padding must be smaller than stride or "
+                      "dilation, but is ",
+                      (*o.output_padding())[d], ".");
+  }
+  TORCH_CHECK_VALUE(!is_gated(o.activation()),
+                    "nsn::ConvTranspose2d: the activation must not be gated, but is ",
+                    to_string(o.activation()), ". Use Conv2d, or put a gate behind.");
+  detail::check_probability(type(), o.dropout());
+  detail::check_parts(type(), o.per_subnetwork(), o.bias() ? Parts{"bias"} : Parts{});
+}
+
+std::string ConvTranspose2d::options_json() const {
+  return detail::write_options(options_, kTransposeDefaults);
+}
+
+std::vector<ParameterSpec> ConvTranspose2d::parameters() const {
+  const ConvTranspose2dOptions& o = options_;
+  std::vector<ParameterSpec> result{
+      {"weight",
+       {o.in_channels(), o.out_channels(), (*o.kernel_size())[0], (*o.kernel_size())[1]}}};
+  if (o.bias()) {
+    result.push_back({"bias", {o.out_channels()}, false, o.per_subnetwork().count("bias") > 0});
+  }
+  return result;
+}
+
+std::vector<Dimension> ConvTranspose2d::dimensions() const {
+  return {{"out", options_.out_channels(), 1, 0}};
+}
+
+Fit ConvTranspose2d::fit(const Signal& input, const BlockUse& use) const {
+  const ConvTranspose2dOptions& o = options_;
+  const auto in =
+      input.layout.size() == 3 ? detail::reads(input.layout[0], o.in_channels()) : std::nullopt;
+  if (!in || input.is_integral) {
+    misfit("floating (" + std::to_string(o.in_channels()) + ", H, W), its in_channels", input);
+  }
+  const Axis out(o.out_channels(), use.width_of("out", o.out_channels()));
+  Fit result{use, input, {{out}, false}, {}, 0, {}};
+  Layout weight{*in, out};
+  int64_t kernel = 1;
+  for (size_t d = 0; d < 2; ++d) {
+    const int64_t extent =
+        (input.layout[d + 1].kept() - 1) * (*o.stride())[d] - 2 * (*o.padding())[d] +
+        (*o.dilation())[d] * ((*o.kernel_size())[d] - 1) + (*o.output_padding())[d] + 1;
+    if (extent < 1) misfit("more positions than its padding cuts off", input);
+    result.output.layout.emplace_back(extent);
+    weight.emplace_back((*o.kernel_size())[d]);
+    kernel *= (*o.kernel_size())[d];
+  }
+  result.flops = 2 * out.kept() * kernel * detail::kept_numel(input.layout);
+  result.slices.push_back(std::move(weight));
+  if (o.bias()) result.slices.push_back({out});
+  return result;
+}
+
+std::vector<at::Tensor> ConvTranspose2d::joint(at::TensorList inputs, const BlockPass& pass) const {
+  const ConvTranspose2dOptions& o = options_;
+  const auto weights = pass.share(kWeight);
+  const auto biases = o.bias() ? pass.share(1) : std::vector<at::Tensor>(inputs.size());
+  std::vector<at::Tensor> outputs;
+  for (const size_t lane : c10::irange(inputs.size())) {
+    const std::optional<at::Tensor> bias =
+        o.bias() ? std::optional<at::Tensor>(biases[lane]) : std::nullopt;
+    outputs.push_back(at::conv_transpose2d(inputs[lane], weights[lane], bias, o.stride(),
+                                           o.padding(), o.output_padding(), /*groups=*/1,
+                                           o.dilation()));
+  }
+  return detail::Epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1}(
+      std::move(outputs), pass);
+}
+
+BlockPtr ConvTranspose2d::narrowed(const Fit& fit) const {
+  ConvTranspose2dOptions options = options_;
+  options.in_channels(fit.input.layout[0].kept()).out_channels(fit.output.layout[0].kept());
+  options.dropout(fit.use.dropout.value_or(options.dropout())).per_subnetwork({});
+  return options;
+}
+
+void ConvTranspose2d::initialize(at::TensorList parameters) const {
+  // As torch: the fan in is that of the second extent.
+  const int64_t kernel = (*options_.kernel_size())[0] * (*options_.kernel_size())[1];
+  detail::initialize_layer(parameters[kWeight], options_.bias() ? parameters[1] : at::Tensor(), {},
+                           WeightInit::kKaimingUniform, std::nullopt,
+                           options_.out_channels() * kernel, options_.in_channels() * kernel);
+}
+
+void ConvTranspose2d::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kTransposeDefaults);
+}
+
+BlockPtr detail::read_conv1d(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kDefaults<1>);
+}
+
+BlockPtr detail::read_conv2d(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kDefaults<2>);
+}
+
+BlockPtr detail::read_conv_transpose2d(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kTransposeDefaults);
+}
+
+}  // namespace nsn

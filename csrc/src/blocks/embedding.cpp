@@ -1,0 +1,251 @@
+#include "nsn/blocks/embedding.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/linear.h>
+#include <c10/util/irange.h>
+
+#include <ostream>
+#include <utility>
+
+#include "blocks/builtin.h"
+#include "blocks/options.h"
+#include "blocks/support.h"
+
+namespace nsn {
+
+// Found by the type of the options, which an unnamed namespace would prevent.
+template <typename Options, typename Visitor>
+static void visit(Options& options, const EmbeddingOptions& defaults, Visitor& visitor) {
+  visitor.required("num_embeddings", options.num_embeddings());
+  visitor.required("embedding_dim", options.embedding_dim());
+  visitor.optional("std", options.std(), defaults.std());
+  visitor.optional("dropout", options.dropout(), defaults.dropout());
+}
+
+template <typename Options, typename Visitor>
+static void visit(Options& options, const PositionEmbeddingOptions& defaults, Visitor& visitor) {
+  visitor.required("length", options.length());
+  visitor.required("features", options.features());
+  visitor.optional("std", options.std(), defaults.std());
+  visitor.optional("dropout", options.dropout(), defaults.dropout());
+}
+
+template <typename Options, typename Visitor>
+static void visit(Options& options, const TiedOutputOptions& defaults, Visitor& visitor) {
+  visitor.required("embedding", options.embedding());
+  visitor.required("num_embeddings", options.num_embeddings());
+  visitor.required("embedding_dim", options.embedding_dim());
+  visitor.optional("bias", options.bias(), defaults.bias());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+}
+
+namespace {
+
+const EmbeddingOptions kDefaults(1, 1);
+const PositionEmbeddingOptions kPositionDefaults(1, 1);
+const TiedOutputOptions kTiedDefaults("", 1, 1);
+
+void check_std(const std::string& type, double std) {
+  TORCH_CHECK_VALUE(std >= 0.0 && std < 1e6, "nsn::", type,
+                    ": std must be a standard deviation, at least 0, but got ", std, ".");
+}
+
+}  // namespace
+
+EmbeddingOptions::operator BlockPtr() const { return std::make_shared<const Embedding>(*this); }
+
+Embedding::Embedding(EmbeddingOptions options) : options_(options) {
+  detail::check_size("Embedding", "num_embeddings", options_.num_embeddings());
+  detail::check_size("Embedding", "embedding_dim", options_.embedding_dim());
+  check_std("Embedding", options_.std());
+  detail::check_probability("Embedding", options_.dropout());
+}
+
+std::string Embedding::options_json() const { return detail::write_options(options_, kDefaults); }
+
+std::vector<ParameterSpec> Embedding::parameters() const {
+  return {{"weight", {options_.num_embeddings(), options_.embedding_dim()}, /*decays=*/false}};
+}
+
+std::vector<Dimension> Embedding::dimensions() const {
+  return {{"out", options_.embedding_dim(), 1, -1}};
+}
+
+Fit Embedding::fit(const Signal& input, const BlockUse& use) const {
+  if (!input.is_integral) misfit("integral input, indices", input);
+  const Axis out(options_.embedding_dim(), use.width_of("out", options_.embedding_dim()));
+  Fit result{use, input, {input.layout, false}, {{options_.num_embeddings(), out}}, 0, {}};
+  result.output.layout.push_back(out);
+  return result;
+}
+
+std::vector<at::Tensor> Embedding::joint(at::TensorList inputs, const BlockPass& pass) const {
+  const auto weights = pass.share(0);
+  std::vector<at::Tensor> outputs;
+  for (const size_t lane : c10::irange(inputs.size())) {
+    const at::Tensor& x = inputs[lane];
+    const bool takes = x.scalar_type() == at::kLong || x.scalar_type() == at::kInt;
+    outputs.push_back(at::embedding(weights[lane], takes ? x : x.to(at::kLong)));
+  }
+  return detail::drop(std::move(outputs), options_.dropout(), pass);
+}
+
+BlockPtr Embedding::narrowed(const Fit& fit) const {
+  EmbeddingOptions options = options_;
+  options.embedding_dim(fit.output.layout.back().kept());
+  options.dropout(fit.use.dropout.value_or(options.dropout()));
+  return options;
+}
+
+void Embedding::initialize(at::TensorList parameters) const {
+  const at::NoGradGuard no_grad;
+  parameters[0].normal_(0.0, options_.std());
+}
+
+void Embedding::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kDefaults);
+}
+
+// -------------------------------------------------------------------------------------------------
+
+PositionEmbeddingOptions::operator BlockPtr() const {
+  return std::make_shared<const PositionEmbedding>(*this);
+}
+
+PositionEmbedding::PositionEmbedding(PositionEmbeddingOptions options) : options_(options) {
+  detail::check_size("PositionEmbedding", "length", options_.length());
+  detail::check_size("PositionEmbedding", "features", options_.features());
+  check_std("PositionEmbedding", options_.std());
+  detail::check_probability("PositionEmbedding", options_.dropout());
+}
+
+std::string PositionEmbedding::options_json() const {
+  return detail::write_options(options_, kPositionDefaults);
+}
+
+std::vector<ParameterSpec> PositionEmbedding::parameters() const {
+  return {{"weight", {options_.length(), options_.features()}, /*decays=*/false}};
+}
+
+Fit PositionEmbedding::fit(const Signal& input, const BlockUse& use) const {
+  const bool fits =
+      input.layout.size() == 2 && !input.is_integral && input.layout[0].kept() <= options_.length();
+  const auto features = fits ? detail::reads(input.layout[1], options_.features()) : std::nullopt;
+  if (!features) {
+    misfit("floating (T, " + std::to_string(options_.features()) + ") with T up to " +
+               std::to_string(options_.length()) + ", its length",
+           input);
+  }
+  const Axis length(options_.length(), input.layout[0].kept());
+  return {use, input, input, {{length, *features}}, 0, {}};
+}
+
+std::vector<at::Tensor> PositionEmbedding::joint(at::TensorList inputs,
+                                                 const BlockPass& pass) const {
+  const auto weights = pass.share(0);
+  std::vector<at::Tensor> outputs;
+  for (const size_t lane : c10::irange(inputs.size())) {
+    outputs.push_back(inputs[lane] + weights[lane]);
+  }
+  return detail::drop(std::move(outputs), options_.dropout(), pass);
+}
+
+BlockPtr PositionEmbedding::narrowed(const Fit& fit) const {
+  PositionEmbeddingOptions options = options_;
+  options.features(fit.slices[0][1].kept());
+  options.dropout(fit.use.dropout.value_or(options.dropout()));
+  return options;
+}
+
+void PositionEmbedding::initialize(at::TensorList parameters) const {
+  const at::NoGradGuard no_grad;
+  parameters[0].normal_(0.0, options_.std());
+}
+
+void PositionEmbedding::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kPositionDefaults);
+}
+
+// -------------------------------------------------------------------------------------------------
+
+TiedOutputOptions::operator BlockPtr() const { return std::make_shared<const TiedOutput>(*this); }
+
+TiedOutput::TiedOutput(TiedOutputOptions options) : options_(std::move(options)) {
+  detail::check_size("TiedOutput", "num_embeddings", options_.num_embeddings());
+  detail::check_size("TiedOutput", "embedding_dim", options_.embedding_dim());
+  detail::check_parts("TiedOutput", options_.per_subnetwork(),
+                      options_.bias() ? Parts{"bias"} : Parts{});
+}
+
+std::string TiedOutput::options_json() const {
+  return detail::write_options(options_, kTiedDefaults);
+}
+
+std::vector<ParameterSpec> TiedOutput::parameters() const {
+  ParameterSpec weight{"weight", {options_.num_embeddings(), options_.embedding_dim()}};
+  weight.tied_to = options_.embedding() + ".weight";
+  std::vector<ParameterSpec> result{std::move(weight)};
+  if (options_.bias()) {
+    result.push_back({"bias",
+                      {options_.num_embeddings()},
+                      /*decays=*/false,
+                      options_.per_subnetwork().count("bias") > 0});
+  }
+  return result;
+}
+
+Fit TiedOutput::fit(const Signal& input, const BlockUse& use) const {
+  const auto in = input.layout.empty() || input.is_integral
+                      ? std::nullopt
+                      : detail::reads(input.layout.back(), options_.embedding_dim());
+  if (!in) {
+    misfit("floating (*, " + std::to_string(options_.embedding_dim()) + "), its embedding_dim",
+           input);
+  }
+  Fit result{use, input, input, {{options_.num_embeddings(), *in}}, 0, {}};
+  result.output.layout.back() = Axis(options_.num_embeddings());
+  if (options_.bias()) result.slices.push_back({options_.num_embeddings()});
+  result.flops = 2 * options_.num_embeddings() * detail::kept_numel(input.layout);
+  return result;
+}
+
+at::Tensor TiedOutput::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
+                               const BlockPass& pass) const {
+  static_cast<void>(lane);
+  static_cast<void>(pass);
+  const std::optional<at::Tensor> bias =
+      options_.bias() ? std::optional<at::Tensor>(parameters[1]) : std::nullopt;
+  return at::linear(x, parameters[0], bias);
+}
+
+BlockPtr TiedOutput::narrowed(const Fit& fit) const {
+  TiedOutputOptions options = options_;
+  options.embedding_dim(fit.slices[0][1].kept()).per_subnetwork({});
+  return options;
+}
+
+void TiedOutput::initialize(at::TensorList parameters) const {
+  const at::NoGradGuard no_grad;
+  // The first is the embedding's own, and starts there.
+  if (options_.bias()) parameters[1].zero_();
+}
+
+void TiedOutput::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kTiedDefaults);
+}
+
+namespace detail {
+
+BlockPtr read_embedding(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kDefaults);
+}
+BlockPtr read_position_embedding(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kPositionDefaults);
+}
+BlockPtr read_tied_output(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kTiedDefaults);
+}
+
+}  // namespace detail
+}  // namespace nsn

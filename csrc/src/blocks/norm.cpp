@@ -1,0 +1,398 @@
+#include "nsn/blocks/norm.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/batch_norm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/group_norm.h>
+#include <ATen/ops/layer_norm.h>
+#include <ATen/ops/rms_norm.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/irange.h>
+
+#include <ostream>
+#include <utility>
+
+#include "blocks/builtin.h"
+#include "blocks/options.h"
+#include "blocks/support.h"
+#include "regions.h"
+
+namespace nsn {
+
+// Found by the type of the options, which an unnamed namespace would prevent.
+template <typename Options, typename Visitor>
+static void visit(Options& options, const LayerNormOptions& defaults, Visitor& visitor) {
+  visitor.required("features", options.features());
+  visitor.optional("eps", options.eps(), defaults.eps());
+  visitor.optional("affine", options.affine(), defaults.affine());
+  visitor.optional("bias", options.bias(), defaults.bias());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+}
+
+template <typename Options, typename Visitor>
+static void visit(Options& options, const RMSNormOptions& defaults, Visitor& visitor) {
+  visitor.required("features", options.features());
+  visitor.optional("eps", options.eps(), defaults.eps());
+  visitor.optional("affine", options.affine(), defaults.affine());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+}
+
+template <typename Options, typename Visitor>
+static void visit(Options& options, const GroupNormOptions& defaults, Visitor& visitor) {
+  visitor.required("groups", options.groups());
+  visitor.required("channels", options.channels());
+  visitor.optional("eps", options.eps(), defaults.eps());
+  visitor.optional("affine", options.affine(), defaults.affine());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+}
+
+template <typename Options, typename Visitor>
+static void visit(Options& options, const BatchNormOptions& defaults, Visitor& visitor) {
+  visitor.required("features", options.features());
+  visitor.optional("eps", options.eps(), defaults.eps());
+  visitor.optional("momentum", options.momentum(), defaults.momentum());
+  visitor.optional("affine", options.affine(), defaults.affine());
+  visitor.optional("track", options.track(), defaults.track());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+}
+
+namespace {
+
+const LayerNormOptions kLayerNormDefaults(1);
+const RMSNormOptions kRMSNormDefaults(1);
+const GroupNormOptions kGroupNormDefaults(1, 1);
+const BatchNormOptions kBatchNormDefaults(1);
+
+/// "weight" and, where wanted, "bias", private or not.
+std::vector<ParameterSpec> affine(int64_t features, bool has_bias, const Parts& own) {
+  const bool is_private = own.count("affine") > 0;
+  std::vector<ParameterSpec> result{{"weight", {features}, /*decays=*/false, is_private}};
+  if (has_bias) result.push_back({"bias", {features}, /*decays=*/false, is_private});
+  return result;
+}
+
+/// How a norm over the last dimension fits.
+Fit fit_last(const Signal& input, const BlockUse& use, int64_t features, size_t parameters) {
+  const auto axis = input.layout.empty() || input.is_integral
+                        ? std::nullopt
+                        : detail::reads(input.layout.back(), features);
+  if (!axis) misfit("floating (*, " + std::to_string(features) + "), its features", input);
+  return {use, input, input, std::vector<Layout>(parameters, Layout{*axis}), 0, {}};
+}
+
+/// How a norm over the first dimension fits.
+Fit fit_first(const Signal& input, const BlockUse& use, int64_t features, size_t parameters,
+              const char* name) {
+  const auto axis = input.layout.empty() || input.is_integral
+                        ? std::nullopt
+                        : detail::reads(input.layout.front(), features);
+  if (!axis) misfit("floating (" + std::to_string(features) + ", *), its " + name, input);
+  return {use, input, input, std::vector<Layout>(parameters, Layout{*axis}), 0, {}};
+}
+
+void start_affine(at::TensorList parameters, bool has_bias) {
+  const at::NoGradGuard no_grad;
+  parameters[0].fill_(1.0);
+  if (has_bias) parameters[1].zero_();
+}
+
+std::optional<at::Tensor> at_or_none(at::TensorList parameters, size_t place) {
+  return place < parameters.size() ? std::optional<at::Tensor>(parameters[place]) : std::nullopt;
+}
+
+}  // namespace
+
+LayerNormOptions::operator BlockPtr() const { return std::make_shared<const LayerNorm>(*this); }
+
+LayerNorm::LayerNorm(LayerNormOptions options) : options_(std::move(options)) {
+  detail::check_size("LayerNorm", "features", options_.features());
+  detail::check_parts("LayerNorm", options_.per_subnetwork(),
+                      options_.affine() ? Parts{"affine"} : Parts{});
+}
+
+std::string LayerNorm::options_json() const {
+  return detail::write_options(options_, kLayerNormDefaults);
+}
+
+std::vector<ParameterSpec> LayerNorm::parameters() const {
+  if (!options_.affine()) return {};
+  return affine(options_.features(), options_.bias(), options_.per_subnetwork());
+}
+
+Fit LayerNorm::fit(const Signal& input, const BlockUse& use) const {
+  return fit_last(input, use, options_.features(), parameters().size());
+}
+
+at::Tensor LayerNorm::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
+                              const BlockPass& pass) const {
+  static_cast<void>(lane);
+  static_cast<void>(pass);
+  return at::layer_norm(x, {x.size(-1)}, at_or_none(parameters, 0), at_or_none(parameters, 1),
+                        options_.eps());
+}
+
+BlockPtr LayerNorm::narrowed(const Fit& fit) const {
+  return LayerNormOptions(options_).features(fit.input.layout.back().kept()).per_subnetwork({});
+}
+
+void LayerNorm::initialize(at::TensorList parameters) const {
+  if (options_.affine()) start_affine(parameters, options_.bias());
+}
+
+void LayerNorm::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kLayerNormDefaults);
+}
+
+// -------------------------------------------------------------------------------------------------
+
+RMSNormOptions::operator BlockPtr() const { return std::make_shared<const RMSNorm>(*this); }
+
+RMSNorm::RMSNorm(RMSNormOptions options) : options_(std::move(options)) {
+  detail::check_size("RMSNorm", "features", options_.features());
+  detail::check_parts("RMSNorm", options_.per_subnetwork(),
+                      options_.affine() ? Parts{"affine"} : Parts{});
+}
+
+std::string RMSNorm::options_json() const {
+  return detail::write_options(options_, kRMSNormDefaults);
+}
+
+std::vector<ParameterSpec> RMSNorm::parameters() const {
+  if (!options_.affine()) return {};
+  return affine(options_.features(), /*has_bias=*/false, options_.per_subnetwork());
+}
+
+Fit RMSNorm::fit(const Signal& input, const BlockUse& use) const {
+  return fit_last(input, use, options_.features(), parameters().size());
+}
+
+at::Tensor RMSNorm::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
+                            const BlockPass& pass) const {
+  static_cast<void>(lane);
+  static_cast<void>(pass);
+  return at::rms_norm(x, {x.size(-1)}, at_or_none(parameters, 0), options_.eps());
+}
+
+BlockPtr RMSNorm::narrowed(const Fit& fit) const {
+  return RMSNormOptions(options_).features(fit.input.layout.back().kept()).per_subnetwork({});
+}
+
+void RMSNorm::initialize(at::TensorList parameters) const {
+  if (options_.affine()) start_affine(parameters, /*has_bias=*/false);
+}
+
+void RMSNorm::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kRMSNormDefaults);
+}
+
+// -------------------------------------------------------------------------------------------------
+
+GroupNormOptions::operator BlockPtr() const { return std::make_shared<const GroupNorm>(*this); }
+
+GroupNorm::GroupNorm(GroupNormOptions options) : options_(std::move(options)) {
+  detail::check_size("GroupNorm", "groups", options_.groups());
+  detail::check_size("GroupNorm", "channels", options_.channels());
+  TORCH_CHECK_VALUE(options_.channels() % options_.groups() == 0,
+                    "nsn::GroupNorm: groups must divide channels, but ", options_.groups(),
+                    " does not divide ", options_.channels(), ". Change one of them.");
+  detail::check_parts("GroupNorm", options_.per_subnetwork(),
+                      options_.affine() ? Parts{"affine"} : Parts{});
+}
+
+std::string GroupNorm::options_json() const {
+  return detail::write_options(options_, kGroupNormDefaults);
+}
+
+std::vector<ParameterSpec> GroupNorm::parameters() const {
+  if (!options_.affine()) return {};
+  return affine(options_.channels(), /*has_bias=*/true, options_.per_subnetwork());
+}
+
+Fit GroupNorm::fit(const Signal& input, const BlockUse& use) const {
+  Fit result = fit_first(input, use, options_.channels(), parameters().size(), "channels");
+  const auto axis = detail::reads(input.layout.front(), options_.channels());
+  if (!detail::cut_groups(*axis, options_.groups())) {
+    misfit("channels that are whole groups, or the leading part of each, of its " +
+               std::to_string(options_.groups()) + " groups of " +
+               std::to_string(options_.channels() / options_.groups()),
+           input);
+  }
+  return result;
+}
+
+at::Tensor GroupNorm::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
+                              const BlockPass& pass) const {
+  static_cast<void>(pass);
+  const auto axis = detail::reads(lane.fit->input.layout.front(), options_.channels());
+  const auto cut = detail::cut_groups(*axis, options_.groups());
+  return at::group_norm(x, cut->groups, at_or_none(parameters, 0), at_or_none(parameters, 1),
+                        options_.eps());
+}
+
+BlockPtr GroupNorm::narrowed(const Fit& fit) const {
+  const auto axis = detail::reads(fit.input.layout.front(), options_.channels());
+  return GroupNormOptions(options_)
+      .groups(detail::cut_groups(*axis, options_.groups())->groups)
+      .channels(fit.input.layout.front().kept())
+      .per_subnetwork({});
+}
+
+void GroupNorm::initialize(at::TensorList parameters) const {
+  if (options_.affine()) start_affine(parameters, /*has_bias=*/true);
+}
+
+void GroupNorm::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kGroupNormDefaults);
+}
+
+// -------------------------------------------------------------------------------------------------
+
+BatchNormOptions::operator BlockPtr() const { return std::make_shared<const BatchNorm>(*this); }
+
+BatchNorm::BatchNorm(BatchNormOptions options) : options_(std::move(options)) {
+  detail::check_size("BatchNorm", "features", options_.features());
+  TORCH_CHECK_VALUE(options_.momentum() >= 0.0 && options_.momentum() <= 1.0,
+                    "nsn::BatchNorm: momentum must be from 0 to 1, but got ", options_.momentum(),
+                    ".");
+  Parts parts{"statistics"};
+  if (options_.affine()) parts.insert("affine");
+  detail::check_parts("BatchNorm", options_.per_subnetwork(), parts);
+}
+
+std::string BatchNorm::options_json() const {
+  return detail::write_options(options_, kBatchNormDefaults);
+}
+
+std::vector<ParameterSpec> BatchNorm::parameters() const {
+  std::vector<ParameterSpec> result;
+  if (options_.affine()) {
+    result = affine(options_.features(), /*has_bias=*/true, options_.per_subnetwork());
+  }
+  const bool is_private = options_.per_subnetwork().count("statistics") > 0;
+  const Shape features{options_.features()};
+  result.push_back({"running_mean", features, false, is_private, /*is_buffer=*/true});
+  result.push_back({"running_var", features, false, is_private, /*is_buffer=*/true});
+  result.push_back({"num_batches_tracked", {}, false, is_private, /*is_buffer=*/true, at::kLong});
+  return result;
+}
+
+Fit BatchNorm::fit(const Signal& input, const BlockUse& use) const {
+  Fit result = fit_first(input, use, options_.features(), parameters().size(), "features");
+  result.slices.back() = {};  // the counter
+  return result;
+}
+
+std::vector<at::Tensor> BatchNorm::joint(at::TensorList inputs, const BlockPass& pass) const {
+  const size_t statistics = options_.affine() ? 2 : 0, counter = statistics + 2;
+  const auto weights = options_.affine() ? pass.share(0) : std::vector<at::Tensor>();
+  const auto biases = options_.affine() ? pass.share(1) : std::vector<at::Tensor>();
+  const bool by_batch = pass.training || pass.calibrating;
+  const bool updates = pass.calibrating || (pass.training && options_.track());
+  std::vector<at::Tensor> outputs, means, variances;
+  const auto running_means = by_batch ? std::vector<at::Tensor>() : pass.share(statistics);
+  const auto running_variances = by_batch ? std::vector<at::Tensor>() : pass.share(statistics + 1);
+  for (const size_t lane : c10::irange(inputs.size())) {
+    const at::Tensor& x = inputs[lane];
+    const int64_t features = x.size(1);
+    std::optional<at::Tensor> mean, variance;
+    if (by_batch) {
+      TORCH_CHECK_VALUE(x.numel() > features, "nsn::BatchNorm: block '", pass.path(),
+                        "' needs more than one value for each feature in training, but got input "
+                        "of shape ",
+                        to_string(x.sizes().vec()), ". Use a larger batch.");
+      if (updates) {
+        // With momentum 1 they become the batch's own.
+        const auto options = pass.parameter(statistics, lane).options();
+        mean = means.emplace_back(at::zeros({features}, options));
+        variance = variances.emplace_back(at::zeros({features}, options));
+      }
+    } else {
+      TORCH_CHECK_VALUE(pass.parameter(counter, lane).item<int64_t>() > 0,
+                        "nsn::BatchNorm: the running statistics of block '", pass.path(),
+                        "' were never made for sub-network '", pass.lanes[lane].lane.name,
+                        "', so it cannot be evaluated. Train it first, or call "
+                        "nsn::recalibrate(net, batches).");
+      // Parts of several groups lie apart, and torch's backward takes strided statistics wrongly.
+      mean = running_means[lane].contiguous();
+      variance = running_variances[lane].contiguous();
+    }
+    outputs.push_back(at::batch_norm(
+        x, options_.affine() ? std::optional<at::Tensor>(weights[lane].contiguous()) : std::nullopt,
+        options_.affine() ? std::optional<at::Tensor>(biases[lane].contiguous()) : std::nullopt,
+        mean, variance,
+        /*training=*/by_batch, /*momentum=*/1.0, options_.eps(), /*cudnn_enabled=*/true));
+  }
+  if (updates) update(means, variances, pass);
+  return outputs;
+}
+
+void BatchNorm::update(const std::vector<at::Tensor>& means,
+                       const std::vector<at::Tensor>& variances, const BlockPass& pass) const {
+  const at::NoGradGuard no_grad;
+  const size_t statistics = options_.affine() ? 2 : 0, counter = statistics + 2;
+  const auto momentum = [&](const at::Tensor& count) {
+    return pass.calibrating ? 1.0 / static_cast<double>(count.item<int64_t>() + 1)
+                            : options_.momentum();
+  };
+  if (pass.lanes[0].parameters[statistics].is_private) {
+    for (const size_t lane : c10::irange(means.size())) {
+      const at::Tensor& count = pass.parameter(counter, lane);
+      pass.parameter(statistics, lane).lerp_(means[lane], momentum(count));
+      pass.parameter(statistics + 1, lane).lerp_(variances[lane], momentum(count));
+      count.add_(1);
+    }
+    return;
+  }
+  const at::Tensor& count = pass.parameter(counter);
+  std::vector<const Layout*> layouts;
+  for (const LanePass& lane : pass.lanes) layouts.push_back(&lane.fit->slices[statistics]);
+  const auto view = common_view(layouts);
+  const auto move = [&](const at::Tensor& running, const std::vector<at::Tensor>& batch) {
+    std::vector<at::Tensor> steps;
+    const at::Tensor viewed = running.view(view->view);
+    for (const size_t lane : c10::irange(batch.size())) {
+      const auto& slice = view->slices[lane];
+      steps.push_back(batch[lane].view(slice) - merge::leading(viewed, slice));
+    }
+    viewed.add_(merge::apply(merge::mean(), pass.merge_lanes(), view->slices, steps, view->view),
+                momentum(count));
+  };
+  move(pass.parameter(statistics), means);
+  move(pass.parameter(statistics + 1), variances);
+  count.add_(1);
+}
+
+BlockPtr BatchNorm::narrowed(const Fit& fit) const {
+  return BatchNormOptions(options_).features(fit.input.layout.front().kept()).per_subnetwork({});
+}
+
+void BatchNorm::initialize(at::TensorList parameters) const {
+  const at::NoGradGuard no_grad;
+  const size_t statistics = options_.affine() ? 2 : 0;
+  if (options_.affine()) start_affine(parameters, /*has_bias=*/true);
+  parameters[statistics].zero_();
+  parameters[statistics + 1].fill_(1.0);
+  parameters[statistics + 2].zero_();
+}
+
+void BatchNorm::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kBatchNormDefaults);
+}
+
+namespace detail {
+
+BlockPtr read_layer_norm(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kLayerNormDefaults);
+}
+BlockPtr read_rms_norm(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kRMSNormDefaults);
+}
+BlockPtr read_group_norm(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kGroupNormDefaults);
+}
+BlockPtr read_batch_norm(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kBatchNormDefaults);
+}
+
+}  // namespace detail
+}  // namespace nsn

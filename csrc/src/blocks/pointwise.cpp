@@ -1,0 +1,183 @@
+#include "nsn/blocks/pointwise.h"
+
+#include <ATen/ops/upsample_bilinear2d.h>
+#include <ATen/ops/upsample_nearest2d.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <ostream>
+#include <utility>
+
+#include "blocks/builtin.h"
+#include "blocks/options.h"
+#include "blocks/support.h"
+#include "nsn/functional.h"
+
+namespace nsn {
+
+// Found by the type of the options, which an unnamed namespace would prevent.
+template <typename Options, typename Visitor>
+static void visit(Options& options, const ActivationOptions& defaults, Visitor& visitor) {
+  static_cast<void>(defaults);
+  visitor.required("function", options.function());
+}
+
+template <typename Options, typename Visitor>
+static void visit(Options& options, const DropoutOptions& defaults, Visitor& visitor) {
+  static_cast<void>(defaults);
+  visitor.required("p", options.p());
+}
+
+template <typename Options, typename Visitor>
+static void visit(Options& options, const UpsampleOptions& defaults, Visitor& visitor) {
+  visitor.required("scale_factor", options.scale_factor());
+  visitor.optional("mode", options.mode(), defaults.mode());
+}
+
+namespace {
+
+const UpsampleOptions kUpsampleDefaults(1);
+
+Fit same(const Signal& input, const BlockUse& use) {
+  if (input.is_integral) misfit("floating input", input);
+  return {use, input, input, {}, 0, {}};
+}
+
+}  // namespace
+
+ActivationOptions::operator BlockPtr() const {
+  return std::make_shared<const ActivationBlock>(*this);
+}
+
+ActivationBlock::ActivationBlock(ActivationOptions options) : options_(std::move(options)) {
+  TORCH_CHECK_VALUE(!is_gated(options_.function()),
+                    "nsn::Activation: the function must not be "
+                    "gated, but is ",
+                    to_string(options_.function()),
+                    ". Use a gated activation in Dense or a convolution.");
+}
+
+std::string ActivationBlock::options_json() const {
+  return detail::write_options(options_, options_);
+}
+
+Fit ActivationBlock::fit(const Signal& input, const BlockUse& use) const {
+  return same(input, use);
+}
+
+std::vector<at::Tensor> ActivationBlock::joint(at::TensorList inputs, const BlockPass& pass) const {
+  // The kernel works on contiguous memory; convolutions give channels-last.
+  const bool contiguous = std::all_of(inputs.begin(), inputs.end(),
+                                      [](const at::Tensor& x) { return x.is_contiguous(); });
+  if (contiguous && std::holds_alternative<torch::enumtype::kReLU>(options_.function())) {
+    functional::ReluDropout relu{true, {}, pass.first_of_way(&LanePass::input_way)};
+    relu.dropout.resize(inputs.size());
+    return functional::relu_dropout(inputs, relu, pass.memory);
+  }
+  std::vector<at::Tensor> outputs;
+  for (const at::Tensor& x : inputs) outputs.push_back(activate(x, options_.function()));
+  return outputs;
+}
+
+void ActivationBlock::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, options_);
+}
+
+DropoutOptions::operator BlockPtr() const { return std::make_shared<const Dropout>(*this); }
+
+Dropout::Dropout(DropoutOptions options) : options_(options) {
+  TORCH_CHECK_VALUE(options_.p() >= 0.0 && options_.p() <= 1.0,
+                    "nsn::Dropout: p must be a probability from 0 to 1, but got ", options_.p(),
+                    ".");
+}
+
+std::string Dropout::options_json() const { return detail::write_options(options_, options_); }
+
+Fit Dropout::fit(const Signal& input, const BlockUse& use) const { return same(input, use); }
+
+std::vector<at::Tensor> Dropout::joint(at::TensorList inputs, const BlockPass& pass) const {
+  return detail::drop(inputs.vec(), options_.p(), pass);
+}
+
+BlockPtr Dropout::narrowed(const Fit& fit) const {
+  return DropoutOptions(fit.use.dropout.value_or(options_.p()));
+}
+
+void Dropout::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, options_);
+}
+
+FlattenOptions::operator BlockPtr() const { return std::make_shared<const Flatten>(); }
+
+Fit Flatten::fit(const Signal& input, const BlockUse& use) const {
+  std::vector<Axis::Factor> factors;
+  for (const Axis& axis : input.layout) {
+    factors.insert(factors.end(), axis.factors().begin(), axis.factors().end());
+  }
+  return {use, input, {{Axis(factors)}, input.is_integral}, {}, 0, {}};
+}
+
+at::Tensor Flatten::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
+                            const BlockPass& pass) const {
+  static_cast<void>(parameters);
+  static_cast<void>(lane);
+  static_cast<void>(pass);
+  return x.flatten(1);
+}
+
+UpsampleOptions::operator BlockPtr() const { return std::make_shared<const Upsample>(*this); }
+
+Upsample::Upsample(UpsampleOptions options) : options_(std::move(options)) {
+  detail::check_size("Upsample", "scale_factor", options_.scale_factor());
+  TORCH_CHECK_VALUE(options_.mode() == "nearest" || options_.mode() == "bilinear",
+                    "nsn::Upsample: mode must be 'nearest' or 'bilinear', but is '",
+                    options_.mode(), "'.");
+}
+
+std::string Upsample::options_json() const {
+  return detail::write_options(options_, kUpsampleDefaults);
+}
+
+Fit Upsample::fit(const Signal& input, const BlockUse& use) const {
+  if (input.layout.size() != 3 || input.is_integral) misfit("floating (C, H, W)", input);
+  Fit result{use, input, input, {}, 0, {}};
+  for (const size_t d : {1, 2}) {
+    result.output.layout[d] = Axis(input.layout[d].kept() * options_.scale_factor());
+  }
+  return result;
+}
+
+at::Tensor Upsample::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
+                             const BlockPass& pass) const {
+  static_cast<void>(parameters);
+  static_cast<void>(lane);
+  static_cast<void>(pass);
+  const std::vector<int64_t> size{x.size(2) * options_.scale_factor(),
+                                  x.size(3) * options_.scale_factor()};
+  return options_.mode() == "nearest" ? at::upsample_nearest2d(x, size)
+                                      : at::upsample_bilinear2d(x, size, /*align_corners=*/false);
+}
+
+void Upsample::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, kUpsampleDefaults);
+}
+
+namespace detail {
+
+BlockPtr read_activation(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, ActivationOptions());
+}
+BlockPtr read_dropout(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, DropoutOptions());
+}
+BlockPtr read_flatten(Fields& fields, const Supplied& supplied) {
+  static_cast<void>(fields);
+  static_cast<void>(supplied);
+  return FlattenOptions();
+}
+BlockPtr read_upsample(Fields& fields, const Supplied& supplied) {
+  return read_options(fields, supplied, kUpsampleDefaults);
+}
+
+}  // namespace detail
+}  // namespace nsn

@@ -1,0 +1,148 @@
+#include "nsn/blocks/pool.h"
+
+#include <ATen/ops/avg_pool1d.h>
+#include <ATen/ops/avg_pool2d.h>
+#include <ATen/ops/max_pool1d.h>
+#include <ATen/ops/max_pool2d.h>
+#include <ATen/ops/mean.h>
+
+#include <ostream>
+
+#include "blocks/builtin.h"
+#include "blocks/options.h"
+#include "blocks/support.h"
+
+namespace nsn {
+
+// Found by the type of the options, which an unnamed namespace would prevent.
+template <typename Options, PoolKind kind, size_t D, typename Visitor>
+static void visit(Options& options, const PoolOptions<kind, D>& defaults, Visitor& visitor) {
+  visitor.required("kernel_size", options.kernel_size());
+  visitor.optional("stride", options.stride(), defaults.stride());
+  visitor.optional("padding", options.padding(), defaults.padding());
+}
+
+namespace {
+
+template <PoolKind kind, size_t D>
+BlockPtr read_pool(detail::Fields& fields, const Supplied& supplied) {
+  PoolOptions<kind, D> options(1);
+  // The stride's default is the kernel's size.
+  if (fields.has("kernel_size")) {
+    read(fields, "kernel_size", supplied, options.kernel_size());
+    options.stride(options.kernel_size());
+  }
+  return detail::read_options(fields, supplied, options);
+}
+
+}  // namespace
+
+template <PoolKind kind, size_t D>
+PoolOptions<kind, D>::operator BlockPtr() const {
+  return std::make_shared<const Pool<kind, D>>(*this);
+}
+
+template <PoolKind kind, size_t D>
+Pool<kind, D>::Pool(PoolOptions<kind, D> options) : options_(options) {
+  for (size_t d = 0; d < D; ++d) {
+    const int64_t kernel = (*options_.kernel_size())[d], padding = (*options_.padding())[d];
+    detail::check_size(type(), "kernel_size", kernel);
+    detail::check_size(type(), "stride", (*options_.stride())[d]);
+    TORCH_CHECK_VALUE(padding >= 0 && 2 * padding <= kernel, "nsn::", type(),
+                      ": padding must be from 0 to half of kernel_size, but is ", padding, ".");
+  }
+}
+
+template <PoolKind kind, size_t D>
+std::string Pool<kind, D>::type() const {
+  return std::string(kind == PoolKind::kMax ? "MaxPool" : "AvgPool") + (D == 1 ? "1d" : "2d");
+}
+
+template <PoolKind kind, size_t D>
+std::string Pool<kind, D>::options_json() const {
+  return detail::write_options(options_, options_);
+}
+
+template <PoolKind kind, size_t D>
+Fit Pool<kind, D>::fit(const Signal& input, const BlockUse& use) const {
+  if (input.layout.size() != D + 1 || input.is_integral) {
+    misfit(D == 1 ? "floating (C, L)" : "floating (C, H, W)", input);
+  }
+  Fit result{use, input, input, {}, 0, {}};
+  for (size_t d = 0; d < D; ++d) {
+    const int64_t room =
+        input.layout[d + 1].kept() + 2 * (*options_.padding())[d] - (*options_.kernel_size())[d];
+    if (room < 0) misfit("at least as many positions as its kernel_size", input);
+    result.output.layout[d + 1] = Axis(room / (*options_.stride())[d] + 1);
+  }
+  return result;
+}
+
+template <PoolKind kind, size_t D>
+at::Tensor Pool<kind, D>::forward(const at::Tensor& x, at::TensorList parameters,
+                                  const LanePass& lane, const BlockPass& pass) const {
+  static_cast<void>(parameters);
+  static_cast<void>(lane);
+  static_cast<void>(pass);
+  const auto &kernel = options_.kernel_size(), &stride = options_.stride(),
+             &padding = options_.padding();
+  if constexpr (kind == PoolKind::kMax) {
+    return D == 1 ? at::max_pool1d(x, kernel, stride, padding)
+                  : at::max_pool2d(x, kernel, stride, padding);
+  } else {
+    return D == 1 ? at::avg_pool1d(x, kernel, stride, padding)
+                  : at::avg_pool2d(x, kernel, stride, padding);
+  }
+}
+
+template <PoolKind kind, size_t D>
+void Pool<kind, D>::pretty_print(std::ostream& stream) const {
+  detail::print_options(stream, options_, PoolOptions<kind, D>(options_.kernel_size()));
+}
+
+template struct PoolOptions<PoolKind::kMax, 1>;
+template struct PoolOptions<PoolKind::kMax, 2>;
+template struct PoolOptions<PoolKind::kAverage, 1>;
+template struct PoolOptions<PoolKind::kAverage, 2>;
+template class Pool<PoolKind::kMax, 1>;
+template class Pool<PoolKind::kMax, 2>;
+template class Pool<PoolKind::kAverage, 1>;
+template class Pool<PoolKind::kAverage, 2>;
+
+GlobalAvgPoolOptions::operator BlockPtr() const { return std::make_shared<const GlobalAvgPool>(); }
+
+Fit GlobalAvgPool::fit(const Signal& input, const BlockUse& use) const {
+  if (input.layout.size() < 2 || input.is_integral) misfit("floating (C, *)", input);
+  return {use, input, {{input.layout[0]}, false}, {}, 0, {}};
+}
+
+at::Tensor GlobalAvgPool::forward(const at::Tensor& x, at::TensorList parameters,
+                                  const LanePass& lane, const BlockPass& pass) const {
+  static_cast<void>(parameters);
+  static_cast<void>(lane);
+  static_cast<void>(pass);
+  return x.flatten(2).mean(2);
+}
+
+namespace detail {
+
+BlockPtr read_max_pool1d(Fields& fields, const Supplied& supplied) {
+  return read_pool<PoolKind::kMax, 1>(fields, supplied);
+}
+BlockPtr read_max_pool2d(Fields& fields, const Supplied& supplied) {
+  return read_pool<PoolKind::kMax, 2>(fields, supplied);
+}
+BlockPtr read_avg_pool1d(Fields& fields, const Supplied& supplied) {
+  return read_pool<PoolKind::kAverage, 1>(fields, supplied);
+}
+BlockPtr read_avg_pool2d(Fields& fields, const Supplied& supplied) {
+  return read_pool<PoolKind::kAverage, 2>(fields, supplied);
+}
+BlockPtr read_global_avg_pool(Fields& fields, const Supplied& supplied) {
+  static_cast<void>(fields);
+  static_cast<void>(supplied);
+  return GlobalAvgPoolOptions();
+}
+
+}  // namespace detail
+}  // namespace nsn

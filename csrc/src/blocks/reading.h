@@ -1,0 +1,18 @@
+#pragma once
+
+#include <string>
+
+#include "json.h"
+#include "nsn/block.h"
+#include "nsn/description.h"
+
+// Blocks to and from JSON: {"name": .., "type": .., options}.
+
+namespace nsn::detail {
+
+/// Throws c10::ValueError where the type is unknown or the options are wrong.
+BlockPtr read_block(const Json& json, const Supplied& supplied);
+
+Json write_block(const std::string& name, const Block& block);
+
+}  // namespace nsn::detail

@@ -1,0 +1,135 @@
+#include "support.h"
+
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace nsn::detail {
+
+void check_parts(const std::string& type, const Parts& given, const Parts& known) {
+  for (const std::string& part : given) {
+    if (known.count(part) > 0) continue;
+    std::string names;
+    for (const std::string& each : known) names += (names.empty() ? "'" : ", '") + each + "'";
+    TORCH_CHECK_VALUE(false, "nsn::", type, ": per_subnetwork names '", part,
+                      "', which the block does not have. It can have ",
+                      names.empty() ? "no private parts" : names, ".");
+  }
+}
+
+void check_probability(const std::string& type, double dropout) {
+  TORCH_CHECK_VALUE(dropout >= 0.0 && dropout <= 1.0, "nsn::", type,
+                    ": dropout must be a probability from 0 to 1, but got ", dropout, ".");
+}
+
+void check_size(const std::string& type, const char* name, int64_t size) {
+  TORCH_CHECK_VALUE(size >= 1, "nsn::", type, ": ", name, " must be at least 1, but got ", size,
+                    ". Give a positive size.");
+}
+
+std::optional<Axis> reads(const Axis& axis, int64_t declared) {
+  if (axis.full() == declared) return axis;
+  if (axis.kept() == declared) return Axis(declared);
+  return std::nullopt;
+}
+
+Axis rows_axis(const Axis& out, bool gated) {
+  if (!gated) return out;
+  std::vector<Axis::Factor> factors{{2, 2}};
+  factors.insert(factors.end(), out.factors().begin(), out.factors().end());
+  return Axis(factors);
+}
+
+functional::SharedLanes shared_lanes(const BlockPass& pass, size_t p, std::vector<size_t> same_as) {
+  functional::SharedLanes result{pass.merge_lanes(), pass.rule, {}, std::move(same_as)};
+  const auto is_whole = [&](const LanePass& lane) {
+    const Layout& slice = lane.fit->slices[p];
+    return std::all_of(slice.begin(), slice.end(),
+                       [](const Axis& axis) { return axis.is_whole(); });
+  };
+  if (std::all_of(pass.lanes.begin(), pass.lanes.end(), is_whole)) return result;
+  for (const LanePass& lane : pass.lanes) result.slices.push_back(lane.fit->slices[p]);
+  return result;
+}
+
+functional::ReluDropout dropout_of(double standard, const BlockPass& pass) {
+  functional::ReluDropout result{false, {}, pass.first_of_way(&LanePass::output_way)};
+  for (const size_t lane : c10::irange(pass.lanes.size())) {
+    const double own = pass.lanes[lane].fit->use.dropout.value_or(standard);
+    result.dropout.push_back(pass.training ? functional::Dropout{own, pass.dropout_key(lane)}
+                                           : functional::Dropout{});
+  }
+  return result;
+}
+
+std::vector<at::Tensor> drop(std::vector<at::Tensor> y, double standard, const BlockPass& pass) {
+  const auto options = dropout_of(standard, pass);
+  return options.is_identity() ? y : functional::relu_dropout(y, options, pass.memory);
+}
+
+std::vector<at::Tensor> Epilogue::operator()(std::vector<at::Tensor> y,
+                                             const BlockPass& pass) const {
+  const auto along_features = [&](const at::Tensor& parameter, const at::Tensor& like) {
+    std::vector<int64_t> sizes(static_cast<size_t>(like.dim()), 1);
+    sizes[static_cast<size_t>(dim < 0 ? dim + like.dim() : dim)] = parameter.numel();
+    return parameter.view(sizes);
+  };
+  if (scale) {
+    const auto scales = pass.share(*scale);
+    for (const size_t lane : c10::irange(y.size())) {
+      y[lane] = y[lane] * along_features(scales[lane], y[lane]);
+    }
+  }
+  if (bias) {
+    const auto biases = pass.share(*bias);
+    for (const size_t lane : c10::irange(y.size())) {
+      y[lane] = y[lane] + along_features(biases[lane], y[lane]);
+    }
+  }
+  for (at::Tensor& each : y) each = activate(each, activation, dim);
+  return drop(std::move(y), dropout, pass);
+}
+
+void initialize_layer(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& scale,
+                      WeightInit init, std::optional<double> bias_init, int64_t fan_in,
+                      int64_t fan_out) {
+  const at::NoGradGuard no_grad;
+  const auto in = static_cast<double>(fan_in), out = static_cast<double>(fan_out);
+  const bool xavier = init == WeightInit::kXavierUniform;
+  const double bound = xavier ? std::sqrt(6.0 / (in + out)) : 1.0 / std::sqrt(in);
+  weight.uniform_(-bound, bound);
+  if (scale.defined()) scale.fill_(1.0);
+  if (!bias.defined()) return;
+  if (bias_init) {
+    bias.fill_(*bias_init);
+  } else {
+    bias.uniform_(-1.0 / std::sqrt(in), 1.0 / std::sqrt(in));
+  }
+}
+
+std::optional<GroupCut> cut_groups(const Axis& axis, int64_t groups) {
+  if (axis.full() % groups != 0) return std::nullopt;
+  const int64_t per_group = axis.full() / groups;
+  const auto& factors = axis.factors();
+  if (groups == 1 && factors.size() == 1) return GroupCut{1, axis.kept()};
+  if (factors.size() == 1) {
+    if (factors[0].kept % per_group != 0) return std::nullopt;
+    return GroupCut{factors[0].kept / per_group, per_group};
+  }
+  if (factors.size() == 2 && factors[0].full == groups) {
+    return GroupCut{factors[0].kept, factors[1].kept};
+  }
+  return std::nullopt;
+}
+
+int64_t kept_numel(const Layout& layout, size_t first) {
+  int64_t product = 1;
+  for (size_t i = first; i < layout.size(); ++i) product *= layout[i].kept();
+  return product;
+}
+
+}  // namespace nsn::detail

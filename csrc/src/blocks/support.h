@@ -1,0 +1,74 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "nsn/block.h"
+#include "nsn/blocks/activation.h"
+#include "nsn/blocks/parts.h"
+#include "nsn/functional/dropout.h"
+#include "nsn/functional/linear.h"
+
+// What the blocks' implementations have in common.
+
+namespace nsn::detail {
+
+/// Throws c10::ValueError where a part is private that the block does not have.
+void check_parts(const std::string& type, const Parts& given, const Parts& known);
+
+/// Throws c10::ValueError where it is no probability.
+void check_probability(const std::string& type, double dropout);
+
+/// What a block that reads `declared` features keeps of them for this axis of its input: the axis
+/// itself where it is `declared` wide at full width, all where it is exactly as wide as declared.
+/// Nothing where neither fits.
+std::optional<Axis> reads(const Axis& axis, int64_t declared);
+
+/// The axis of outputs of a weight: gated ones are two halves.
+Axis rows_axis(const Axis& out, bool gated);
+
+/// The lanes that share parameter `p`, with their slices where one is narrower than all.
+functional::SharedLanes shared_lanes(const BlockPass& pass, size_t p,
+                                     std::vector<size_t> same_as = {});
+
+/// What follows the product of Dense and convolutions, one element at a time.
+struct Epilogue {
+  /// Places of the parameters; none where there is none.
+  std::optional<size_t> scale, bias;
+  Activation activation;
+  double dropout;
+  /// The dimension of the features, of a batch.
+  int64_t dim;
+
+  /// dropout(activation(scale * y + bias)) for each lane.
+  std::vector<at::Tensor> operator()(std::vector<at::Tensor> y, const BlockPass& pass) const;
+};
+
+/// The dropout of each lane in this pass.
+functional::ReluDropout dropout_of(double standard, const BlockPass& pass);
+
+/// Each lane's elements dropped as its sub-network wants.
+std::vector<at::Tensor> drop(std::vector<at::Tensor> y, double standard, const BlockPass& pass);
+
+/// Fills as torch::nn::Linear and convolutions are: weight and bias by the fan in.
+void initialize_layer(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& scale,
+                      WeightInit init, std::optional<double> bias_init, int64_t fan_in,
+                      int64_t fan_out);
+
+/// Throws c10::ValueError where a size is below 1.
+void check_size(const std::string& type, const char* name, int64_t size);
+
+/// How a channel axis that is made of groups is kept: so many groups from the front, so many
+/// channels of each. Nothing where the axis is cut otherwise.
+struct GroupCut {
+  int64_t groups, channels;
+};
+std::optional<GroupCut> cut_groups(const Axis& axis, int64_t groups);
+
+/// The product of the kept extents, from axis `first` on.
+int64_t kept_numel(const Layout& layout, size_t first = 0);
+
+}  // namespace nsn::detail
