@@ -230,9 +230,10 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
     } catch (const Misfit& problem) {
       const std::string source =
           i == 0 ? "the network's input" : "block '" + blocks_[subnetwork.blocks[i - 1]].name + "'";
+      const std::string dtype = i == 0 ? std::string(", of dtype ") + c10::toString(dtype_) : "";
       TORCH_CHECK_VALUE(false, prefix, ": block '", block.name, "' (", block.block->type(), ") ",
-                        problem.what(), " from ", source, ". Change the options of '", block.name,
-                        "' or of ", source,
+                        problem.what(), " from ", source, dtype, ". Change the options of '",
+                        block.name, "' or of ", source,
                         ", or keep a block between them that makes the one shape of the other.");
     }
     signal = subnetwork.fits.back().output;

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import nsn
-from nsn.training.data import Data
+from conftest import ROOT
+from nsn.training.data import Data, load_data
 from nsn.training.errors import InputError
 from nsn.training.images import Images
 from nsn.training.loop import Run, evaluate
@@ -113,6 +114,18 @@ def test_shipped_recipes_load() -> None:
             623_290,
             7_850,
         ]
+
+
+@pytest.mark.parametrize("name", ["cnn", "demo", "transformer"])
+def test_shipped_recipes_find_their_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(name)
+    data = load_data(recipe.values["data"], recipe.description)
+    for split in (data.train, data.test):
+        inputs, targets = split.batch(split.ordered()[:2])
+        assert inputs.shape == (2, *recipe.description.input_shape)
+        assert targets.shape == (2, *recipe.description.output_shape("base")[:-1])
+    assert len(data.train) == (1920 if name == "transformer" else 60000)
 
 
 @pytest.mark.parametrize("name", ["cnn", "transformer"])

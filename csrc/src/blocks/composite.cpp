@@ -123,9 +123,16 @@ Fit Composite::fit(const Signal& input, const BlockUse& use) const {
     result.flops += fit.flops;
     result.slices.insert(result.slices.end(), fit.slices.begin(), fit.slices.end());
   }
-  if (is_residual_ && result.output.layout != input.layout) {
-    misfit("an input as its result, which is " + to_string(result.output.layout), input);
+  if (!is_residual_) return result;
+  // Feature has to meet feature: all of a block that is as narrow as its input may meet the input.
+  const Layout& output = result.output.layout;
+  bool meets = output.size() == input.layout.size();
+  for (size_t i = 0; meets && i < output.size(); ++i) {
+    meets = output[i] == input.layout[i] ||
+            (output[i].is_whole() && output[i].kept() == input.layout[i].kept());
   }
+  if (!meets) misfit("an input as its result, which is " + to_string(output), input);
+  result.output = input;
   return result;
 }
 
