@@ -154,14 +154,12 @@ std::vector<at::Tensor> Attention::joint(at::TensorList inputs, const BlockPass&
   const auto qkv = product(inputs, kQkvWeight, kQkvBias, pass.first_of_way(&LanePass::input_way));
   std::vector<at::Tensor> heads;
   for (const at::Tensor& each : qkv) {
-    // (B, T, 3, heads, head_dim) to (3, B, heads, T, head_dim)
+    // Three of (B, T, heads, head_dim), whose gradients are stacked where the product has them.
     const int64_t count = each.size(2) / (3 * head_dim());
-    const auto parts = each.view({each.size(0), each.size(1), 3, count, head_dim()})
-                           .permute({2, 0, 3, 1, 4})
-                           .unbind(0);
-    const at::Tensor attended =
-        at::scaled_dot_product_attention(parts[0], parts[1], parts[2], /*attn_mask=*/{},
-                                         /*dropout_p=*/0.0, options_.causal());
+    const auto parts = each.view({each.size(0), each.size(1), 3, count, head_dim()}).unbind(2);
+    const at::Tensor attended = at::scaled_dot_product_attention(
+        parts[0].transpose(1, 2), parts[1].transpose(1, 2), parts[2].transpose(1, 2),
+        /*attn_mask=*/{}, /*dropout_p=*/0.0, options_.causal());
     heads.push_back(attended.transpose(1, 2).flatten(2));
   }
   return detail::drop(product(heads, kOutWeight, kOutBias, {}), options_.dropout(), pass);
