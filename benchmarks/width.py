@@ -198,7 +198,9 @@ def check(ways: dict[str, tuple[list[Loss], list[nn.Module]]]) -> None:
         torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
         if name == "sliced_eager":
             for (_, a), (_, b) in zip(merged, plain.weights(modules[0]), strict=True):
-                torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+                # float32 rounds against the largest of what is summed, behind batch norms above all.
+                bound = 1e-4 * float(b.grad.abs().max())
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=bound)
 
 
 def measure(kind: str) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Description(_C.Description):
         return Description.from_json(super().alone(name).to_json())
 
     def describe(self) -> Summary:
-        """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, and what it shares."""
+        """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, what it shares."""
         return Summary(super().describe())
 
     def __reduce__(self) -> tuple[Any, ...]:

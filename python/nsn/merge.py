@@ -4,6 +4,10 @@ A rule acts per element, on the lanes of the pass whose slice covers that elemen
 their output entered the loss: a lane without a gradient counts as zero, and where no lane has one
 there is none.
 
+A narrow sub-network covers the leading part of a parameter alone. With ``mean``, of a full one and
+one that keeps 1 x 2 of a 2 x 2 weight, the gradients ``[[2, 4], [6, 8]]`` and ``[[6, 8]]`` become
+``[[(2 + 6) / 2, (4 + 8) / 2], [6, 8]]``: the full one alone has the second row. Slices may cross.
+
 Worked example for all rules below: a weight that ``base``, ``sub1`` and ``sub2`` share, with the
 gradients 6, 3 and 1 at an element that all three cover; ``sub2`` is the smallest, ``base`` the
 largest. *Smaller* means fewer parameters, then the order of declaration.

@@ -37,7 +37,7 @@ _joint = torch.compiler.disable(
 
 
 class Block(nn.Module):
-    """The parameters of one block, or of a part of one, under the names that the block gives them."""
+    """The parameters of one block, or of a part of one, under the block's names."""
 
     def __init__(self, summary: str = "parameters") -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class Network(nn.Module):
         return self.get_submodule(".".join(path[:-1]))
 
     def describe(self) -> Summary:
-        """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, and what it shares."""
+        """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, what it shares."""
         return self._description.describe()
 
     def recalibrate(

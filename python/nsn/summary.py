@@ -6,21 +6,22 @@ from typing import Any
 class Summary(list[dict[str, Any]]):
     """One dict for each sub-network, ``base`` first, as JSON would have it.
 
-    Each has ``name``, ``parameters`` (elements that it reads, a tied one once), ``private_parameters``
-    (those that it alone reads), ``bytes`` (of the parameters, in the description's dtype), ``flops``
-    (of one sample: two for each multiply-add of products, convolutions and attention; as
-    ``torch.utils.flop_counter`` counts), ``shared`` (name of each other sub-network to the elements
-    that both read) and ``blocks``: in order, each with ``name``, ``type``, ``widths`` (named dimension
-    to ``kept`` and ``full``), ``output`` (shape of one sample), ``parameters``,
-    ``private_parameters`` and ``flops``. Printed, it is a text for people.
+    Each has ``name``, ``parameters`` (elements that it reads, a tied one once),
+    ``private_parameters`` (those that it alone reads), ``bytes`` (of the parameters, in the
+    description's dtype), ``flops`` (of one sample: two for each multiply-add of products,
+    convolutions and attention, as ``torch.utils.flop_counter`` counts), ``shared`` (name of each
+    other sub-network to the elements that both read) and ``blocks``: in order, each with ``name``,
+    ``type``, ``widths`` (named dimension to ``kept`` and ``full``), ``output`` (shape of one
+    sample), ``parameters``, ``private_parameters`` and ``flops``. Printed, it is a text for people.
     """
 
     def __str__(self) -> str:
         lines = []
         for each in self:
             lines.append(
-                f"{each['name']}: {each['parameters']:,} parameters ({each['private_parameters']:,} "
-                f"its own alone), {each['bytes']:,} bytes, {each['flops']:,} FLOPs a sample"
+                f"{each['name']}: {each['parameters']:,} parameters "
+                f"({each['private_parameters']:,} its own alone), {each['bytes']:,} bytes, "
+                f"{each['flops']:,} FLOPs a sample"
             )
             for block in each["blocks"]:
                 widths = "".join(f" {text}" for text in width_texts(block))

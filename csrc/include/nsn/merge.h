@@ -16,6 +16,14 @@
 // their output entered the loss: a lane without a gradient counts as zero, and where no lane has a
 // gradient there is none. So coefficients may differ from one region of a parameter to the next.
 //
+// A narrow lane covers the leading part of a parameter alone. With `mean`, of a full lane and one
+// that keeps 1 x 2 of a 2 x 2 weight, whose gradients are
+//
+//     full [[2, 4],    narrow [[6, 8]]    merged [[(2 + 6) / 2, (4 + 8) / 2],  =  [[4, 6],
+//           [6, 8]]                               [6 / 1,       8 / 1      ]]      [6, 8]]
+//
+// since the full lane is the only one that has the second row. Slices may cross.
+//
 // Worked example for all rules below: a weight w that the lanes base, sub1 and sub2 share, with
 // gradients 6, 3 and 1 at some element that all three cover; sub2 is the smallest, base the
 // largest.

@@ -24,6 +24,7 @@
 #include "elementwise.h"
 #include "lanes.h"
 #include "masks.h"
+#include "products.h"
 #include "regions.h"
 #include "sources.h"
 #include "workspace.h"
@@ -98,7 +99,7 @@ at::Tensor matrix_of(const LinearSpec& spec, const at::Tensor& weight, size_t la
 }
 
 at::Tensor bias_of(const LinearSpec& spec, const at::Tensor& bias, size_t lane) {
-  if (!bias.defined()) return bias;
+  if (!bias.defined() || bias.size(0) == spec.out[lane]) return bias;
   return merge::leading(bias.view(spec.bias.view), spec.bias.slices[lane])
       .reshape({spec.out[lane]});
 }
@@ -267,10 +268,13 @@ Forward forward_of(const LinearSpec& spec, at::TensorList inputs, const at::Tens
     const int64_t room = spec.batches.size() > 1 ? 0 : spec.memory.room;
     const at::Tensor product =
         detail::empty_in({spec.memory.workspace, room}, {total, weight.size(1)}, stacked.options());
-    if (bias.defined() && !adds_bias_later) {
+    if (bias.defined() && !adds_bias_later && dtype == at::kFloat) {
+      product.copy_(bias);
+      detail::add_product(product, stacked, weight, 1.0);
+    } else if (bias.defined() && !adds_bias_later) {
       at::addmm_out(const_cast<at::Tensor&>(product), bias, stacked, weight);
     } else {
-      at::mm_out(const_cast<at::Tensor&>(product), stacked, weight);
+      detail::multiply(product, stacked, weight);
     }
     finish_batch(spec, batch, product, adds_bias_later ? bias : at::Tensor(), inputs, result,
                  masks);
@@ -318,10 +322,16 @@ at::Tensor sum_of_products(std::vector<Term> terms, const Shape& shape, const Me
       dy.push_back(uniform ? terms[i].dy : at::mul(terms[i].dy, terms[i].coefficient));
       x.push_back(terms[i].x);
     }
-    at::Tensor target = merge::leading(result, {out, in});
-    at::addmm_out(target, target, stack_rows(dy).t(), stack_rows(x),
-                  /*beta=*/covered && first == 0 ? 0.0 : 1.0,
-                  /*alpha=*/uniform ? terms[first].coefficient : 1.0);
+    const at::Tensor target = merge::leading(result, {out, in});
+    const double alpha = uniform ? terms[first].coefficient : 1.0;
+    if (covered && first == 0 && alpha == 1.0) {
+      detail::multiply(target, stack_rows(dy).t(), stack_rows(x));
+    } else if (covered && first == 0) {
+      at::Tensor whole = target;
+      at::addmm_out(whole, whole, stack_rows(dy).t(), stack_rows(x), /*beta=*/0, alpha);
+    } else {
+      detail::add_product(target, stack_rows(dy).t(), stack_rows(x), alpha);
+    }
     first = end;
   }
   return result;
@@ -414,6 +424,25 @@ at::Tensor merge_weight(const LinearSpec& spec, const Shape& shape, const LaneRo
 }
 
 at::Tensor merge_bias(const LinearSpec& spec, int64_t features, const LaneRows& rows) {
+  const bool all_whole =
+      std::all_of(spec.out.begin(), spec.out.end(), [&](int64_t out) { return out == features; });
+  if (all_whole && spec.rule.is_linear()) {
+    // One sum over all rows that count, where one coefficient serves them.
+    const auto coefficients = spec.rule.coefficients(spec.lanes);
+    std::vector<at::Tensor> counted;
+    std::optional<double> scale;
+    bool uniform = true;
+    for (const size_t lane : c10::irange(rows.dy.size())) {
+      if (!rows.dy[lane].defined() || coefficients[lane] == 0.0) continue;
+      uniform = uniform && scale.value_or(coefficients[lane]) == coefficients[lane];
+      scale = coefficients[lane];
+      counted.push_back(rows.dy[lane]);
+    }
+    if (scale && uniform) {
+      at::Tensor sum = at::sum(stack_rows(counted), {0});
+      return *scale == 1.0 ? sum : sum.mul_(*scale);
+    }
+  }
   std::vector<at::Tensor> sums(rows.dy.size());
   for (const size_t lane : c10::irange(rows.dy.size())) {
     if (!rows.dy[lane].defined()) continue;
@@ -542,7 +571,10 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
       const Rows& own = state.rows[spec.source_of[lane]];
       const at::Tensor& stacked = saved[kSavedInputs + lanes + own.batch];
       const bool is_all = own.count == stacked.size(0);
-      rows.x[lane] = is_all ? stacked : stacked.narrow(0, own.first, own.count);
+      // Only a batch of several sources is stacked, and then in one piece.
+      rows.x[lane] = is_all
+                         ? stacked
+                         : part(stacked, own.first * stacked.size(1), {own.count, stacked.size(1)});
       if (!dz[lane].defined()) continue;
       rows.dy[lane] = detail::as_rows(dz[lane]);
       options = rows.dy[lane].options();
@@ -579,7 +611,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
       const at::Tensor stacked = stack_rows(dy);
       at::Tensor dx = detail::empty_in({spec.memory.workspace}, {stacked.size(0), spec.in[lane]},
                                        stacked.options());
-      at::mm_out(dx, stacked, matrix_of(spec, weight_used, lane));
+      detail::multiply(dx, stacked, matrix_of(spec, weight_used, lane));
       int64_t first = 0;
       for (const size_t each : same) {
         const at::Tensor& input = saved[kSavedInputs + each];
