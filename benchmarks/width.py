@@ -198,9 +198,9 @@ def check(ways: dict[str, tuple[list[Loss], list[nn.Module]]]) -> None:
         torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
         if name == "sliced_eager":
             for (_, a), (_, b) in zip(merged, plain.weights(modules[0]), strict=True):
-                # float32 rounds against the largest of what is summed, behind batch norms above all.
-                bound = 1e-4 * float(b.grad.abs().max())
-                torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=bound)
+                # As a whole: float32 rounds single elements against the largest of what is summed.
+                difference = float((a.grad - b.grad).norm() / b.grad.norm())
+                assert difference < 1e-3, difference
 
 
 def measure(kind: str) -> dict[str, Any]:

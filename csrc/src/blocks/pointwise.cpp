@@ -8,6 +8,7 @@
 #include <ostream>
 #include <utility>
 
+#include "autograd.h"
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
@@ -65,6 +66,19 @@ Fit ActivationBlock::fit(const Signal& input, const BlockUse& use) const {
   return same(input, use);
 }
 
+namespace {
+
+/// Whether nobody needs the tensor but the block that reads it: then it may write into it. Batch
+/// norm's backward does without its result; others may not.
+bool is_spare(const at::Tensor& x) {
+  if (x.use_count() != 1 || x.is_view()) return false;
+  if (!x.requires_grad()) return true;
+  const auto& maker = x.grad_fn();
+  return maker && maker->name() == "NativeBatchNormBackward0";
+}
+
+}  // namespace
+
 std::vector<at::Tensor> ActivationBlock::joint(at::TensorList inputs, const BlockPass& pass) const {
   // The kernel works on contiguous memory; convolutions give channels-last.
   const bool contiguous = std::all_of(inputs.begin(), inputs.end(),
@@ -74,8 +88,20 @@ std::vector<at::Tensor> ActivationBlock::joint(at::TensorList inputs, const Bloc
     relu.dropout.resize(inputs.size());
     return functional::relu_dropout(inputs, relu, pass.memory);
   }
+  const bool relu = std::holds_alternative<torch::enumtype::kReLU>(options_.function());
   std::vector<at::Tensor> outputs;
-  for (const at::Tensor& x : inputs) outputs.push_back(activate(x, options_.function()));
+  for (const at::Tensor& x : inputs) {
+    const bool in_place = relu && is_spare(x);
+    const at::Tensor y = in_place ? at::Tensor(x).relu_() : activate(x, options_.function());
+    if (y.requires_grad() && y.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+      // Behind Flatten a gradient has the other format, and element-wise backwards of two formats are
+      // several times as slow.
+      y.register_hook([](const at::Tensor& gradient) {
+        return gradient.contiguous(at::MemoryFormat::ChannelsLast);
+      });
+    }
+    outputs.push_back(y);
+  }
   return outputs;
 }
 

@@ -115,7 +115,7 @@ std::optional<GroupCut> cut_groups(const Axis& axis, int64_t groups) {
   if (axis.full() % groups != 0) return std::nullopt;
   const int64_t per_group = axis.full() / groups;
   const auto& factors = axis.factors();
-  if (groups == 1 && factors.size() == 1) return GroupCut{1, axis.kept()};
+  if (groups == 1) return GroupCut{1, axis.kept()};
   if (factors.size() == 1) {
     if (factors[0].kept % per_group != 0) return std::nullopt;
     return GroupCut{factors[0].kept / per_group, per_group};
