@@ -94,10 +94,10 @@ std::vector<at::Tensor> ActivationBlock::joint(at::TensorList inputs, const Bloc
     const bool in_place = relu && is_spare(x);
     const at::Tensor y = in_place ? at::Tensor(x).relu_() : activate(x, options_.function());
     if (y.requires_grad() && y.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-      // Behind Flatten a gradient has the other format, and element-wise backwards of two formats are
-      // several times as slow.
+      // Behind Flatten a gradient has the other format, and element-wise backwards of two formats
+      // are several times as slow.
       y.register_hook([](const at::Tensor& gradient) {
-        return gradient.contiguous(at::MemoryFormat::ChannelsLast);
+        return gradient.defined() ? gradient.contiguous(at::MemoryFormat::ChannelsLast) : gradient;
       });
     }
     outputs.push_back(y);
