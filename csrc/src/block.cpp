@@ -13,7 +13,13 @@
 namespace nsn {
 
 void misfit(const std::string& expected, const Signal& input) {
-  throw Misfit("expects " + expected + ", but gets " + (input.is_integral ? "integral " : "") +
+  // "floating (*, 4)": which of the two it is that does not fit.
+  static const std::string kFloating = "floating ";
+  const bool wants_floating = expected.compare(0, kFloating.size(), kFloating) == 0;
+  std::string wanted = expected;
+  if (wants_floating && input.is_integral) wanted = "floating input";
+  if (wants_floating && !input.is_integral) wanted = expected.substr(kFloating.size());
+  throw Misfit("expects " + wanted + ", but gets " + (input.is_integral ? "integral " : "") +
                to_string(input.layout));
 }
 

@@ -519,6 +519,50 @@ TEST(Gelu, IsTorchs) {
   expect_close(one, at::gelu(extremes), 1e-6);
 }
 
+TEST(Convolution, LanesOfOneInputShareTheForward) {
+  torch::manual_seed(7);
+  const at::Tensor w = at::randn({4, 2, 3, 3}, at::kDouble).set_requires_grad(true);
+  const at::Tensor b = at::randn({4}, at::kDouble).set_requires_grad(true);
+  const at::Tensor x = at::randn({3, 2, 6, 5}, at::kDouble).set_requires_grad(true);
+  const std::vector<merge::Lane> lanes = {{"a", 1}, {"b", 0}, {"c", 2}};
+  const std::vector<Layout> slices = {{4, 2, 3, 3}, {{4, 3}, 2, 3, 3}, {4, 2, 3, 3}};
+  for (const auto& rule :
+       {merge::sum(), merge::mean(), merge::owner(), merge::two_smallest_mean()}) {
+    SCOPED_TRACE(rule.name());
+    const auto outputs = functional::convolution({x, x, x}, w, b, {lanes, rule, slices, {0, 0, 0}},
+                                                 {{1, 2}, {1, 0}, {1, 1}});
+    EXPECT_EQ(outputs[0].data_ptr(), outputs[2].data_ptr()) << "one forward serves both";
+    std::vector<std::vector<at::Tensor>> of_lanes;
+    at::Tensor input_gradient = at::zeros_like(x);
+    for (size_t lane = 0; lane < 3; ++lane) {
+      const int64_t kept = slices[lane][0].kept();
+      const at::Tensor own_w = w.detach().clone().set_requires_grad(true);
+      const at::Tensor own_b = b.detach().clone().set_requires_grad(true);
+      const at::Tensor own_x = x.detach().clone().set_requires_grad(true);
+      const at::Tensor y = at::conv2d(own_x, own_w.narrow(0, 0, kept), own_b.narrow(0, 0, kept),
+                                      at::IntArrayRef({1, 2}), at::IntArrayRef({1, 0}));
+      expect_close(outputs[lane].detach(), y.detach(), 1e-12);
+      lane_loss(y, lane).backward();
+      of_lanes.push_back({own_w.grad(), own_b.grad()});
+      input_gradient.add_(own_x.grad());
+    }
+    (lane_loss(outputs[0], 0) + lane_loss(outputs[1], 1) + lane_loss(outputs[2], 2)).backward();
+    const std::vector<merge::Slice> weights = {{4, 2, 3, 3}, {3, 2, 3, 3}, {4, 2, 3, 3}};
+    const std::vector<merge::Slice> biases = {{4}, {3}, {4}};
+    const auto merged = [&](size_t place, const std::vector<merge::Slice>& own) {
+      std::vector<at::Tensor> gradients;
+      for (size_t lane = 0; lane < 3; ++lane) {
+        gradients.push_back(of_lanes[lane][place].narrow(0, 0, own[lane][0]));
+      }
+      return merge::apply(rule, lanes, own, gradients, own[0]);
+    };
+    expect_close(w.grad(), merged(0, weights), 1e-10);
+    expect_close(b.grad(), merged(1, biases), 1e-10);
+    expect_close(x.grad(), input_gradient, 1e-10);
+    for (const at::Tensor& leaf : {w, b, x}) leaf.mutable_grad().reset();
+  }
+}
+
 TEST(Describe, CountsWhatIsSharedAndOwn) {
   Network net(normed(BatchNormOptions(6).per_subnetwork({"affine", "statistics"})));
   const auto summaries = describe(net->description());

@@ -260,6 +260,40 @@ TEST(Linear, NarrowerLanesOfOneInputHaveTheWidestsColumns) {
   }
 }
 
+TEST(Linear, LargeProductsOfFloatsAreTorchs) {
+  // Large enough for the block-wise products, with rows that no block size divides.
+  torch::manual_seed(6);
+  const at::Tensor w = at::randn({600, 530}).set_requires_grad(true);
+  const at::Tensor b = at::randn({600}).set_requires_grad(true);
+  const at::Tensor x = at::randn({615, 530}).set_requires_grad(true);
+  const at::Tensor narrow = at::randn({70, 520}).set_requires_grad(true);
+  const std::vector<Lane> lanes = {{"a", 1}, {"b", 0}};
+  const std::vector<Layout> slices = {{600, 530}, {{600, 301}, {530, 520}}};
+  const auto loss = [](const at::Tensor& wide, const at::Tensor& thin) {
+    return wide.sin().sum() + (thin * 0.5).cos().sum();
+  };
+  for (const bool plain : {false, true}) {
+    std::optional<functional::PlainGuard> guard;
+    if (plain) guard.emplace();
+    const auto outputs = linear({x, narrow}, w, b, {lanes, merge::sum(), slices});
+    const auto actual = torch::autograd::grad({loss(outputs[0], outputs[1])}, {w, b, x, narrow});
+    std::vector<at::Tensor> leaves;
+    for (const at::Tensor& each : {w, b, x, narrow}) {
+      leaves.push_back(each.detach().to(at::kDouble).set_requires_grad(true));
+    }
+    const at::Tensor wide = at::linear(leaves[2], leaves[0], leaves[1]);
+    const at::Tensor thin = at::linear(leaves[3], leaves[0].narrow(0, 0, 301).narrow(1, 0, 520),
+                                       leaves[1].narrow(0, 0, 301));
+    expect_close(outputs[0].detach().to(at::kDouble), wide.detach(), 1e-4);
+    expect_close(outputs[1].detach().to(at::kDouble), thin.detach(), 1e-4);
+    const auto expected = torch::autograd::grad({loss(wide, thin)}, leaves);
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      const double scale = expected[i].abs().max().item<double>();
+      expect_close(actual[i].to(at::kDouble) / scale, expected[i] / scale, 1e-4, std::to_string(i));
+    }
+  }
+}
+
 TEST(Linear, CrossingSlicesMergeByRegion) {
   // 2 x 4 and 4 x 2 of 4 x 4: all share the corner, each has a side for itself, nobody the rest.
   const at::Tensor w = parameter({4, 4});

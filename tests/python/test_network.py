@@ -304,7 +304,8 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: small(dtype=torch.int64),
         ValueError,
-        r"block 'a' \(Dense\) expects floating input, but the network's input has dtype Long",
+        r"block 'a' \(Dense\) expects floating input, but gets integral \(4\) from the network's input, "
+        "of dtype Long",
     ),
     (lambda: small()([[0.0] * 4]), TypeError, "expected a batch as a torch.Tensor, but got a list"),
     (
@@ -364,7 +365,10 @@ DOCUMENTS = [
         "block 'a': 'bias' must be true or false, but is \"yes\"",
     ),
     (DOCUMENT.replace('"in_features":4', '"in_features":4.5'), "'in_features' must be an integer"),
-    (DOCUMENT.replace('"Dense"', '"Conv9"'), "unknown type 'Conv9'. The types are 'Dense'"),
+    (
+        DOCUMENT.replace('"Dense"', '"Conv9"'),
+        r"unknown type 'Conv9'\. The types are 'Activation', .*'Dense'.* supply its factory",
+    ),
     (DOCUMENT.replace('"name":"b"', '"name":"a"'), "two blocks are named 'a'"),
     (DOCUMENT.replace('"name":"s"', '"name":"base"'), "two sub-networks are named 'base'"),
     (DOCUMENT.replace('"sum"', '"median"'), "unknown merge rule 'median'. Use one of sum, mean"),
