@@ -1,6 +1,7 @@
 #include "nsn/description.h"
 
 #include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
@@ -354,21 +355,14 @@ std::vector<Description::User> Description::users_of(size_t parameter) const {
   return result;
 }
 
-namespace {
-
-int64_t numel_of(const Shape& shape) {
-  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
-}
-
-}  // namespace
-
 void Description::count_parameters() {
   for (const size_t p : c10::irange(parameters_.size())) {
     const auto users = users_of(p);
     std::vector<const Layout*> slices;
     for (const User& user : users) {
       if (!parameters_[p].is_buffer) {
-        subnetworks_[user.subnetwork].parameter_count += numel_of(kept_shape(*user.slice));
+        subnetworks_[user.subnetwork].parameter_count +=
+            c10::multiply_integers(kept_shape(*user.slice));
       }
       if (!parameters_[p].subnetwork) slices.push_back(user.slice);
     }
@@ -465,7 +459,7 @@ Description Description::with_blocks(const std::function<BlockPtr(const Block&)>
 int64_t Description::parameter_count() const noexcept {
   int64_t count = 0;
   for (const Parameter& parameter : parameters_) {
-    if (!parameter.is_buffer) count += numel_of(parameter.shape);
+    if (!parameter.is_buffer) count += c10::multiply_integers(parameter.shape);
   }
   return count;
 }

@@ -41,9 +41,6 @@ void sort_as_laid(std::vector<size_t>& items, const TensorOf& tensor_of) {
 struct Groups {
   explicit Groups(c10::ArrayRef<size_t> same_as);
 
-  /// Whether no two lanes share.
-  bool each_its_own() const { return first.size() == group_of.size(); }
-
   /// The first lane of each group.
   std::vector<size_t> first;
   /// For each lane the place of its group in `first`.

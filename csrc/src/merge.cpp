@@ -208,6 +208,15 @@ void scale_regions(const at::Tensor& merged, const std::vector<Region>& regions)
   }
 }
 
+at::Tensor slice_of_view(const at::Tensor& tensor, at::IntArrayRef view, const Slice& slice,
+                         at::IntArrayRef kept) {
+  const at::Tensor result = leading(tensor.sizes() == view ? tensor : tensor.view(view), slice);
+  return result.sizes() == kept ? result : result.reshape(kept);
+}
+
+namespace {
+
+/// Whether all lanes have one coefficient in each region.
 bool are_uniform(const std::vector<Region>& regions) {
   return std::all_of(regions.begin(), regions.end(), [](const Region& region) {
     return std::all_of(region.coefficients.begin(), region.coefficients.end(),
@@ -215,13 +224,8 @@ bool are_uniform(const std::vector<Region>& regions) {
   });
 }
 
-bool are_plain(const std::vector<Region>& regions) {
-  return std::all_of(regions.begin(), regions.end(), [](const Region& region) {
-    return std::all_of(region.coefficients.begin(), region.coefficients.end(),
-                       [](double c) { return c == 1.0; });
-  });
-}
-
+/// For each of `lanes` lanes the one coefficient that it has in all its regions; nothing if some
+/// lane has several.
 std::optional<std::vector<double>> constant_coefficients(const std::vector<Region>& regions,
                                                          size_t lanes) {
   std::vector<std::optional<double>> found(lanes);
@@ -234,6 +238,29 @@ std::optional<std::vector<double>> constant_coefficients(const std::vector<Regio
   }
   std::vector<double> result;
   for (const auto& coefficient : found) result.push_back(coefficient.value_or(0.0));
+  return result;
+}
+
+}  // namespace
+
+bool is_plain(const Rule& rule, c10::ArrayRef<Lane> lanes, c10::ArrayRef<Slice> slices,
+              at::IntArrayRef shape) {
+  if (!rule.is_linear()) return false;
+  const auto all = regions(rule, lanes, slices, shape);
+  return std::all_of(all.begin(), all.end(), [](const Region& region) {
+    return std::all_of(region.coefficients.begin(), region.coefficients.end(),
+                       [](double c) { return c == 1.0; });
+  });
+}
+
+LaneCoefficients lane_coefficients(const Rule& rule, c10::ArrayRef<Lane> lanes,
+                                   c10::ArrayRef<Slice> slices, at::IntArrayRef shape) {
+  LaneCoefficients result;
+  if (!rule.is_linear()) return result;
+  result.regions = regions(rule, lanes, slices, shape);
+  result.of_lanes = constant_coefficients(result.regions, lanes.size());
+  result.scales_regions = !result.of_lanes && are_uniform(result.regions);
+  if (result.scales_regions) result.of_lanes = std::vector<double>(lanes.size(), 1.0);
   return result;
 }
 

@@ -29,18 +29,29 @@ at::Tensor box(const at::Tensor& tensor, const Slice& begin, const Slice& end);
 /// `tensor[:slice]`, a view; the tensor itself where the slice is all of it.
 at::Tensor leading(const at::Tensor& tensor, const Slice& slice);
 
+/// What `slice` keeps of `tensor.view(view)`, in the extents `kept`: a view where it can be, else a
+/// copy.
+at::Tensor slice_of_view(const at::Tensor& tensor, at::IntArrayRef view, const Slice& slice,
+                         at::IntArrayRef kept);
+
 /// Multiplies each region of `merged` with the coefficient that its lanes have in common.
 void scale_regions(const at::Tensor& merged, const std::vector<Region>& regions);
 
-/// Whether all lanes have one coefficient in each region.
-bool are_uniform(const std::vector<Region>& regions);
+/// Whether the merged gradient is the plain derivative: the rule is linear, and all coefficients
+/// are one.
+bool is_plain(const Rule& rule, c10::ArrayRef<Lane> lanes, c10::ArrayRef<Slice> slices,
+              at::IntArrayRef shape);
 
-/// Whether the merged gradient is the plain derivative: all coefficients are one.
-bool are_plain(const std::vector<Region>& regions);
-
-/// For each of `lanes` lanes the one coefficient that it has in all its regions; nothing if some
-/// lane has several.
-std::optional<std::vector<double>> constant_coefficients(const std::vector<Region>& regions,
-                                                         size_t lanes);
+/// How a linear rule can be applied to whole lanes.
+struct LaneCoefficients {
+  std::vector<Region> regions;
+  /// What each lane's gradient is multiplied with; nothing if the coefficients change from region
+  /// to region, and from lane to lane in one. For function rules nothing, and no regions.
+  std::optional<std::vector<double>> of_lanes;
+  /// Whether the sum of the lanes is multiplied region by region afterwards (`scale_regions`).
+  bool scales_regions = false;
+};
+LaneCoefficients lane_coefficients(const Rule& rule, c10::ArrayRef<Lane> lanes,
+                                   c10::ArrayRef<Slice> slices, at::IntArrayRef shape);
 
 }  // namespace nsn::merge

@@ -15,7 +15,7 @@ namespace nsn::detail {
 /// leading, else a copy.
 inline at::Tensor slice_of(const at::Tensor& tensor, const Layout& layout) {
   const auto view = common_view({&layout});
-  return merge::leading(tensor.view(view->view), view->slices[0]).reshape(kept_shape(layout));
+  return merge::slice_of_view(tensor, view->view, view->slices[0], kept_shape(layout));
 }
 
 /// The way behind a block, from the way before it, the block's place among its neighbours, and how

@@ -40,13 +40,12 @@ at::Tensor channels_last(const at::Tensor& x) {
 }
 
 at::Tensor weight_of(const ConvSpec& spec, const at::Tensor& weight, size_t lane) {
-  return channels_last(merge::leading(weight.view(spec.weight.view), spec.weight.slices[lane])
-                           .reshape(spec.kept[lane]));
+  return channels_last(
+      merge::slice_of_view(weight, spec.weight.view, spec.weight.slices[lane], spec.kept[lane]));
 }
 
 at::Tensor bias_of(const ConvSpec& spec, const at::Tensor& bias, size_t lane) {
-  return merge::leading(bias.view(spec.bias.view), spec.bias.slices[lane])
-      .reshape({spec.kept[lane][0]});
+  return merge::slice_of_view(bias, spec.bias.view, spec.bias.slices[lane], {spec.kept[lane][0]});
 }
 
 /// The leading channels of y, in memory of their own.
@@ -97,9 +96,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
     const at::Tensor &weight = saved[0], &bias = saved[1];
     const variable_list inputs(saved.begin() + 2, saved.end());
     if (!at::GradMode::is_enabled()) return first_order(ctx, spec, weight, bias, inputs, gradients);
-    if (spec.rule.is_linear() &&
-        merge::are_plain(
-            merge::regions(spec.rule, spec.lanes, spec.weight.slices, spec.weight.view))) {
+    if (merge::is_plain(spec.rule, spec.lanes, spec.weight.slices, spec.weight.view)) {
       return differentiable(ctx, spec, weight, bias, inputs, gradients);
     }
     variable_list results;
@@ -131,23 +128,17 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
                                    const variable_list& inputs, const variable_list& gradients) {
     const size_t lanes = gradients.size(), bias_place = kInputs + lanes;
     variable_list results(bias_place + 2);
-    const auto some = std::find_if(gradients.begin(), gradients.end(),
-                                   [](const at::Tensor& each) { return each.defined(); });
-    if (some == gradients.end()) return results;
+    if (std::none_of(gradients.begin(), gradients.end(),
+                     [](const at::Tensor& each) { return each.defined(); })) {
+      return results;
+    }
     const bool need_weight = ctx->needs_input_grad(kWeight);
     const bool need_bias = bias.defined() && ctx->needs_input_grad(bias_place);
 
     // Lanes of one input: their dY, each times its coefficient, are added up before one product.
     // Not where a coefficient changes from region to region for each lane in another way.
-    std::optional<std::vector<double>> coefficients;
-    std::vector<merge::Region> regions;
-    bool scales_later = false;
-    if (spec.rule.is_linear()) {
-      regions = merge::regions(spec.rule, spec.lanes, spec.weight.slices, spec.weight.view);
-      coefficients = merge::constant_coefficients(regions, lanes);
-      scales_later = !coefficients && merge::are_uniform(regions);
-      if (scales_later) coefficients = std::vector<double>(lanes, 1.0);
-    }
+    const auto [regions, coefficients, scales_regions] =
+        merge::lane_coefficients(spec.rule, spec.lanes, spec.weight.slices, spec.weight.view);
     at::Tensor merged;
     std::vector<at::Tensor> of_lanes(lanes);
     if (coefficients && need_weight) merged = at::zeros(spec.weight.view, weight.options());
@@ -200,7 +191,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
       if (!coefficients) {
         merged =
             merge::apply(spec.rule, spec.lanes, spec.weight.slices, of_lanes, spec.weight.view);
-      } else if (scales_later) {
+      } else if (scales_regions) {
         merge::scale_regions(merged, regions);
       }
       results[kWeight] = merged.reshape(weight.sizes());

@@ -93,15 +93,13 @@ LinearSpec make_spec(const at::Tensor& weight, const SharedLanes& of, const Relu
 
 /// The slice of a lane as a matrix (kept out, kept in): strided where it is leading, else a copy.
 at::Tensor matrix_of(const LinearSpec& spec, const at::Tensor& weight, size_t lane) {
-  if (spec.is_leading()) return merge::leading(weight, spec.weight.slices[lane]);
-  return merge::leading(weight.view(spec.weight.view), spec.weight.slices[lane])
-      .reshape({spec.out[lane], spec.in[lane]});
+  return merge::slice_of_view(weight, spec.weight.view, spec.weight.slices[lane],
+                              {spec.out[lane], spec.in[lane]});
 }
 
 at::Tensor bias_of(const LinearSpec& spec, const at::Tensor& bias, size_t lane) {
   if (!bias.defined() || bias.size(0) == spec.out[lane]) return bias;
-  return merge::leading(bias.view(spec.bias.view), spec.bias.slices[lane])
-      .reshape({spec.out[lane]});
+  return merge::slice_of_view(bias, spec.bias.view, spec.bias.slices[lane], {spec.out[lane]});
 }
 
 at::Tensor cast(const at::Tensor& tensor, std::optional<at::ScalarType> dtype) {
@@ -347,12 +345,8 @@ struct LaneRows {
 at::Tensor merge_weight(const LinearSpec& spec, const Shape& shape, const LaneRows& rows,
                         const at::TensorOptions& options) {
   const size_t count = rows.dy.size();
-  const auto regions = spec.rule.is_linear() ? merge::regions(spec.rule, spec.lanes,
-                                                              spec.weight.slices, spec.weight.view)
-                                             : std::vector<merge::Region>();
-  auto coefficients = merge::constant_coefficients(regions, count);
-  const bool scales_later = !coefficients && merge::are_uniform(regions);
-  if (scales_later) coefficients = std::vector<double>(count, 1.0);
+  const auto [regions, coefficients, scales_regions] =
+      merge::lane_coefficients(spec.rule, spec.lanes, spec.weight.slices, spec.weight.view);
   if (!spec.rule.is_linear() || (!spec.is_leading() && !coefficients)) {
     std::vector<at::Tensor> gradients(count);
     for (const size_t lane : c10::irange(count)) {
@@ -419,7 +413,7 @@ at::Tensor merge_weight(const LinearSpec& spec, const Shape& shape, const LaneRo
           .add_(at::mm(term.dy.t(), term.x).reshape(slice), term.coefficient);
     }
   }
-  if (scales_later) merge::scale_regions(result, regions);
+  if (scales_regions) merge::scale_regions(result, regions);
   return result.view(shape);
 }
 
@@ -490,8 +484,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     // Gradients of a pass under autocast are merged in autocast's dtype.
     if (!at::GradMode::is_enabled()) return first_order(ctx, state, saved, gradients);
     const bool is_plain =
-        spec.rule.is_linear() && merge::are_plain(merge::regions(
-                                     spec.rule, spec.lanes, spec.weight.slices, spec.weight.view));
+        merge::is_plain(spec.rule, spec.lanes, spec.weight.slices, spec.weight.view);
     if (is_plain && !spec.autocast) {
       if (!spec.gelu) {
         return differentiable(ctx, spec, weight, bias, inputs, before_masks(state, gradients));

@@ -28,19 +28,13 @@ struct ShareSpec {
   Shape shape;
 };
 
-at::Tensor viewed(const at::Tensor& tensor, const Shape& view) {
-  return tensor.sizes() == at::IntArrayRef(view) ? tensor : tensor.view(view);
-}
-
 variable_list share_forward(const at::Tensor& parameter, const ShareSpec& spec) {
   variable_list result;
   // Views, not parts: an in-place update between forward and backward is then noticed. (Where the
   // leading parts of several things are kept, and brought together by a copy, it may be missed.)
-  const at::Tensor view = viewed(parameter, spec.view.view);
   for (const size_t i : c10::irange(spec.kept.size())) {
-    at::Tensor lane = merge::leading(view, spec.view.slices[i]);
-    if (lane.sizes() != at::IntArrayRef(spec.kept[i])) lane = lane.reshape(spec.kept[i]);
-    result.push_back(std::move(lane));
+    result.push_back(
+        merge::slice_of_view(parameter, spec.view.view, spec.view.slices[i], spec.kept[i]));
   }
   return result;
 }
@@ -69,8 +63,7 @@ struct ShareFunction : torch::autograd::Function<ShareFunction> {
       return result.defined() ? result.reshape(spec.shape) : result;
     };
     if (!at::GradMode::is_enabled()) return {merged(), {}};
-    if (spec.rule.is_linear() &&
-        merge::are_plain(merge::regions(spec.rule, spec.lanes, spec.view.slices, spec.view.view))) {
+    if (merge::is_plain(spec.rule, spec.lanes, spec.view.slices, spec.view.view)) {
       return {padded_sum(spec, gradients), {}};
     }
     at::Tensor result;
