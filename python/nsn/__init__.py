@@ -64,6 +64,7 @@ from nsn.description import Description, Subnetwork
 from nsn.functional import joint_loss, share
 from nsn.network import ALL, Network
 from nsn.optim import param_groups
+from nsn.pack import Pack, PackedView, PackEntry
 from nsn.view import View
 
 #: Where CMake finds the C++ library inside this package: ``-DCMAKE_PREFIX_PATH=...``.
@@ -90,6 +91,9 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "Network",
+    "Pack",
+    "PackEntry",
+    "PackedView",
     "PositionEmbedding",
     "RMSNorm",
     "Residual",

@@ -11,6 +11,7 @@ from nsn import _C
 from nsn._C.merge import Rule
 from nsn.blocks import BlockOptions
 from nsn.description import Description, Subnetwork
+from nsn.pack import Pack
 from nsn.summary import Summary
 from nsn.view import View
 
@@ -268,6 +269,19 @@ class Network(nn.Module):
             ValueError: where there is no such sub-network.
         """
         return View(self, name)
+
+    def pack(self, subnetworks: Sequence[str] = (), batch_sizes: Sequence[int] = (1, 8)) -> Pack:
+        """A snapshot of the weights, laid out for the fastest inference.
+
+        Args:
+            subnetworks: which ones it serves; default: all.
+            batch_sizes: at which the forms of convolutions are timed against each other. Views take
+                any batch; one of another size runs as the nearest of these.
+
+        Raises:
+            ValueError: for unknown sub-networks, and for batch sizes below 1.
+        """
+        return Pack(self, subnetworks, batch_sizes)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
