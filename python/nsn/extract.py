@@ -161,7 +161,7 @@ class _Lowered:
 
     Attributes:
         module: on the meta device.
-        paths: name of each of the block's tensors, as the block calls it, to its name in ``module``.
+        paths: the block's name for each of its tensors to its name in ``module``.
         output: what the next block reads.
     """
 
@@ -193,7 +193,7 @@ def _product(kind: str, product: nn.Module, block: Document, signal: _Signal) ->
         parts["scale"] = _traced(_Scale(_outputs(block), trailing, block["bias"]))
         paths |= {"scale": "scale.weight", "bias": "scale.bias"}
     if block["activation"] != "linear":
-        parts["activation"] = _activation(block["activation"], dimension)
+        parts["activation"] = _activation(block["activation"], dimension, _outputs(block) // 2)
     if block["dropout"] > 0:
         parts["dropout"] = nn.Dropout(block["dropout"])
     if len(parts) == 1:
@@ -205,11 +205,12 @@ def _is_gated(activation: str) -> bool:
     return activation == "glu" or activation in _GATES
 
 
-def _activation(name: str, dimension: int) -> nn.Module:
+def _activation(name: str, dimension: int = -1, width: int = 0) -> nn.Module:
+    """An activation; a gated one acts on a dimension, and leaves it ``width`` wide."""
     if name == "glu":
         return nn.GLU(dimension)
     if name in _GATES:
-        return _traced(_Gated(_GATES[name], dimension))
+        return _traced(_Gated(_GATES[name], dimension, width))
     return _ACTIVATIONS[name]()
 
 
@@ -255,7 +256,9 @@ def _transposed_convolution(block: Document, signal: _Signal) -> _Lowered:
 
 def _upsample(block: Document, signal: _Signal) -> _Lowered:
     align = False if block["mode"] == "bilinear" else None
-    module = nn.Upsample(scale_factor=block["scale_factor"], mode=block["mode"], align_corners=align)
+    module = nn.Upsample(
+        scale_factor=block["scale_factor"], mode=block["mode"], align_corners=align
+    )
     return _Lowered(module, {}, signal)
 
 
@@ -334,7 +337,7 @@ def _batch_norm(block: Document, signal: _Signal) -> _Lowered:
 
 
 def _activation_block(block: Document, signal: _Signal) -> _Lowered:
-    return _Lowered(_activation(block["function"], -1), {}, signal)
+    return _Lowered(_activation(block["function"]), {}, signal)
 
 
 def _dropout(block: Document, signal: _Signal) -> _Lowered:
@@ -468,16 +471,19 @@ class _Scale(nn.Module):
 
 
 class _Gated(nn.Module):
-    """value * activation(gate), the halves of a dimension."""
+    """value * activation(gate), which lie one behind the other in a dimension."""
 
-    def __init__(self, activation: Callable[[Tensor], Tensor], dimension: int) -> None:
+    def __init__(self, activation: Callable[[Tensor], Tensor], dimension: int, width: int) -> None:
         super().__init__()
         self._activation = activation
         self._dimension = dimension
+        self._width = width
 
     def forward(self, x: Tensor) -> Tensor:
-        halves = x.chunk(2, self._dimension)
-        return halves[0] * self._activation(halves[1])
+        # Not `chunk`, at which ExecuTorch fixes the batch's size.
+        value = x.narrow(self._dimension, 0, self._width)
+        gate = x.narrow(self._dimension, self._width, self._width)
+        return value * self._activation(gate)
 
 
 class _Long(nn.Module):
