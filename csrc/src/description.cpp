@@ -11,6 +11,8 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "nsn/blocks/embedding.h"
+
 namespace nsn {
 
 NetworkOptions& NetworkOptions::input(Shape shape, at::ScalarType dtype) {
@@ -418,10 +420,22 @@ Description Description::alone(const std::string& name) const {
   const Subnetwork& kept = subnetwork(name);
   NetworkOptions options;
   options.input(input_, dtype_);
+  std::unordered_map<std::string, Shape> shapes;
   for (const size_t i : c10::irange(kept.blocks.size())) {
     const NamedBlock& block = blocks_[kept.blocks[i]];
-    const BlockPtr narrowed = block.block->narrowed(kept.fits[i]);
-    options.block(block.name, narrowed ? narrowed : block.block);
+    BlockPtr own = block.block->narrowed(kept.fits[i]);
+    if (!own) own = block.block->copy();
+    if (!own) own = block.block;
+    if (const auto* output = dynamic_cast<const TiedOutput*>(own.get())) {
+      // Without the embedding, or at another width than that, it has a weight of its own.
+      const ParameterSpec weight = output->parameters()[0];
+      const auto owner = shapes.find(weight.tied_to);
+      if (owner == shapes.end() || owner->second != weight.shape) own = output->untied();
+    }
+    for (const ParameterSpec& parameter : own->parameters()) {
+      shapes.emplace(block.name + "." + parameter.name, parameter.shape);
+    }
+    options.block(block.name, std::move(own));
   }
   return Description(options);
 }

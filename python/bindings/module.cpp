@@ -12,6 +12,7 @@
 #include <nsn/core.h>
 #include <nsn/description.h>
 #include <nsn/error.h>
+#include <nsn/extract.h>
 #include <nsn/functional.h>
 #include <nsn/loss.h>
 #include <nsn/merge.h>
@@ -116,6 +117,21 @@ py::dict as_dict(const nsn::SubnetworkSummary& summary) {
   return py::dict("name"_a = summary.name, "parameters"_a = summary.parameters,
                   "private_parameters"_a = summary.private_parameters, "bytes"_a = summary.bytes,
                   "flops"_a = summary.flops, "shared"_a = shared, "blocks"_a = blocks);
+}
+
+/// An extracted block; a parameter is table[place].view(view), cut to the leading `kept`, in
+/// `shape`.
+py::dict as_dict(const nsn::ExtractedBlock& block) {
+  py::list parameters;
+  for (const auto& parameter : block.parameters) {
+    const auto cut = nsn::common_view({&parameter.slice});
+    parameters.append(py::dict("name"_a = parameter.name, "place"_a = parameter.place,
+                               "is_buffer"_a = parameter.is_buffer, "view"_a = cut->view,
+                               "kept"_a = cut->slices[0],
+                               "shape"_a = nsn::kept_shape(parameter.slice)));
+  }
+  return py::dict("name"_a = block.name, "document"_a = block.document(),
+                  "parameters"_a = parameters);
 }
 
 /// A message as Python's text: it may quote a file's bytes, which need not be UTF-8.
@@ -233,6 +249,13 @@ void bind_core(py::module_& m) {
       .def("flops", [](const Description& self,
                        const std::string& name) { return self.subnetwork(name).flops; })
       .def("alone", &Description::alone)
+      .def("extract",
+           [](const Description& self, const std::string& name) {
+             py::list result;
+             for (const auto& block : nsn::extract_blocks(self, name))
+               result.append(as_dict(block));
+             return result;
+           })
       .def("describe",
            [](const Description& self) {
              py::list result;

@@ -61,6 +61,7 @@ from nsn.blocks import (
 )
 from nsn.checkpoint import load, load_metadata, save
 from nsn.description import Description, Subnetwork
+from nsn.exporting import Export, export
 from nsn.functional import joint_loss, share
 from nsn.network import ALL, Network
 from nsn.optim import param_groups
@@ -84,6 +85,7 @@ __all__ = [
     "Description",
     "Dropout",
     "Embedding",
+    "Export",
     "Flatten",
     "GlobalAvgPool",
     "GroupNorm",
@@ -105,6 +107,7 @@ __all__ = [
     "View",
     "__version__",
     "cmake_prefix_path",
+    "export",
     "joint_loss",
     "load",
     "load_metadata",

@@ -11,6 +11,7 @@ from nsn import _C
 from nsn._C.merge import Rule
 from nsn.blocks import BlockOptions
 from nsn.description import Description, Subnetwork
+from nsn.extract import extract
 from nsn.pack import Pack
 from nsn.summary import Summary
 from nsn.view import View
@@ -282,6 +283,21 @@ class Network(nn.Module):
             ValueError: for unknown sub-networks, and for batch sizes below 1.
         """
         return Pack(self, subnetworks, batch_sizes)
+
+    def extract(self, name: str) -> nn.Sequential:
+        """A sub-network as a plain ``torch.nn`` module that knows nothing of nsn.
+
+        It has contiguous weights of its own and gives the same outputs; its children are named as
+        the blocks. ``torch.save`` and ``torch.load(weights_only=False)`` work on it where nsn is
+        not installed. Dropout is in it; mode and ``requires_grad`` are the network's.
+
+        Args:
+            name: the sub-network.
+
+        Raises:
+            ValueError: where there is no such sub-network.
+        """
+        return extract(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -184,7 +184,9 @@ class NSN_API Description {
   const Subnetwork& subnetwork(const std::string& name) const;
 
   /// The network of one sub-network by itself: its blocks, as wide as it keeps them, as `base` of a
-  /// description without others. Throws c10::ValueError where a block cannot be made narrower.
+  /// description without others. A TiedOutput that reads more of its embedding than the input does,
+  /// or does without it, becomes a Dense block; wrapped modules are copied. Throws c10::ValueError
+  /// where a block cannot be made narrower.
   Description alone(const std::string& subnetwork) const;
 
   /// The same with other blocks of the same options, where `replace` returns one.

@@ -15,6 +15,7 @@
 #include <nsn/core.h>
 #include <nsn/description.h>
 #include <nsn/error.h>
+#include <nsn/extract.h>
 #include <nsn/functional.h>
 #include <nsn/fused_sgd.h>
 #include <nsn/layout.h>

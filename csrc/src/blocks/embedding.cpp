@@ -11,6 +11,7 @@
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
+#include "nsn/blocks/dense.h"
 #include "packs.h"
 
 namespace nsn {
@@ -154,7 +155,7 @@ std::vector<at::Tensor> PositionEmbedding::joint(at::TensorList inputs,
 
 BlockPtr PositionEmbedding::narrowed(const Fit& fit) const {
   PositionEmbeddingOptions options = options_;
-  options.features(fit.slices[0][1].kept());
+  options.length(fit.slices[0][0].kept()).features(fit.slices[0][1].kept());
   options.dropout(fit.use.dropout.value_or(options.dropout()));
   return options;
 }
@@ -231,6 +232,12 @@ BlockPtr TiedOutput::narrowed(const Fit& fit) const {
   TiedOutputOptions options = options_;
   options.embedding_dim(fit.slices[0][1].kept()).per_subnetwork({});
   return options;
+}
+
+BlockPtr TiedOutput::untied() const {
+  return DenseOptions(options_.embedding_dim(), options_.num_embeddings())
+      .bias(options_.bias())
+      .per_subnetwork(options_.per_subnetwork());
 }
 
 void TiedOutput::initialize(at::TensorList parameters) const {

@@ -136,6 +136,9 @@ class NSN_API TiedOutput final : public Block {
   void initialize(at::TensorList parameters) const override;
   void pretty_print(std::ostream& stream) const override;
 
+  /// The Dense block that does the same with a weight of its own.
+  BlockPtr untied() const;
+
  private:
   TiedOutputOptions options_;
 };

@@ -1,104 +1,37 @@
-"""The command line: ``nsn train``, ``nsn eval``, ``nsn describe`` and ``nsn plot``."""
+"""``nsn train``."""
 
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import nsn
-from nsn.describing import read_description, tables
-from nsn.paths import paths_of
-from nsn.picture import plot_paths
+from nsn.cli.app import EPILOG, INTERRUPTED, DataOption, ThreadsOption, app, use_threads
 from nsn.training import loop
 from nsn.training.data import Data, load_data
 from nsn.training.errors import InputError
 from nsn.training.plots import plot_curves
-from nsn.training.recipe import Recipe, check_data, load_recipe, metric_of, shipped
+from nsn.training.recipe import Recipe, load_recipe, metric_of, shipped
 from nsn.training.report import (
     compare,
     comparison_table,
     finished_report,
     make_report,
-    read_report,
     read_state,
-    summarize,
     table,
     write_json,
     write_state,
 )
 
-BAD_INPUT, INTERRUPTED = 2, 130
 
-_EPILOG = (
-    "Exit codes: 0 done; 1 an unexpected failure; 2 wrong usage, recipe, data or file; 130 ended "
-    "by Ctrl-C, with a usable checkpoint."
-)
-
-app = typer.Typer(
-    name="nsn",
-    help="Networks with sub-networks: train together, switch at run time.",
-    epilog=_EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-plot = typer.Typer(
-    help="Draw curves of runs, or the sub-networks' paths through a network.",
-    epilog=_EPILOG,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(plot, name="plot")
-
-
-def main() -> None:
-    """The entry point: what the user gave wrong becomes one message and exit code 2."""
-    try:
-        app()
-    except InputError as error:
-        Console(stderr=True, soft_wrap=True).print(f"nsn: {error}", markup=False, highlight=False)
-        sys.exit(BAD_INPUT)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"nsn {nsn.__version__}, torch {torch.__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def _common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions.")
-    ] = False,
-) -> None:
-    pass
-
-
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="In place of the recipe's: a folder with four idx files as MNIST's, gzipped or not, "
-        "or a text file.",
-    ),
-]
-ThreadsOption = Annotated[
-    int, typer.Option("--threads", min=0, help="Threads to compute with; 0: as torch chooses.")
-]
-
-
-@app.command(epilog=_EPILOG)
+@app.command(epilog=EPILOG)
 def train(
     recipe: Annotated[
         str, typer.Argument(help=f"{', '.join(shipped())}, or the path of a .toml file.")
@@ -130,6 +63,12 @@ def train(
             "--set", metavar="KEY=VALUE", help="In place of a recipe's value; repeatable."
         ),
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print a line of JSON for each epoch and for each result, no tables."
+        ),
+    ] = False,
 ) -> None:
     """Train a network together with its sub-networks.
 
@@ -161,8 +100,9 @@ def train(
             raise InputError("--compare trains each sub-network alone; leave --alone out.")
         chosen = chosen.alone(alone)
     samples = load_data(chosen.values["data"], chosen.description)
-    _use_threads(threads)
+    use_threads(threads)
     console = Console()
+    show = _JsonLines if as_json else _Bar if console.is_terminal else _Lines
     runs = {out: chosen}
     if with_alone:
         names = chosen.description.names
@@ -173,13 +113,15 @@ def train(
         report = finished_report(folder, each, seed) if resume and with_alone else None
         if report is None:
             started = folder == out or (folder / "state.pt").exists()
-            report = _train(each, samples, title, folder, seed, resume and started, console)
+            report = _train(
+                each, samples, title, folder, seed, resume and started, show(console, each)
+            )
         reports.append(report)
     if with_alone:
-        _compare(recipe, out, reports, console)
+        _compare(recipe, out, reports, None if as_json else console)
 
 
-def _compare(title: str, out: Path, reports: list[dict[str, Any]], console: Console) -> None:
+def _compare(title: str, out: Path, reports: list[dict[str, Any]], console: Console | None) -> None:
     """Puts what each sub-network reached alone into the report, curves and table of all."""
     together, *alone = reports
     own = {report["alone"]: report for report in alone}
@@ -187,7 +129,10 @@ def _compare(title: str, out: Path, reports: list[dict[str, Any]], console: Cons
     write_json(out / "report.json", together)
     curves = {"together": together, **{f"{name} alone": each for name, each in own.items()}}
     plot_curves(curves, out / "curves.png", f"{title}, seed {together['seed']}")
-    console.print(comparison_table(together, f"{title}: together and alone"))
+    if console is None:
+        typer.echo(json.dumps({"comparison": together["comparison"]}))
+    else:
+        console.print(comparison_table(together, f"{title}: together and alone"))
 
 
 def _train(
@@ -197,7 +142,7 @@ def _train(
     out: Path,
     seed: int,
     resume: bool,
-    console: Console,
+    watcher: "_Watcher",
 ) -> dict[str, Any]:
     """One run, which leaves its files in ``out``; its report. Ends the program at Ctrl-C."""
     state_file = out / "state.pt"
@@ -215,9 +160,6 @@ def _train(
     except OSError as error:
         raise InputError(f"--out: cannot make the folder '{out}': {error.strerror}.") from None
 
-    watcher: _Bar | _Lines
-    watcher = _Bar(console, recipe) if console.is_terminal else _Lines(console, recipe)
-
     def after_epoch(record: dict[str, Any]) -> None:
         if not run.complete:
             write_state(state_file, run.state_dict())
@@ -231,127 +173,11 @@ def _train(
     nsn.save(run.network, out / "model.safetensors", {"recipe": json.dumps(recipe.values)})
     write_json(out / "report.json", report)
     plot_curves({title: report}, out / "curves.png", f"{title}, seed {seed}")
-    done = "last epoch" if run.complete else "interrupted, weights of that moment"
-    console.print(table(report["final"], f"{title}: {done}"))
-    console.print(f"Left in {out}: model.safetensors, report.json, curves.png", highlight=False)
+    watcher.result(title, out, report)
     if not run.complete:
-        console.print("Go on with the same command and --resume.", highlight=False)
         raise typer.Exit(INTERRUPTED)
     state_file.unlink(missing_ok=True)
     return report
-
-
-@plot.command(epilog=_EPILOG)
-def curves(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or report.json files.")],
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("curves.png"),
-) -> None:
-    """Draw the accuracy curves of one or several runs.
-
-    Example:
-      nsn plot curves runs/paper runs/sub1 --out together-and-alone.png
-    """
-    short = [path.name.removesuffix(".json") for path in runs]
-    labels = short if len(set(short)) == len(short) else [str(path) for path in runs]
-    reports = dict(zip(labels, map(read_report, runs), strict=True))
-    try:
-        plot_curves(reports, out, "" if len(runs) > 1 else labels[0])
-    except OSError as error:
-        raise InputError(f"--out: cannot write '{out}': {error.strerror}.") from None
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"report: an epoch's record is not as nsn train writes it: {error}."
-        ) from None
-    typer.echo(f"Wrote {out}")
-
-
-NetworkArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT_OR_RECIPE",
-        help=f"A model.safetensors; {', '.join(shipped())}, or the path of a recipe's .toml file; "
-        f"or a description as a .json file.",
-    ),
-]
-
-
-@plot.command(epilog=_EPILOG)
-def paths(
-    network: NetworkArgument,
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("paths.png"),
-) -> None:
-    """Draw which blocks each sub-network keeps, and how wide.
-
-    Example:
-      nsn plot paths transformer --out transformer.png
-    """
-    ways = paths_of(read_description(network))
-    try:
-        plot_paths(ways, out, network)
-    except OSError as error:
-        raise InputError(f"--out: cannot write '{out}': {error.strerror}.") from None
-    typer.echo(f"Wrote {out}")
-
-
-@app.command(epilog=_EPILOG)
-def describe(
-    network: NetworkArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
-) -> None:
-    """Show each sub-network's blocks, widths and costs, and what it shares with the others.
-
-    "its own alone" counts parameters that no other sub-network uses; FLOPs are two for each
-    multiply-add. Under "Widths", "-" is a block that the sub-network drops.
-
-    Examples:
-      nsn describe demo
-
-      nsn describe runs/demo/model.safetensors --json
-    """
-    description = read_description(network)
-    if as_json:
-        typer.echo(json.dumps(description.describe(), indent=2))
-        return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # lines of a file may be as long as the tables are wide
-    console.print(tables(description))
-
-
-@app.command("eval", epilog=_EPILOG)
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A model.safetensors of nsn.")],
-    data: DataOption = None,
-    threads: ThreadsOption = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON in place of a table.")
-    ] = False,
-) -> None:
-    """Evaluate all sub-networks of a checkpoint on the test data of its recipe.
-
-    Example:
-      nsn eval runs/demo/model.safetensors
-    """
-    try:
-        network = nsn.load(checkpoint)
-        recipe = json.loads(nsn.load_metadata(checkpoint).get("recipe", "{}"))
-    except (OSError, ValueError) as error:
-        raise InputError(getattr(error, "strerror", None) or str(error)) from None
-    source = check_data(recipe.get("data", {"kind": "images"}))
-    if data is not None:
-        source["path"] = str(data)
-    samples = load_data(source, network.description)
-    _use_threads(threads)
-    final = summarize(network, samples.test)
-    if as_json:
-        typer.echo(json.dumps({"final": final}, indent=2))
-    else:
-        Console().print(table(final, str(checkpoint)))
-
-
-def _use_threads(threads: int) -> None:
-    if threads:
-        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -377,12 +203,48 @@ def _scores(record: dict[str, Any], metric: str) -> str:
     )
 
 
-class _Bar:
+class _Watcher:
+    """Shows a run: nothing of its steps, one line an epoch, and its results as a table.
+
+    Args:
+        console: where it shows them.
+        recipe: what is run.
+    """
+
+    def __init__(self, console: Console, recipe: Recipe) -> None:
+        self._console = console
+        self._epochs = recipe.epochs
+        self._metric = metric_of(recipe.values)
+
+    def __enter__(self) -> "_Watcher":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def step(self, progress: loop.Progress) -> None:
+        """After each step."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After each epoch, with its record of report.json."""
+
+    def result(self, title: str, out: Path, report: dict[str, Any]) -> None:
+        """At the end, or when it was interrupted."""
+        interrupted = report["interrupted"]
+        done = "interrupted, weights of that moment" if interrupted else "last epoch"
+        self._console.print(table(report["final"], f"{title}: {done}"))
+        self._console.print(
+            f"Left in {out}: model.safetensors, report.json, curves.png", highlight=False
+        )
+        if interrupted:
+            self._console.print("Go on with the same command and --resume.", highlight=False)
+
+
+class _Bar(_Watcher):
     """For a terminal: one live bar over the whole run."""
 
     def __init__(self, console: Console, recipe: Recipe) -> None:
-        self._epochs = recipe.epochs
-        self._metric = metric_of(recipe.values)
+        super().__init__(console, recipe)
         self._scores = ""
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -414,22 +276,8 @@ class _Bar:
         self._scores = _scores(record, self._metric)
 
 
-class _Lines:
+class _Lines(_Watcher):
     """For files and pipes: one line an epoch."""
-
-    def __init__(self, console: Console, recipe: Recipe) -> None:
-        self._console = console
-        self._epochs = recipe.epochs
-        self._metric = metric_of(recipe.values)
-
-    def __enter__(self) -> "_Lines":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def step(self, progress: loop.Progress) -> None:
-        pass
 
     def epoch(self, record: dict[str, Any]) -> None:
         self._console.print(
@@ -440,5 +288,12 @@ class _Lines:
         )
 
 
-if __name__ == "__main__":
-    main()
+class _JsonLines(_Watcher):
+    """For machines: one object a line, an epoch's record of report.json or a result."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        print(json.dumps(record), flush=True)
+
+    def result(self, title: str, out: Path, report: dict[str, Any]) -> None:
+        keys = ("final", "interrupted", "alone", "seed")
+        print(json.dumps({"folder": str(out), **{key: report[key] for key in keys}}), flush=True)

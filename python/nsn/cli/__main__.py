@@ -1,0 +1,5 @@
+"""``python -m nsn.cli``."""
+
+from nsn.cli import main
+
+main()

@@ -1,0 +1,126 @@
+"""``nsn eval``, ``nsn describe`` and ``nsn plot``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nsn.cli.app import (
+    EPILOG,
+    CheckpointArgument,
+    DataOption,
+    JsonOption,
+    NetworkArgument,
+    ThreadsOption,
+    app,
+    data_of,
+    load_network,
+    say,
+    use_threads,
+)
+from nsn.describing import read_description, tables
+from nsn.paths import paths_of
+from nsn.picture import plot_paths
+from nsn.training.errors import InputError
+from nsn.training.plots import plot_curves
+from nsn.training.report import read_report, summarize, table
+
+plot = typer.Typer(
+    help="Draw curves of runs, or the sub-networks' paths through a network.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(plot, name="plot")
+
+
+@plot.command(epilog=EPILOG)
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or report.json files.")],
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("curves.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the accuracy curves of one or several runs.
+
+    Example:
+      nsn plot curves runs/paper runs/sub1 --out together-and-alone.png
+    """
+    short = [path.name.removesuffix(".json") for path in runs]
+    labels = short if len(set(short)) == len(short) else [str(path) for path in runs]
+    reports = dict(zip(labels, map(read_report, runs), strict=True))
+    try:
+        plot_curves(reports, out, "" if len(runs) > 1 else labels[0])
+    except OSError as error:
+        raise InputError(f"--out: cannot write '{out}': {error.strerror}.") from None
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"report: an epoch's record is not as nsn train writes it: {error}."
+        ) from None
+    say(as_json, {"file": str(out)}, f"Wrote {out}")
+
+
+@plot.command(epilog=EPILOG)
+def paths(
+    network: NetworkArgument,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("paths.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Draw which blocks each sub-network keeps, and how wide.
+
+    Example:
+      nsn plot paths transformer --out transformer.png
+    """
+    ways = paths_of(read_description(network))
+    try:
+        plot_paths(ways, out, network)
+    except OSError as error:
+        raise InputError(f"--out: cannot write '{out}': {error.strerror}.") from None
+    say(as_json, {"file": str(out)}, f"Wrote {out}")
+
+
+@app.command(epilog=EPILOG)
+def describe(network: NetworkArgument, as_json: JsonOption = False) -> None:
+    """Show each sub-network's blocks, widths and costs, and what it shares with the others.
+
+    "its own alone" counts parameters that no other sub-network uses; FLOPs are two for each
+    multiply-add. Under "Widths", "-" is a block that the sub-network drops.
+
+    Examples:
+      nsn describe demo
+
+      nsn describe runs/demo/model.safetensors --json
+    """
+    description = read_description(network)
+    if as_json:
+        typer.echo(json.dumps(description.describe(), indent=2))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000  # lines of a file may be as long as the tables are wide
+    console.print(tables(description))
+
+
+@app.command("eval", epilog=EPILOG)
+def evaluate(
+    checkpoint: CheckpointArgument,
+    data: DataOption = None,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate all sub-networks of a checkpoint on the test data of its recipe.
+
+    Example:
+      nsn eval runs/demo/model.safetensors
+    """
+    network = load_network(checkpoint)
+    samples = data_of(checkpoint, network, data)
+    if samples is None:
+        raise InputError(f"'{checkpoint}' names no recipe. Give data to evaluate on with --data.")
+    use_threads(threads)
+    final = summarize(network, samples.test)
+    if as_json:
+        typer.echo(json.dumps({"final": final}, indent=2))
+    else:
+        Console().print(table(final, str(checkpoint)))

@@ -1,0 +1,94 @@
+"""``nsn.export``: a network in a format that runs without nsn."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+import nsn
+from nsn.exporting import to_executorch, to_onnx, to_pt2
+from nsn.exporting.folder import Export, Program, new_folder, write_manifest
+from nsn.exporting.job import Job, Progress, need
+from nsn.network import Network
+
+_WRITERS: dict[str, ModuleType] = {"executorch": to_executorch, "onnx": to_onnx, "pt2": to_pt2}
+
+#: The formats, each an optional extra of the package, but for "pt2", which needs torch alone.
+FORMATS = tuple(_WRITERS)
+
+
+def export(
+    network: Network,
+    folder: str | os.PathLike[str],
+    format: str = "onnx",
+    subnetworks: Sequence[str] | None = None,
+    *,
+    max_batch: int = 32,
+    progress: Progress = lambda message, done, steps: None,
+) -> Export:
+    """Writes sub-networks into a new folder, in a format that runs without nsn.
+
+    ``executorch``: ``portable.pte`` and ``xnnpack.pte``, each with a method for each sub-network.
+    ``onnx``: ``<sub-network>.onnx`` for each, all over one ``weights.bin``. ``pt2``:
+    ``<sub-network>.pt2`` for each, of ``torch.export``, with its weights alone. Beside them a
+    ``manifest.json``. docs/shipping.md says how to run them, and what is stored once.
+
+    Args:
+        network: what to export, as it evaluates; is not changed.
+        folder: which must not exist; it is there complete, or not at all.
+        format: one of the three.
+        subnetworks: the names of those to export; default: all.
+        max_batch: the largest batch of ``executorch``, whose memory is planned for it; the others
+            take any.
+        progress: called before each step with what comes now, the steps done, and all steps.
+
+    Raises:
+        ValueError: where there is no such format or sub-network, or a limit is below 1.
+        FileExistsError: where the folder exists. OSError: where the system refuses.
+        ImportError: where the format's packages are not installed; says how to get them.
+    """
+    if format not in _WRITERS:
+        raise ValueError(
+            f"nsn.export: format must be one of {', '.join(FORMATS)}, but is {format!r}."
+        )
+    if isinstance(subnetworks, str):
+        raise TypeError(
+            f"nsn.export: subnetworks must be a list of names, but is a str. Write "
+            f"['{subnetworks}']."
+        )
+    names = network.subnetworks if subnetworks is None else list(subnetworks)
+    for name in names:
+        network.description.index_of(name)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(
+            f"nsn.export: subnetworks must name each one once, and at least one, but is {names}."
+        )
+    if max_batch < 1:
+        raise ValueError(f"nsn.export: max_batch must be at least 1, but is {max_batch}.")
+    writer = _WRITERS[format]
+    need(format, *writer.PACKAGES)
+    job = Job(network, names, max_batch, progress, writer.steps(len(names)))
+    with new_folder(Path(folder)) as made:
+        programs, made_with = writer.write(job, made)
+        write_manifest(made, format, programs, {"nsn": nsn.__version__, **made_with})
+    return Export.open(Path(folder))
+
+
+def runner(export: Export, program: Program) -> Callable[[Tensor], Tensor]:
+    """What runs one program of an export: ``(B, *input)`` to ``(B, *output)``, on the CPU.
+
+    Raises:
+        ValueError: where the export's format is none of this version's.
+        ImportError: where the format's packages are not installed; says how to get them.
+        Exception: of the format's runtime, where it refuses the file.
+    """
+    if export.format not in _WRITERS:
+        raise ValueError(
+            f"nsn: '{export.folder}' has the format '{export.format}', which is unknown."
+        )
+    writer = _WRITERS[export.format]
+    need(export.format, *writer.PACKAGES)
+    run: Callable[[Tensor], Tensor] = writer.Runner(export.folder, program)
+    return run
