@@ -195,7 +195,7 @@ def check(ways: dict[str, Way]) -> None:
 def measure(kind: str) -> dict[str, Any]:
     """All sub-networks and batch sizes in this process."""
     network = prepared(kind)
-    pack = network.pack(batch_sizes=BATCHES)
+    pack = network.pack()
     batches: dict[str, Any] = {}
     total = {
         "view": sum(each.nbytes for each in (*network.parameters(), *network.buffers())),

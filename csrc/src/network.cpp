@@ -126,8 +126,8 @@ View NetworkImpl::view(const std::string& name) const {
   return View(core_, name, table_, current());
 }
 
-Pack NetworkImpl::pack(const PackOptions& options) const {
-  return Pack(core_, table_, options, current());
+Pack NetworkImpl::pack(const std::vector<std::string>& subnetworks) const {
+  return Pack(core_, table_, subnetworks, current());
 }
 
 std::shared_ptr<torch::nn::Module> NetworkImpl::clone(

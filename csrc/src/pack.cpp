@@ -62,7 +62,6 @@ struct Snapshot {
 struct Pack::State {
   std::shared_ptr<const Core> core;  // the network's
   std::vector<size_t> subnetworks;
-  std::vector<int64_t> batch_sizes;
   View::Current current;
   mutable std::mutex mutex;  // over `snapshot`, the pointer
   std::shared_ptr<const Snapshot> snapshot;
@@ -97,29 +96,21 @@ struct Pack::State {
         }
       }
     }
-    for (const int64_t batch : batch_sizes) {
-      Shape shape = description.input();
-      shape.insert(shape.begin(), batch);
-      at::TensorOptions options = at::TensorOptions().dtype(description.dtype());
-      for (size_t i = 0; i < table.size(); ++i) {
-        if (!table[i].defined() || description.parameters()[i].is_buffer) continue;
-        options = options.device(table[i].device());
-        // The network may have moved to another floating dtype.
-        if (at::isFloatingType(description.dtype())) options = options.dtype(table[i].dtype());
-      }
-      const at::Tensor x = at::zeros(shape, options);
-      for (const size_t s : subnetworks) made->core->packed(table, x, s, *made->packs);
+    // The passes that fill it. The network may have moved to another device or floating dtype.
+    Shape shape = description.input();
+    shape.insert(shape.begin(), 1);
+    at::TensorOptions options = at::TensorOptions().dtype(description.dtype());
+    for (const size_t i : c10::irange(table.size())) {
+      if (!table[i].defined() || description.parameters()[i].is_buffer) continue;
+      options = options.device(table[i].device());
+      if (at::isFloatingType(description.dtype())) options = options.dtype(table[i].dtype());
     }
+    const at::Tensor x = at::zeros(shape, options);
+    for (const size_t s : subnetworks) made->core->packed(table, x, s, *made->packs);
     for (const size_t i : c10::irange(table.size())) {
       if (table[i].defined()) made->fingerprints.emplace_back(i, fingerprint(table[i]));
     }
     made->table = made->packs->finish(table);
-    // Wrapped modules read their own copies; the table serves their shapes.
-    for (const size_t i : c10::irange(table.size())) {
-      if (table[i].defined() && !made->table[i].defined()) {
-        made->table[i] = at::zeros({1}, table[i].options()).expand(table[i].sizes());
-      }
-    }
     const std::lock_guard<std::mutex> lock(mutex);
     snapshot = std::move(made);
   }
@@ -139,23 +130,17 @@ struct Pack::State {
   }
 };
 
-Pack::Pack(std::shared_ptr<const Core> core, at::TensorList parameters, const PackOptions& options,
-           View::Current current)
+Pack::Pack(std::shared_ptr<const Core> core, at::TensorList parameters,
+           const std::vector<std::string>& subnetworks, View::Current current)
     : state_(std::make_shared<State>()) {
   const Description& description = core->description();
-  for (const std::string& name : options.subnetworks()) {
+  for (const std::string& name : subnetworks) {
     state_->subnetworks.push_back(description.index_of(name));
   }
-  if (options.subnetworks().empty()) {
+  if (subnetworks.empty()) {
     state_->subnetworks.resize(description.subnetworks().size());
     std::iota(state_->subnetworks.begin(), state_->subnetworks.end(), size_t{0});
   }
-  TORCH_CHECK_VALUE(!options.batch_sizes().empty() &&
-                        std::all_of(options.batch_sizes().begin(), options.batch_sizes().end(),
-                                    [](int64_t size) { return size >= 1; }),
-                    "nsn::Pack: batch_sizes must be at least one size, each at least 1, but got ",
-                    to_string(options.batch_sizes()), ". Give those that the application uses.");
-  state_->batch_sizes = options.batch_sizes();
   state_->core = std::move(core);
   state_->current = std::move(current);
   state_->pack(parameters);
@@ -170,8 +155,7 @@ PackedView Pack::view(const std::string& subnetwork) const {
     names += (names.empty() ? "'" : ", '") + description.subnetworks()[s].name + "'";
   }
   TORCH_CHECK_VALUE(false, "nsn::Pack: sub-network '", subnetwork,
-                    "' is not in this pack, which has ", names,
-                    ". Name it in PackOptions::subnetworks.");
+                    "' is not in this pack, which has ", names, ". Name it when packing.");
 }
 
 bool Pack::stale() const { return state_->stale(); }
@@ -221,18 +205,15 @@ std::ostream& operator<<(std::ostream& stream, const std::vector<Pack::Entry>& e
                        const std::string& form, const std::string& bytes,
                        const std::string& users) {
     stream << std::left << std::setw(static_cast<int>(width) + 2) << parameter << std::setw(20)
-           << shape << std::setw(24) << form << std::right << std::setw(12) << bytes << "  "
+           << shape << std::setw(13) << form << std::right << std::setw(12) << bytes << "  "
            << users << '\n';
   };
   row("parameter", "slice", "form", "bytes", "sub-networks");
   int64_t sum = 0;
   for (const Pack::Entry& entry : entries) {
-    std::string form = entry.form, users;
-    for (const int64_t batch : entry.batch_sizes) {
-      form += (batch == entry.batch_sizes[0] ? " at " : ", ") + std::to_string(batch);
-    }
+    std::string users;
     for (const std::string& name : entry.subnetworks) users += (users.empty() ? "" : ", ") + name;
-    row(entry.parameter, to_string(entry.shape), form, std::to_string(entry.bytes), users);
+    row(entry.parameter, to_string(entry.shape), entry.form, std::to_string(entry.bytes), users);
     sum += entry.bytes;
   }
   row("all", "", "", std::to_string(sum), "");

@@ -3,9 +3,9 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
-#include <c10/util/irange.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "lanes.h"
 #include "vectorized.h"
@@ -34,14 +34,6 @@ using Unaligned =
 
 NSN_INLINE Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 
-NSN_INLINE void store(float* to, const Vector& value, int64_t count) {
-  if (count >= kLanes) {
-    *reinterpret_cast<Unaligned*>(to) = value;
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = value[i];
-  }
-}
-
 /// The leading `count` elements; what lies behind them is not read.
 NSN_INLINE Vector load(const float* from, int64_t count) {
   if (count >= kLanes) return load(from);
@@ -50,54 +42,110 @@ NSN_INLINE Vector load(const float* from, int64_t count) {
   return result;
 }
 
-struct Product {
+NSN_INLINE void store(float* to, const Vector& value, int64_t count) {
+  if (count >= kLanes) {
+    *reinterpret_cast<Unaligned*>(to) = value;
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = value[i];
+  }
+}
+
+/// The rows of a matrix.
+struct MatrixRows {
   const float* x;
-  int64_t rows, row_stride, in;
+  int64_t stride;
+
+  static constexpr int64_t taps() { return 1; }
+
+  /// Where `count` rows begin.
+  template <size_t count>
+  NSN_INLINE void begin(int64_t first, int64_t /*tap*/, const float* (&rows)[count]) const {
+    for (size_t r = 0; r < count; ++r) rows[r] = x + (first + static_cast<int64_t>(r)) * stride;
+  }
+};
+
+/// The rows that a convolution multiplies: for each output position and each tap of the kernel the
+/// channels of one input position, or zeros outside.
+struct ConvolutionRows {
+  const float* x;
+  const float* zeros;
+  int64_t channels, height, width, out_height, out_width, kernel_height, kernel_width;
+  PackedGeometry geometry;
+
+  int64_t taps() const { return kernel_height * kernel_width; }
+
+  template <size_t count>
+  NSN_INLINE void begin(int64_t first, int64_t tap, const float* (&rows)[count]) const {
+    const int64_t below = tap / kernel_width * geometry.dilation[0] - geometry.padding[0];
+    const int64_t right = tap % kernel_width * geometry.dilation[1] - geometry.padding[1];
+    int64_t column = first % out_width, line = first / out_width % out_height;
+    int64_t sample = first / out_width / out_height;
+    for (size_t r = 0; r < count; ++r) {
+      const int64_t h = line * geometry.stride[0] + below, w = column * geometry.stride[1] + right;
+      const bool inside = h >= 0 && h < height && w >= 0 && w < width;
+      rows[r] = inside ? x + ((sample * height + h) * width + w) * channels : zeros;
+      if (++column < out_width) continue;
+      column = 0;
+      if (++line < out_height) continue;
+      line = 0;
+      ++sample;
+    }
+  }
+};
+
+template <typename Rows>
+struct Product {
+  Rows source;
+  int64_t rows, in, out;
   const float* panels;
-  int64_t out;
+  /// Of the packed weight, which may be larger than the slice that is used.
+  int64_t packed_in, packed_out;
   ProductEpilogue epilogue;
   float* y;
 
-  /// `rows` rows times one panel. Several sums for each element, over every `sums`-th input, where
+  /// `count` rows times one panel. Several sums for each element, over every `sums`-th input, where
   /// few rows would leave the units waiting for the sum before.
-  template <int64_t vectors, int64_t rows, int64_t sums>
-  NSN_INLINE void tile(int64_t row, int64_t panel) const {
-    constexpr int64_t width = vectors * kLanes;
-    const float* from = x + row * row_stride;
-    const float* weights = panels + panel * kPanel * in;
-    Vector sum[sums][rows][vectors] = {};
-    int64_t k = 0;
-    for (; k + sums <= in; k += sums) {
+  template <int64_t vectors, size_t count, int64_t sums>
+  NSN_INLINE void tile(int64_t first, int64_t panel) const {
+    const int64_t width = packed_out - panel * kPanel > kLanes ? kPanel : kLanes;
+    const float* weights = panels + panel * kPanel * packed_in * source.taps();
+    Vector sum[sums][count][vectors] = {};
+    for (int64_t tap = 0; tap < source.taps(); ++tap, weights += packed_in * width) {
+      const float* from[count];
+      source.begin(first, tap, from);
+      int64_t k = 0;
+      for (; k + sums <= in; k += sums) {
 #pragma GCC unroll 4
-      for (int64_t s = 0; s < sums; ++s) add(sum[s], from + k + s, weights + (k + s) * width);
+        for (int64_t s = 0; s < sums; ++s) add(sum[s], from, k + s, weights + (k + s) * width);
+      }
+      for (; k < in; ++k) add(sum[0], from, k, weights + k * width);
     }
-    for (; k < in; ++k) add(sum[0], from + k, weights + k * width);
-
     for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t feature = panel * kPanel + v * kLanes, count = out - feature;
+      const int64_t feature = panel * kPanel + v * kLanes, features = out - feature;
       Vector scale{}, bias{};
-      if (epilogue.scale != nullptr) scale = load(epilogue.scale + feature, count);
-      if (epilogue.bias != nullptr) bias = load(epilogue.bias + feature, count);
-      for (int64_t r = 0; r < rows; ++r) {
+      if (epilogue.scale != nullptr) scale = load(epilogue.scale + feature, features);
+      if (epilogue.bias != nullptr) bias = load(epilogue.bias + feature, features);
+      for (size_t r = 0; r < count; ++r) {
         Vector z = sum[0][r][v];
         for (int64_t s = 1; s < sums; ++s) z += sum[s][r][v];
         if (epilogue.scale != nullptr) z *= scale;
         if (epilogue.bias != nullptr) z += bias;
         // "not <= 0" and not "> 0": NaN passes, as through torch's ReLU.
         if (epilogue.relu) z = z <= 0.0F ? Vector{} : z;
-        store(y + (row + r) * out + feature, z, count);
+        store(y + (first + static_cast<int64_t>(r)) * out + feature, z, features);
       }
     }
   }
 
-  template <size_t rows, size_t vectors>
-  NSN_INLINE void add(Vector (&sum)[rows][vectors], const float* from, const float* weights) const {
+  template <size_t count, size_t vectors>
+  NSN_INLINE void add(Vector (&sum)[count][vectors], const float* const (&from)[count], int64_t k,
+                      const float* weights) const {
     Vector w[vectors];
 #pragma GCC unroll 2
     for (size_t v = 0; v < vectors; ++v) w[v] = load(weights + v * kLanes);
 #pragma GCC unroll 8
-    for (size_t r = 0; r < rows; ++r) {
-      const float factor = from[static_cast<int64_t>(r) * row_stride];
+    for (size_t r = 0; r < count; ++r) {
+      const float factor = from[r][k];
 #pragma GCC unroll 2
       for (size_t v = 0; v < vectors; ++v) sum[r][v] += factor * w[v];
     }
@@ -125,52 +173,105 @@ struct Product {
         return;
     }
   }
-};
 
-/// The tasks [begin, end), a task being one block of rows times one panel.
-NSN_VECTORIZED void run(const Product& product, int64_t block_rows, int64_t panels, int64_t begin,
-                        int64_t end) {
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t first = task / panels * block_rows, panel = task % panels;
-    const int64_t end_row = std::min(first + block_rows, product.rows);
-    if (product.out - panel * kPanel > kLanes) {
-      product.block<kVectors>(first, end_row, panel);
-    } else {
-      product.block<1>(first, end_row, panel);
+  /// The tasks [begin, end), a task being one block of rows times one panel.
+  NSN_INLINE void run(int64_t block_rows, int64_t begin, int64_t end) const {
+    const int64_t all_panels = (out + kPanel - 1) / kPanel;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / all_panels * block_rows, panel = task % all_panels;
+      const int64_t end_row = std::min(first + block_rows, rows);
+      if (out - panel * kPanel > kLanes) {
+        block<kVectors>(first, end_row, panel);
+      } else {
+        block<1>(first, end_row, panel);
+      }
     }
   }
+};
+
+NSN_VECTORIZED void run(const Product<MatrixRows>& product, int64_t block_rows, int64_t begin,
+                        int64_t end) {
+  product.run(block_rows, begin, end);
+}
+
+NSN_VECTORIZED void run(const Product<ConvolutionRows>& product, int64_t block_rows, int64_t begin,
+                        int64_t end) {
+  product.run(block_rows, begin, end);
+}
+
+/// All of it, spread over threads.
+template <typename Rows>
+void compute(const Product<Rows>& product) {
+  const int64_t inner = product.in * product.source.taps();
+  const int64_t fitting = kBlockBytes / (static_cast<int64_t>(sizeof(float)) * inner);
+  const int64_t block_rows = std::max(kRows, fitting / kRows * kRows);
+  const int64_t panels = (product.out + kPanel - 1) / kPanel;
+  const int64_t tasks = (product.rows + block_rows - 1) / block_rows * panels;
+  const int64_t work = std::max<int64_t>(1, std::min(block_rows, product.rows) * inner * kPanel);
+  at::parallel_for(0, tasks, std::max<int64_t>(1, kLeastWork / work),
+                   [&](int64_t begin, int64_t end) { run(product, block_rows, begin, end); });
 }
 
 }  // namespace
 
 PackedWeight::PackedWeight(const at::Tensor& weight) : out_(weight.size(0)), in_(weight.size(1)) {
-  panels_ = at::zeros({(out_ + kLanes - 1) / kLanes * kLanes * in_}, weight.options());
+  at::Tensor taps = weight.unsqueeze(1);  // (out, taps, in)
+  if (weight.dim() == 4) {
+    height_ = weight.size(2);
+    width_ = weight.size(3);
+    taps = weight.permute({0, 2, 3, 1}).reshape({out_, height_ * width_, in_});
+  }
+  const int64_t inner = in_ * height_ * width_;
+  panels_ = at::zeros({(out_ + kLanes - 1) / kLanes * kLanes * inner}, weight.options());
   for (int64_t first = 0; first < out_; first += kPanel) {
     const int64_t count = std::min(kPanel, out_ - first), width = count > kLanes ? kPanel : kLanes;
-    panels_.narrow(0, first * in_, in_ * width)
-        .view({in_, width})
-        .narrow(1, 0, count)
-        .copy_(weight.narrow(0, first, count).t());
+    panels_.narrow(0, first * inner, inner * width)
+        .view({height_ * width_, in_, width})
+        .narrow(2, 0, count)
+        .copy_(taps.narrow(0, first, count).permute({1, 2, 0}));
   }
 }
 
-at::Tensor PackedWeight::multiply(const at::Tensor& x, const ProductEpilogue& epilogue) const {
+at::Tensor PackedWeight::multiply(const at::Tensor& x, int64_t out,
+                                  const ProductEpilogue& epilogue) const {
   const at::Tensor rows = as_rows(x);
   std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = out_;
+  shape.back() = out;
   at::Tensor y = at::detail::empty_cpu(shape, at::kFloat);
-  const Product product{
-      rows.const_data_ptr<float>(),    rows.size(0), rows.stride(0), in_,
-      panels_.const_data_ptr<float>(), out_,         epilogue,       y.mutable_data_ptr<float>()};
-  const int64_t fitting = kBlockBytes / (static_cast<int64_t>(sizeof(float)) * in_);
-  const int64_t block_rows = std::max(kRows, fitting / kRows * kRows);
-  const int64_t panels = (out_ + kPanel - 1) / kPanel;
-  const int64_t tasks = (product.rows + block_rows - 1) / block_rows * panels;
-  const int64_t work = std::min(block_rows, product.rows) * in_ * kPanel;
-  at::parallel_for(
-      0, tasks, std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work)),
-      [&](int64_t begin, int64_t end) { run(product, block_rows, panels, begin, end); });
+  compute(Product<MatrixRows>{{rows.const_data_ptr<float>(), rows.stride(0)},
+                              rows.size(0),
+                              rows.size(1),
+                              out,
+                              panels_.const_data_ptr<float>(),
+                              in_,
+                              out_,
+                              epilogue,
+                              y.mutable_data_ptr<float>()});
   return y;
+}
+
+at::Tensor PackedWeight::convolve(const at::Tensor& x, int64_t out, const PackedGeometry& geometry,
+                                  const ProductEpilogue& epilogue) const {
+  const at::Tensor last = x.permute({0, 2, 3, 1}).contiguous();  // (B, H, W, in)
+  const auto extent = [&](int64_t size, int64_t kernel, size_t d) {
+    const int64_t reach = geometry.dilation[d] * (kernel - 1) + 1;
+    return (size + 2 * geometry.padding[d] - reach) / geometry.stride[d] + 1;
+  };
+  const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
+  const int64_t out_height = extent(height, height_, 0), out_width = extent(width, width_, 1);
+  const std::vector<float> zeros(static_cast<size_t>(channels), 0.0F);
+  at::Tensor y = at::detail::empty_cpu({batch, out_height, out_width, out}, at::kFloat);
+  compute(Product<ConvolutionRows>{{last.const_data_ptr<float>(), zeros.data(), channels, height,
+                                    width, out_height, out_width, height_, width_, geometry},
+                                   batch * out_height * out_width,
+                                   channels,
+                                   out,
+                                   panels_.const_data_ptr<float>(),
+                                   in_,
+                                   out_,
+                                   epilogue,
+                                   y.mutable_data_ptr<float>()});
+  return y.permute({0, 3, 1, 2});
 }
 
 }  // namespace nsn::detail

@@ -1,89 +1,87 @@
 #include "packs.h"
 
-#include <ATen/core/List.h>
-#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/convolution.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/relu.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
+#include <c10/util/irange.h>
 
 #include <algorithm>
-#include <chrono>
-#include <limits>
 #include <utility>
 
 #include "elementwise.h"
+#include "regions.h"
 #include "slices.h"
+#include "vectorized.h"
 
 namespace nsn::detail {
 
 namespace {
 
-bool takes_kernels(const at::Tensor& tensor) {
+bool has_kernels(const at::Tensor& tensor) {
   return tensor.device().is_cpu() && tensor.scalar_type() == at::kFloat;
 }
 
-/// In channels-last where there are two dimensions, else contiguous.
-at::Tensor in_convolution_format(const at::Tensor& x) {
-  if (x.dim() != 4) return x.contiguous();
-  return x.permute({0, 2, 3, 1}).contiguous().permute({0, 3, 1, 2});
+/// A vector along dimension `dim` of what it is multiplied with.
+at::Tensor along(const at::Tensor& vector, int64_t dim, const at::Tensor& like) {
+  std::vector<int64_t> sizes(static_cast<size_t>(like.dim()), 1);
+  sizes[static_cast<size_t>(dim < 0 ? dim + like.dim() : dim)] = vector.numel();
+  return vector.reshape(sizes);
 }
 
-// oneDNN's convolution with weights in a format of its own, which torch has for compiled graphs and
-// does not declare in a header.
-using ReorderWeight = at::Tensor(const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
-                                 at::IntArrayRef, int64_t, at::OptionalIntArrayRef);
-using Pointwise = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                             at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
-                             std::string_view, torch::List<std::optional<at::Scalar>>,
-                             std::optional<std::string_view>);
-
-/// Nothing where torch was built without oneDNN.
-template <typename Signature>
-std::optional<c10::TypedOperatorHandle<Signature>> find_operator(const char* name) {
-  const auto handle = c10::Dispatcher::singleton().findSchema({name, ""});
-  if (!handle || !handle->hasKernelForDispatchKey(c10::DispatchKey::CPU)) return std::nullopt;
-  return handle->typed<Signature>();
+/// activation(scale * y + bias) by plain operations.
+at::Tensor plain_epilogue(at::Tensor y, const at::Tensor& scale, const at::Tensor& bias,
+                          const Activation& activation, int64_t dim) {
+  if (scale.defined()) y = y * along(scale, dim, y);
+  if (bias.defined()) y = y + along(bias, dim, y);
+  return activate(y, activation, dim);
 }
 
-int64_t groups_of(const at::Tensor& x, const Shape& weight) { return x.size(1) / weight[1]; }
-
-at::Tensor plain_convolution(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                             const functional::ConvGeometry& geometry, bool relu) {
-  const auto own_bias = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
-  at::Tensor y = at::convolution(in_convolution_format(x), weight, own_bias, geometry.stride,
-                                 geometry.padding, geometry.dilation, /*transposed=*/false,
-                                 std::vector<int64_t>(geometry.stride.size(), 0),
-                                 groups_of(x, weight.sizes().vec()));
-  return relu ? y.relu_() : y;
-}
-
-at::Tensor onednn_convolution(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                              const functional::ConvGeometry& geometry, int64_t groups, bool relu) {
-  static const auto pointwise = find_operator<Pointwise>("mkldnn::_convolution_pointwise");
-  const auto own_bias = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
-  return pointwise->call(in_convolution_format(x), weight, own_bias, geometry.padding,
-                         geometry.stride, geometry.dilation, groups, relu ? "relu" : "none",
-                         torch::List<std::optional<at::Scalar>>(), "");
-}
-
-/// The least of several runs, in seconds.
-template <typename Run>
-double seconds(const Run& run) {
-  constexpr int kRuns = 7;
-  run();
-  double least = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < kRuns; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    least = std::min(
-        least, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+/// The activation behind a product of which `relu` says whether it has it already. In place where
+/// there is a kernel for it; y lies without gaps in some order.
+at::Tensor kernel_epilogue(const at::Tensor& y, const Activation& activation, int64_t dim) {
+  if (std::holds_alternative<torch::enumtype::kReLU>(activation)) return y;
+  if (std::holds_alternative<torch::enumtype::kGELU>(activation)) {
+    const at::Tensor flat = y.as_strided({y.numel()}, {1});
+    gelu_forward(flat, /*bias=*/{}, /*out=*/flat, /*derivative=*/{});
+    return y;
   }
-  return least;
+  return activate(y, activation, dim);
+}
+
+at::Tensor plain_convolution(const at::Tensor& x, const at::Tensor& weight,
+                             const functional::ConvGeometry& geometry) {
+  const std::vector<int64_t> none(geometry.stride.size(), 0);
+  return at::convolution(x, weight, /*bias=*/{}, geometry.stride, geometry.padding,
+                         geometry.dilation, /*transposed=*/false, none,
+                         /*groups=*/x.size(1) / weight.size(1));
+}
+
+/// y = scale * x + shift for rows of features.
+NSN_VECTORIZED void scale_rows(const float* x, const float* scale, const float* shift, float* y,
+                               int64_t rows, int64_t features) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* from = x + row * features;
+    float* to = y + row * features;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < features; ++i) to[i] = scale[i] * from[i] + shift[i];
+  }
 }
 
 }  // namespace
+
+at::Tensor Packs::Part::plain() const { return merge::leading(weight->plain, kept); }
+
+const float* Packs::Part::data(const Part* part) {
+  return part == nullptr ? nullptr : part->weight->plain.const_data_ptr<float>();
+}
 
 void Packs::note_read(const BlockPass& pass, size_t p, size_t lane) {
   if (!is_filling_) return;
@@ -91,114 +89,158 @@ void Packs::note_read(const BlockPass& pass, size_t p, size_t lane) {
   reads_[own.parameters[p].place].insert(own.subnetwork);
 }
 
-Packs::Slice& Packs::slice(const BlockPass& pass, size_t p, const char* form) {
-  const LanePass& lane = pass.lanes[0];
-  const Layout& layout = lane.fit->slices[p];
-  const auto found = by_layout_.find(&layout);
-  if (found != by_layout_.end()) return *found->second;
-  TORCH_CHECK(is_filling_, "nsn::Pack: sub-network '", lane.lane.name,
-              "' is not in this pack. Name it in PackOptions::subnetworks.");
-  const ParameterPlace& place = lane.parameters[p];
-  const std::string key =
-      std::to_string(place.place) + form + (place.is_private ? std::string() : to_string(layout));
-  auto& slice = slices_[key];
-  if (!slice) slice = std::make_unique<Slice>(Slice{place.place, kept_shape(layout)});
-  slice->users.insert(lane.subnetwork);
-  by_layout_.emplace(&layout, slice.get());
-  if (slice->plain.defined() || slice->product || slice->onednn.defined()) return *slice;
+/// The slice, from the table, while filling.
+at::Tensor Packs::own(const BlockPass& pass, size_t p) {
+  const ParameterPlace& place = pass.lanes[0].parameters[p];
   const at::Tensor& whole = pass.table[place.place];
   // A private parameter is as wide as its sub-network.
-  const at::Tensor own = place.is_private ? whole : slice_of(whole, layout);
-  slice->plain = own.clone(at::MemoryFormat::Contiguous);
-  return *slice;
+  return place.is_private ? whole : slice_of(whole, pass.lanes[0].fit->slices[p]);
 }
 
-const at::Tensor& Packs::vector(const BlockPass& pass, size_t p) {
-  return slice(pass, p, " vector ").plain;
+const Packs::Part& Packs::part(const BlockPass& pass, size_t p, Form form) {
+  const LanePass& lane = pass.lanes[0];
+  const Layout& layout = lane.fit->slices[p];
+  const auto found = parts_.find(&layout);
+  if (found != parts_.end()) return found->second;
+  TORCH_INTERNAL_ASSERT(is_filling_, "sub-network '", lane.lane.name, "' is not in this pack");
+  const ParameterPlace& place = lane.parameters[p];
+  const bool leads = place.is_private || std::all_of(layout.begin(), layout.end(),
+                                                     [](auto& axis) { return axis.is_leading(); });
+  const std::string key = std::to_string(place.place) + '/' +
+                          std::to_string(static_cast<int>(form)) + '/' +
+                          (leads ? "" : to_string(layout));
+  auto& weight = weights_[key];
+  if (!weight) weight = std::make_unique<Weight>(Weight{place.place, form});
+  weight->users.insert(lane.subnetwork);
+  // The widest slice so far; what is leading lies in the parameter as a box.
+  Shape shape = kept_shape(layout);
+  if (weight->shape.empty()) weight->shape = shape;
+  for (const size_t i : c10::irange(shape.size())) {
+    weight->shape[i] = std::max(weight->shape[i], shape[i]);
+  }
+  weight->plain = leads ? merge::leading(pass.table[place.place], weight->shape) : own(pass, p);
+  return parts_.emplace(&layout, Part{weight.get(), std::move(shape)}).first->second;
+}
+
+const Packs::Part* Packs::part(const BlockPass& pass, std::optional<size_t> p) {
+  return p ? &part(pass, *p, Form::kCopy) : nullptr;
 }
 
 at::Tensor Packs::product(const BlockPass& pass, const ProductPlaces& places,
                           const Activation& activation, const at::Tensor& x) {
-  Slice& weight = slice(pass, places.weight, " product ");
-  if (is_filling_ && !weight.product && takes_kernels(weight.plain)) {
-    weight.product.emplace(weight.plain);
-    weight.plain.reset();
+  const Part& weight = part(pass, places.weight, Form::kProduct);
+  const Part *scale = part(pass, places.scale), *bias = part(pass, places.bias);
+  if (!weight.weight->packed) {
+    return plain_epilogue(at::linear(x, weight.plain()), scale ? scale->plain() : at::Tensor(),
+                          bias ? bias->plain() : at::Tensor(), activation, -1);
   }
-  const at::Tensor scale = places.scale ? vector(pass, *places.scale) : at::Tensor();
-  const at::Tensor bias = places.bias ? vector(pass, *places.bias) : at::Tensor();
-  if (!weight.product) {
-    at::Tensor y = at::linear(x, weight.plain);
-    if (scale.defined()) y = y * scale;
-    if (bias.defined()) y = y + bias;
-    return activate(y, activation);
-  }
-  const auto data = [](const at::Tensor& each) {
-    return each.defined() ? each.const_data_ptr<float>() : nullptr;
-  };
   const bool relu = std::holds_alternative<torch::enumtype::kReLU>(activation);
-  const at::Tensor y = weight.product->multiply(x, {data(scale), data(bias), relu});
-  if (std::holds_alternative<torch::enumtype::kGELU>(activation)) {
-    gelu_forward(y, /*bias=*/{}, /*out=*/y, /*derivative=*/{});
-    return y;
-  }
-  return relu ? y : activate(y, activation);
+  const at::Tensor y = weight.weight->packed->multiply(x, weight.kept[0],
+                                                       {Part::data(scale), Part::data(bias), relu});
+  return kernel_epilogue(y, activation, -1);
 }
 
-void Packs::fill_convolution(Slice& slice, const at::Tensor& weight, const at::Tensor& bias,
-                             const functional::ConvGeometry& geometry, bool relu,
+at::Tensor Packs::convolution(const BlockPass& pass, const ProductPlaces& places,
+                              const functional::ConvGeometry& geometry,
+                              const Activation& activation, const at::Tensor& x) {
+  // One sum over all channels; a convolution in groups has several.
+  const bool in_groups = x.size(1) != pass.lanes[0].fit->slices[places.weight][1].kept();
+  const Part& weight = part(pass, places.weight, in_groups ? Form::kCopy : Form::kConvolution);
+  const Part *scale = part(pass, places.scale), *bias = part(pass, places.bias);
+  if (!weight.weight->packed) {
+    return plain_epilogue(plain_convolution(x, weight.plain(), geometry),
+                          scale ? scale->plain() : at::Tensor(),
+                          bias ? bias->plain() : at::Tensor(), activation, 1);
+  }
+  const bool relu = std::holds_alternative<torch::enumtype::kReLU>(activation);
+  const ProductEpilogue epilogue{Part::data(scale), Part::data(bias), relu};
+  const auto& [stride, padding, dilation] = geometry;
+  if (x.dim() == 3) {  // one dimension as the second of two
+    const PackedGeometry packed{{1, stride[0]}, {0, padding[0]}, {1, dilation[0]}};
+    const at::Tensor y =
+        weight.weight->packed->convolve(x.unsqueeze(2), weight.kept[0], packed, epilogue);
+    return kernel_epilogue(y.squeeze(2), activation, 1);
+  }
+  const PackedGeometry packed{
+      {stride[0], stride[1]}, {padding[0], padding[1]}, {dilation[0], dilation[1]}};
+  return kernel_epilogue(weight.weight->packed->convolve(x, weight.kept[0], packed, epilogue),
+                         activation, 1);
+}
+
+/// Scale and shift of a batch norm, in double precision until they are one.
+std::unique_ptr<Packs::Weight> Packs::fold(const BlockPass& pass, const NormPlaces& places,
+                                           double eps) {
+  const at::Tensor mean = own(pass, places.mean).to(at::kDouble);
+  at::Tensor scale = at::rsqrt(own(pass, places.variance).to(at::kDouble) + eps);
+  at::Tensor shift = -mean * scale;
+  if (places.weight) {
+    const at::Tensor weight = own(pass, *places.weight).to(at::kDouble);
+    scale = scale * weight;
+    shift = shift * weight + own(pass, *places.bias).to(at::kDouble);
+  }
+  const size_t place = pass.lanes[0].parameters[places.mean].place;
+  auto norm = std::make_unique<Weight>(Weight{place, Form::kNorm});
+  norm->plain = at::stack({scale, shift}).to(pass.table[place].scalar_type());
+  norm->shape = {2, mean.numel()};
+  return norm;
+}
+
+at::Tensor Packs::batch_norm(const BlockPass& pass, const NormPlaces& places, double eps,
                              const at::Tensor& x) {
-  static const auto reorder = find_operator<ReorderWeight>("mkldnn::_reorder_convolution_weight");
-  slice.plain = in_convolution_format(weight);
-  const int64_t groups = groups_of(x, slice.shape);
-  if (!reorder || !takes_kernels(weight) || weight.dim() != 4) return;
-  const at::Tensor onednn = reorder->call(slice.plain, geometry.padding, geometry.stride,
-                                          geometry.dilation, groups, x.sizes());
-  const double own = seconds([&] { onednn_convolution(x, onednn, bias, geometry, groups, relu); });
-  const double plain = seconds([&] { plain_convolution(x, slice.plain, bias, geometry, relu); });
-  constexpr double kGain = 0.95;  // less than that is noise
-  slice.onednn_is_faster[x.size(0)] = own < kGain * plain;
-  if (own < kGain * plain && !slice.onednn.defined()) slice.onednn = onednn;
-}
-
-at::Tensor Packs::convolution(const BlockPass& pass, size_t weight_place,
-                              std::optional<size_t> bias_place,
-                              const functional::ConvGeometry& geometry, bool relu,
-                              const at::Tensor& x) {
-  Slice& weight = slice(pass, weight_place, " convolution ");
-  const at::Tensor bias = bias_place ? vector(pass, *bias_place) : at::Tensor();
-  if (is_filling_ && weight.onednn_is_faster.count(x.size(0)) == 0) {
-    fill_convolution(weight, weight.plain, bias, geometry, relu, x);
-  }
-  // That of the nearest batch size.
-  bool onednn = false;
-  int64_t nearest = std::numeric_limits<int64_t>::max();
-  for (const auto& [batch, is_faster] : weight.onednn_is_faster) {
-    const int64_t distance = std::abs(batch - x.size(0));
-    if (distance < nearest) {
-      nearest = distance;
-      onednn = is_faster;
+  const LanePass& lane = pass.lanes[0];
+  const Layout* layout = &lane.fit->slices[places.mean];
+  const auto found = parts_.find(layout);
+  if (found == parts_.end()) {
+    // Affine parts may be private where statistics are not, and the other way round.
+    std::string key = "norm/" + to_string(*layout);
+    for (const auto& p : {std::optional(places.mean), places.weight, places.bias}) {
+      if (p) key += '/' + std::to_string(lane.parameters[*p].place);
     }
+    auto& norm = weights_[key];
+    if (!norm) norm = fold(pass, places, eps);
+    norm->users.insert(lane.subnetwork);
+    parts_.emplace(layout, Part{norm.get(), norm->shape});
+    return batch_norm(pass, places, eps, x);
   }
-  if (!onednn) return plain_convolution(x, weight.plain, bias, geometry, relu);
-  return onednn_convolution(x, weight.onednn, bias, geometry, groups_of(x, weight.shape), relu);
+  const at::Tensor& plain = found->second.weight->plain;
+  const at::Tensor scale = plain.select(0, 0), shift = plain.select(0, 1);
+  if (!has_kernels(x) || !has_kernels(plain)) return x * along(scale, 1, x) + along(shift, 1, x);
+  const at::Tensor rows = x.movedim(1, -1).contiguous();
+  const at::Tensor y = at::empty_like(rows);
+  const int64_t features = x.size(1), count = x.numel() / std::max<int64_t>(1, features);
+  constexpr int64_t kElements = 32768;  // of one task
+  at::parallel_for(
+      0, count, std::max<int64_t>(1, kElements / features), [&](int64_t begin, int64_t end) {
+        scale_rows(rows.const_data_ptr<float>() + begin * features, scale.const_data_ptr<float>(),
+                   shift.const_data_ptr<float>(), y.mutable_data_ptr<float>() + begin * features,
+                   end - begin, features);
+      });
+  return y.movedim(-1, 1);
 }
 
 std::vector<at::Tensor> Packs::finish(at::TensorList table) {
   is_filling_ = false;
   std::vector<at::Tensor> result(table.size());
-  for (auto& [key, slice] : slices_) {
+  for (const auto& [key, weight] : weights_) {
     static_cast<void>(key);
-    const auto& faster = slice->onednn_is_faster;
-    const bool always =
-        !faster.empty() &&
-        std::all_of(faster.begin(), faster.end(), [](const auto& each) { return each.second; });
-    if (always) slice->plain.reset();
-    const at::Tensor& whole = table[slice->place];
-    result[slice->place] = at::zeros({1}, whole.options()).expand(whole.sizes());
+    const bool multiplies = weight->form == Form::kProduct || weight->form == Form::kConvolution;
+    if (multiplies && has_kernels(weight->plain)) {
+      // One dimension as the second of two.
+      const bool is_line = weight->plain.dim() == 3;
+      weight->packed.emplace(is_line ? weight->plain.unsqueeze(2) : weight->plain);
+      weight->plain.reset();
+    } else {
+      weight->plain = weight->plain.clone(at::MemoryFormat::Contiguous);
+    }
+  }
+  for (const size_t place : c10::irange(table.size())) {
+    if (!table[place].defined()) continue;
+    result[place] = reads_.count(place) > 0
+                        ? table[place].clone()
+                        : at::zeros({}, table[place].options()).expand(table[place].sizes());
   }
   for (const auto& [place, users] : reads_) {
     static_cast<void>(users);
-    result[place] = table[place].clone();
     read_bytes_[place] = static_cast<int64_t>(result[place].nbytes());
   }
   return result;
@@ -210,41 +252,24 @@ std::vector<Pack::Entry> Packs::entries(const Description& description) const {
     for (const size_t user : users) result.push_back(description.subnetworks()[user].name);
     return result;
   };
+  const auto form = [](const Weight& weight) {
+    if (weight.form == Form::kNorm) return "norm";
+    if (!weight.packed) return "copy";
+    return weight.form == Form::kProduct ? "product" : "convolution";
+  };
   std::vector<std::pair<size_t, Pack::Entry>> placed;
-  for (const auto& [key, slice] : slices_) {
+  for (const auto& [key, weight] : weights_) {
     static_cast<void>(key);
-    const auto& faster = slice->onednn_is_faster;
-    Pack::Entry entry{description.parameters()[slice->place].name,
-                      slice->shape,
-                      "copy",
-                      {},
-                      0,
-                      names(slice->users)};
-    const auto add = [&](const std::string& form, int64_t bytes, std::optional<bool> onednn) {
-      Pack::Entry each = entry;
-      each.form = form;
-      each.bytes = bytes;
-      for (const auto& [batch, is_faster] : faster) {
-        if (onednn && is_faster == *onednn) each.batch_sizes.push_back(batch);
-      }
-      placed.emplace_back(slice->place, std::move(each));
-    };
-    if (slice->product) add("product", slice->product->nbytes(), std::nullopt);
-    const bool is_convolution = !faster.empty() || slice->shape.size() > 2;
-    if (slice->plain.defined()) {
-      add(is_convolution ? "convolution" : "copy", static_cast<int64_t>(slice->plain.nbytes()),
-          false);
-    }
-    if (slice->onednn.defined()) {
-      add("convolution by oneDNN", static_cast<int64_t>(slice->onednn.nbytes()), true);
-    }
+    const int64_t bytes =
+        weight->packed ? weight->packed->nbytes() : static_cast<int64_t>(weight->plain.nbytes());
+    placed.emplace_back(weight->place,
+                        Pack::Entry{description.parameters()[weight->place].name, weight->shape,
+                                    form(*weight), bytes, names(weight->users)});
   }
   for (const auto& [place, users] : reads_) {
     const auto& parameter = description.parameters()[place];
-    placed.emplace_back(
-        place,
-        Pack::Entry{
-            parameter.name, parameter.shape, "copy", {}, read_bytes_.at(place), names(users)});
+    placed.emplace_back(place, Pack::Entry{parameter.name, parameter.shape, "copy",
+                                           read_bytes_.at(place), names(users)});
   }
   std::stable_sort(placed.begin(), placed.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });

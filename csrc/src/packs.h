@@ -2,7 +2,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
@@ -25,58 +24,79 @@ struct ProductPlaces {
   std::optional<size_t> scale = std::nullopt, bias = std::nullopt;
 };
 
+struct NormPlaces {
+  size_t mean, variance;
+  std::optional<size_t> weight = std::nullopt, bias = std::nullopt;
+};
+
 /// What the blocks of packed passes compute with. It is filled by passes over the network's own
-/// parameters, in which blocks ask for what they will need (`is_filling`), and constant afterwards:
-/// then any number of threads may compute with it.
+/// parameters, in which blocks ask for what they will need and get it computed plainly; `finish`
+/// lays the weights out, and from then on it is constant, for any number of threads.
 ///
-/// A pack belongs to one slice of one parameter. Slices are found by the address of their layout in
-/// the description, which stays where it is as long as the core does: a block cannot be given
-/// another slice's pack.
+/// What a block gets is found by the address of its slice's layout in the description, which stays
+/// where it is as long as the core does: a block cannot be given another slice's. Leading slices of
+/// one weight are served by one copy, of the widest.
 class Packs {
  public:
   /// activation(scale * (x W^T) + bias) of the pass's one lane. x: (*, kept in).
   at::Tensor product(const BlockPass& pass, const ProductPlaces& places,
                      const Activation& activation, const at::Tensor& x);
 
-  /// W * x + bias of the pass's one lane, and ReLU behind it. x: (B, kept in, *); causal padding is
-  /// the caller's.
-  at::Tensor convolution(const BlockPass& pass, size_t weight, std::optional<size_t> bias,
-                         const functional::ConvGeometry& geometry, bool relu, const at::Tensor& x);
+  /// activation(scale * (W * x) + bias), of one or two dimensions; a causal block pads x itself. x:
+  /// (B, kept in, *).
+  at::Tensor convolution(const BlockPass& pass, const ProductPlaces& places,
+                         const functional::ConvGeometry& geometry, const Activation& activation,
+                         const at::Tensor& x);
+
+  /// Batch norm with running statistics. x: (B, kept features, *).
+  at::Tensor batch_norm(const BlockPass& pass, const NormPlaces& places, double eps,
+                        const at::Tensor& x);
 
   /// Says that a pass reads a parameter as it is.
   void note_read(const BlockPass& pass, size_t p, size_t lane);
 
+  bool is_filling() const { return is_filling_; }
+
   /// Ends filling. Returns the table for packed passes: copies of what is read as it is, and for
-  /// what is packed tensors of the right shape without memory of their own.
+  /// all else tensors of the right shape without memory of their own.
   std::vector<at::Tensor> finish(at::TensorList table);
 
   std::vector<Pack::Entry> entries(const Description& description) const;
 
  private:
-  /// One slice of one parameter, in the form that its users read.
-  struct Slice {
+  enum class Form { kProduct, kConvolution, kNorm, kCopy };
+
+  /// A copy of one slice of one parameter, the widest that its users need.
+  struct Weight {
     size_t place;
-    Shape shape;
+    Form form;
     std::set<size_t> users = {};  // sub-networks
-    /// Plain: contiguous, or in channels-last. Undefined where no batch size uses it.
+    /// Undefined where `packed` is there.
     at::Tensor plain = {};
-    std::optional<PackedWeight> product = std::nullopt;
-    /// In oneDNN's format, and for each batch size that was timed whether it is the faster.
-    at::Tensor onednn = {};
-    std::map<int64_t, bool> onednn_is_faster = {};
+    std::optional<PackedWeight> packed = std::nullopt;
+    Shape shape = {};
+  };
+  /// What one block of one sub-network reads of it.
+  struct Part {
+    Weight* weight;
+    Shape kept;
+
+    /// The slice, of what is not packed.
+    at::Tensor plain() const;
+    /// The slice of a vector, or null.
+    static const float* data(const Part* part);
   };
 
-  Slice& slice(const BlockPass& pass, size_t p, const char* form);
-  const at::Tensor& vector(const BlockPass& pass, size_t p);
-  static void fill_convolution(Slice& slice, const at::Tensor& weight, const at::Tensor& bias,
-                               const functional::ConvGeometry& geometry, bool relu,
-                               const at::Tensor& x);
+  const Part& part(const BlockPass& pass, size_t p, Form form);
+  const Part* part(const BlockPass& pass, std::optional<size_t> p);
+  static at::Tensor own(const BlockPass& pass, size_t p);
+  static std::unique_ptr<Weight> fold(const BlockPass& pass, const NormPlaces& places, double eps);
 
   bool is_filling_ = true;
-  /// By place, slice and form.
-  std::map<std::string, std::unique_ptr<Slice>> slices_;
-  std::unordered_map<const Layout*, Slice*> by_layout_;
-  /// Parameters that are read as they are: place to sub-networks.
+  /// By place, form and slice, the leading slices of one parameter being one.
+  std::map<std::string, std::unique_ptr<Weight>> weights_;
+  std::unordered_map<const Layout*, Part> parts_;
+  /// Parameters that are read as they are: place to sub-networks, and to their copies' bytes.
   std::map<size_t, std::set<size_t>> reads_;
   std::map<size_t, int64_t> read_bytes_;
 };

@@ -334,11 +334,8 @@ void bind_pack(py::module_& m) {
   py::class_<Pack>(m, "Pack")
       .def(py::init([](const std::shared_ptr<nsn::Core>& core,
                        const std::vector<at::Tensor>& parameters,
-                       const std::vector<std::string>& subnetworks,
-                       const std::vector<int64_t>& batch_sizes) {
-             const auto options =
-                 nsn::PackOptions().subnetworks(subnetworks).batch_sizes(batch_sizes);
-             return Pack(core, parameters, options);
+                       const std::vector<std::string>& subnetworks) {
+             return Pack(core, parameters, subnetworks);
            }),
            ReleaseGil())
       .def("view", &Pack::view)
@@ -357,10 +354,10 @@ void bind_pack(py::module_& m) {
            [](const Pack& pack) {
              py::list result;
              for (const Pack::Entry& entry : pack.entries()) {
-               result.append(py::dict(
-                   "parameter"_a = entry.parameter, "shape"_a = py::tuple(py::cast(entry.shape)),
-                   "form"_a = entry.form, "batch_sizes"_a = entry.batch_sizes,
-                   "bytes"_a = entry.bytes, "subnetworks"_a = entry.subnetworks));
+               result.append(py::dict("parameter"_a = entry.parameter,
+                                      "shape"_a = py::tuple(py::cast(entry.shape)),
+                                      "form"_a = entry.form, "bytes"_a = entry.bytes,
+                                      "subnetworks"_a = entry.subnetworks));
              }
              return result;
            })

@@ -271,18 +271,16 @@ class Network(nn.Module):
         """
         return View(self, name)
 
-    def pack(self, subnetworks: Sequence[str] = (), batch_sizes: Sequence[int] = (1, 8)) -> Pack:
+    def pack(self, subnetworks: Sequence[str] = ()) -> Pack:
         """A snapshot of the weights, laid out for the fastest inference.
 
         Args:
             subnetworks: which ones it serves; default: all.
-            batch_sizes: at which the forms of convolutions are timed against each other. Views take
-                any batch; one of another size runs as the nearest of these.
 
         Raises:
-            ValueError: for unknown sub-networks, and for batch sizes below 1.
+            ValueError: for unknown sub-networks.
         """
-        return Pack(self, subnetworks, batch_sizes)
+        return Pack(self, subnetworks)
 
     def extract(self, name: str) -> nn.Sequential:
         """A sub-network as a plain ``torch.nn`` module that knows nothing of nsn.

@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 class PackEntry(TypedDict):
     """One copy of one slice of one parameter."""
 
-    #: "hidden1.weight".
+    #: "hidden1.weight"; of a batch norm its running mean.
     parameter: str
-    #: The extents of the slice.
+    #: The extents of the widest slice that it serves.
     shape: tuple[int, ...]
-    #: "product", "convolution", "convolution by oneDNN" or "copy".
+    #: "product" or "convolution" (panels), "norm" (scale and shift) or "copy".
     form: str
-    #: Of a convolution: at which of the pack's batch sizes this form is used; empty: at all.
-    batch_sizes: list[int]
     bytes: int
     #: The sub-networks that use it.
     subnetworks: list[str]
@@ -58,28 +56,21 @@ class PackedView:
 class Pack:
     """A snapshot of a network's weights for the fastest inference, made by :meth:`Network.pack`.
 
-    It holds one copy of the weights that its sub-networks use; sub-networks that use the same slice
-    of a weight share its pack. Products run on panels of the weight that serve all batch sizes,
-    with scale, bias and ReLU in the same pass (float32 on the CPU); convolutions on a channels-last
-    copy, or on oneDNN's own format where that was the faster at a batch size when it was packed;
-    whatever else is read is copied as it is.
+    It holds one copy of the weights that its sub-networks use. Products and convolutions without
+    groups run on panels of the weight, with scale, bias and ReLU in the same pass (float32 on the
+    CPU); one copy serves all batch sizes, and all leading slices of a weight, while a slice that is
+    none (of heads, of gated halves) has its own. Batch norms are a scale and a shift; whatever else
+    is read is copied as it is.
 
     What the network does afterwards changes nothing here: :meth:`stale` tells whether it did, and
     :meth:`refresh` packs anew, for all views made of this pack. ``print(pack)`` shows what it
     holds.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        subnetworks: Sequence[str] = (),
-        batch_sizes: Sequence[int] = (1, 8),
-    ) -> None:
+    def __init__(self, network: Network, subnetworks: Sequence[str] = ()) -> None:
         self._network = weakref.ref(network)
         with torch.no_grad():
-            self._pack = _C.Pack(
-                network._core, network._parameters_now(), list(subnetworks), list(batch_sizes)
-            )
+            self._pack = _C.Pack(network._core, network._parameters_now(), list(subnetworks))
 
     def view(self, name: str) -> PackedView:
         """A handle on one sub-network.

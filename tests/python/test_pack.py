@@ -104,26 +104,39 @@ def test_one_copy_serves_all_subnetworks() -> None:
     assert "hidden2.weight" in str(pack) and "base, sub1" in str(pack)
 
 
-def test_each_slice_has_a_pack_of_its_own() -> None:
+def test_leading_slices_share_a_pack_and_others_have_their_own() -> None:
     net = nsn.Network(
         input=(32,),
-        blocks={"a": nsn.Dense(32, 64), "b": nsn.Dense(64, 5, per_subnetwork=["bias"])},
+        blocks={
+            "a": nsn.Dense(32, 64),
+            "b": nsn.Dense(64, 40, activation="swiglu"),
+            "c": nsn.Dense(40, 5),
+        },
         subnetworks={
-            "half": nsn.Subnetwork(["a", "b"], width={"a": 0.5}),
-            "twin": nsn.Subnetwork(["a", "b"], width={"a": 32}),
+            "half": nsn.Subnetwork(["a", "b", "c"], width={"a": 0.5, "b": 0.5}),
+            "thin": nsn.Subnetwork(["a", "b", "c"], width={"a": 3, "b": 0.5}),
         },
     )
+    pack = net.pack()
     shapes = [
         (e["parameter"], e["shape"], e["subnetworks"])
-        for e in net.pack().entries
+        for e in pack.entries
         if e["form"] == "product"
     ]
     assert sorted(shapes) == [
-        ("a.weight", (32, 32), ["half", "twin"]),
-        ("a.weight", (64, 32), ["base"]),
-        ("b.weight", (5, 32), ["half", "twin"]),
-        ("b.weight", (5, 64), ["base"]),
+        ("a.weight", (64, 32), ["base", "half", "thin"]),
+        # The leading halves of value and gate do not lie together.
+        ("b.weight", (40, 3), ["thin"]),
+        ("b.weight", (40, 32), ["half"]),
+        ("b.weight", (80, 64), ["base"]),
+        ("c.weight", (5, 40), ["base", "half", "thin"]),
     ]
+    x = torch.randn(9, 32)
+    for name in net.subnetworks:
+        assert close(pack.view(name)(x), net.view(name)(x), 1e-5), name
+    narrow = net.pack(["thin"])
+    assert {e["shape"] for e in narrow.entries if e["parameter"] == "a.weight"} == {(3, 32)}
+    assert close(narrow.view("thin")(x), net.view("thin")(x), 1e-5)
 
 
 def _sgd(net: nsn.Network, **options: bool) -> None:
@@ -251,7 +264,7 @@ def test_convolutions_take_any_batch_in_any_format(groups: int, activation: str)
         },
         subnetworks={"half": nsn.Subnetwork(["a", "b"], width={"a": 0.5, "b": 0.25})},
     )
-    pack = net.pack(batch_sizes=[1, 3])
+    pack = net.pack()
     for batch in (1, 2, 3, 8):
         x = torch.randn(batch, 8, 9, 9)
         for name in net.subnetworks:
@@ -259,24 +272,15 @@ def test_convolutions_take_any_batch_in_any_format(groups: int, activation: str)
             assert close(pack.view(name)(x), expected, 1e-5)
             last = x.contiguous(memory_format=torch.channels_last)
             assert close(pack.view(name)(last), expected, 1e-5)
-    forms = [e for e in pack.entries if e["form"].startswith("convolution")]
-    for parameter in ("a.weight", "b.weight"):
-        for name in net.subnetworks:
-            timed = [
-                size
-                for e in forms
-                if e["parameter"] == parameter and name in e["subnetworks"]
-                for size in e["batch_sizes"]
-            ]
-            assert sorted(timed) == [1, 3], (parameter, name, forms)
+    forms = {e["parameter"]: e["form"] for e in pack.entries}
+    assert forms["a.weight"] == ("convolution" if groups == 1 else "copy")
+    assert forms["b.weight"] == "convolution"
 
 
 def test_wrong_use_is_refused() -> None:
     net = paper_network(width=20)
     with pytest.raises(ValueError, match=r"no sub-network 'sub3'.*'sub1'"):
         net.pack(["sub3"])
-    with pytest.raises(ValueError, match=r"batch_sizes .* at least 1, but got \(1, 0\)"):
-        net.pack(batch_sizes=[1, 0])
     pack = net.pack(["sub1", "sub2"])
     with pytest.raises(ValueError, match=r"'base' is not in this pack.*'sub1', 'sub2'"):
         pack.view("base")

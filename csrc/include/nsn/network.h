@@ -54,8 +54,9 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   /// A handle for inference on the storages that the network has now.
   View view(const std::string& name) const;
 
-  /// A snapshot of the weights, laid out for the fastest inference.
-  Pack pack(const PackOptions& options = {}) const;
+  /// A snapshot of the weights, laid out for the fastest inference; of all sub-networks where none
+  /// is named.
+  Pack pack(const std::vector<std::string>& subnetworks = {}) const;
 
   /// What the network computes, apart from its parameters.
   const Core& core() const noexcept { return *core_; }

@@ -16,38 +16,14 @@ namespace nsn {
 
 class PackedView;
 
-/// Options for a Pack.
-class NSN_API PackOptions {
- public:
-  /// The sub-networks that it serves. Default: empty, all.
-  PackOptions& subnetworks(std::vector<std::string> names) {
-    subnetworks_ = std::move(names);
-    return *this;
-  }
-
-  /// The batch sizes at which the forms of convolutions are timed against each other. Views take
-  /// any batch; one of another size runs as the nearest of these. Default: 1 and 8.
-  PackOptions& batch_sizes(std::vector<int64_t> sizes) {
-    batch_sizes_ = std::move(sizes);
-    return *this;
-  }
-
-  const std::vector<std::string>& subnetworks() const noexcept { return subnetworks_; }
-  const std::vector<int64_t>& batch_sizes() const noexcept { return batch_sizes_; }
-
- private:
-  std::vector<std::string> subnetworks_;
-  std::vector<int64_t> batch_sizes_ = {1, 8};
-};
-
 /// A snapshot of a network's weights, laid out for inference: the fastest way to run sub-networks,
-/// at the price of one copy of the weights that they use. Sub-networks that use the same slice of a
-/// weight share its pack.
+/// at the price of one copy of the weights that they use.
 ///
-/// - Products (Dense, TiedOutput, the four of Attention) run on panels of the weight that serve all
-///   batch sizes, with scale, bias and ReLU in the same pass. In float32 on the CPU.
-/// - Convolutions run on a channels-last copy, or on oneDNN's own format where that was the faster
-///   at a batch size when it was packed.
+/// - Products (Dense, TiedOutput, those of Attention) and convolutions without groups run on panels
+///   of the weight, with scale, bias and ReLU in the same pass (float32 on the CPU). One copy
+///   serves all batch sizes, and all leading slices of a weight; a slice that is none (of heads, of
+///   gated halves) has its own.
+/// - Batch norms are a scale and a shift.
 /// - Whatever else a sub-network reads is copied as it is.
 ///
 /// What the network does afterwards changes nothing here; `stale` tells whether it did, and
@@ -55,10 +31,11 @@ class NSN_API PackOptions {
 /// threads, also while `refresh` runs: a call that has begun ends with what it began with.
 class NSN_API Pack {
  public:
-  /// What Network::pack calls. `parameters` are those of all blocks, as Core takes them. Throws
-  /// c10::ValueError for unknown sub-networks and for batch sizes below 1.
-  Pack(std::shared_ptr<const Core> core, at::TensorList parameters, const PackOptions& options = {},
-       View::Current current = nullptr);
+  /// What Network::pack calls. `parameters` are those of all blocks, as Core takes them;
+  /// `subnetworks` are those that it serves, all where none is named. Throws c10::ValueError for
+  /// unknown ones.
+  Pack(std::shared_ptr<const Core> core, at::TensorList parameters,
+       const std::vector<std::string>& subnetworks = {}, View::Current current = nullptr);
 
   /// A handle on one sub-network; throws c10::ValueError where it is not in this pack.
   PackedView view(const std::string& subnetwork) const;
@@ -76,14 +53,12 @@ class NSN_API Pack {
 
   /// One copy of one slice of one parameter.
   struct Entry {
-    /// "hidden1.weight".
+    /// "hidden1.weight"; of a batch norm its running mean.
     std::string parameter;
-    /// The extents of the slice.
+    /// The extents of the widest slice that it serves.
     Shape shape;
-    /// "product", "convolution", "convolution by oneDNN" or "copy".
+    /// "product" or "convolution" (panels), "norm" (scale and shift) or "copy".
     std::string form;
-    /// Of a convolution: at which of the batch sizes this form is used. Empty: at all.
-    std::vector<int64_t> batch_sizes;
     int64_t bytes;
     /// Who uses it, in the order of the description.
     std::vector<std::string> subnetworks;

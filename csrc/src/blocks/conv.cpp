@@ -195,20 +195,19 @@ std::vector<at::Tensor> Conv<D>::joint(at::TensorList inputs, const BlockPass& p
     const int64_t reach = (*o.dilation())[0] * ((*o.kernel_size())[0] - 1);
     for (at::Tensor& each : x) each = at::constant_pad_nd(each, {reach, 0});
   }
+  if (pass.packs != nullptr) {
+    detail::ProductPlaces places{kWeight};
+    if (o.scale()) places.scale = scale;
+    if (o.bias()) places.bias = bias;
+    return {pass.packs->convolution(
+        pass, places, {extents(o.stride()), extents(o.padding()), extents(o.dilation())},
+        o.activation(), x[0])};
+  }
   // With a scale in between, the bias is added behind it.
   const bool adds_bias = o.bias() && !o.scale();
   std::vector<at::Tensor> outputs;
   detail::Epilogue epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1};
   if (o.scale()) epilogue.scale = scale;
-  if (pass.packs != nullptr) {
-    const bool fuses = std::holds_alternative<torch::enumtype::kReLU>(o.activation()) && !o.scale();
-    outputs.push_back(pass.packs->convolution(
-        pass, kWeight, adds_bias ? std::optional<size_t>(bias) : std::nullopt,
-        {extents(o.stride()), extents(o.padding()), extents(o.dilation())}, fuses, x[0]));
-    if (o.bias() && !adds_bias) epilogue.bias = bias;
-    if (fuses) epilogue.activation = torch::kLinear;
-    return epilogue(std::move(outputs), pass);
-  }
   if (o.groups() == 1 && !detail::autocast_dtype(x[0].device().type())) {
     const bool fused = adds_bias && pass.is_shared(bias);
     outputs = functional::convolution(

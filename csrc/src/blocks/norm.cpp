@@ -15,6 +15,7 @@
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
+#include "packs.h"
 #include "regions.h"
 
 namespace nsn {
@@ -282,8 +283,31 @@ Fit BatchNorm::fit(const Signal& input, const BlockUse& use) const {
   return result;
 }
 
+namespace {
+
+/// `count` is the number of batches that a lane's running statistics were made from.
+void check_statistics(const at::Tensor& count, const BlockPass& pass, size_t lane) {
+  TORCH_CHECK_VALUE(count.item<int64_t>() > 0, "nsn::BatchNorm: the running statistics of block '",
+                    pass.path(), "' were never made for sub-network '", pass.lanes[lane].lane.name,
+                    "', so it cannot be evaluated. Train it first, or call "
+                    "nsn::recalibrate(net, batches).");
+}
+
+}  // namespace
+
 std::vector<at::Tensor> BatchNorm::joint(at::TensorList inputs, const BlockPass& pass) const {
   const size_t statistics = options_.affine() ? 2 : 0, counter = statistics + 2;
+  if (pass.packs != nullptr) {
+    if (pass.packs->is_filling()) {
+      check_statistics(pass.table[pass.lanes[0].parameters[counter].place], pass, 0);
+    }
+    detail::NormPlaces places{statistics, statistics + 1};
+    if (options_.affine()) {
+      places.weight = 0;
+      places.bias = 1;
+    }
+    return {pass.packs->batch_norm(pass, places, options_.eps(), inputs[0])};
+  }
   const auto weights = options_.affine() ? pass.share(0) : std::vector<at::Tensor>();
   const auto biases = options_.affine() ? pass.share(1) : std::vector<at::Tensor>();
   const bool by_batch = pass.training || pass.calibrating;
@@ -307,11 +331,7 @@ std::vector<at::Tensor> BatchNorm::joint(at::TensorList inputs, const BlockPass&
         variance = variances.emplace_back(at::zeros({features}, options));
       }
     } else {
-      TORCH_CHECK_VALUE(pass.parameter(counter, lane).item<int64_t>() > 0,
-                        "nsn::BatchNorm: the running statistics of block '", pass.path(),
-                        "' were never made for sub-network '", pass.lanes[lane].lane.name,
-                        "', so it cannot be evaluated. Train it first, or call "
-                        "nsn::recalibrate(net, batches).");
+      check_statistics(pass.parameter(counter, lane), pass, lane);
       // Parts of several groups lie apart, and torch's backward takes strided statistics wrongly.
       mean = running_means[lane].contiguous();
       variance = running_variances[lane].contiguous();

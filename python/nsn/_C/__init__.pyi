@@ -63,11 +63,7 @@ class View:
 
 class Pack:
     def __init__(
-        self,
-        core: Core,
-        parameters: Sequence[Tensor],
-        subnetworks: Sequence[str],
-        batch_sizes: Sequence[int],
+        self, core: Core, parameters: Sequence[Tensor], subnetworks: Sequence[str]
     ) -> None: ...
     def view(self, subnetwork: str) -> PackedView: ...
     def stale(self, current: Sequence[Tensor]) -> bool: ...
