@@ -70,8 +70,8 @@ test: install build $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the o
 
 bench: install build ## run the benchmark programs; results in build/bench
 	@mkdir -p $(BUILD)/bench
-	OMP_NUM_THREADS=1 $(BUILD)/benchmarks/bench_switch --benchmark_out=$(BUILD)/bench/switch-1.json
-	OMP_NUM_THREADS=2 $(BUILD)/benchmarks/bench_switch --benchmark_out=$(BUILD)/bench/switch-2.json
+	$(BIN)/python benchmarks/switch.py --program $(BUILD)/benchmarks/bench_switch \
+	  --out $(BUILD)/bench/switch.json
 	$(BIN)/python benchmarks/step.py --library $(BUILD)/benchmarks/libbench_step.so \
 	  --out $(BUILD)/bench/step.json
 	$(BIN)/python benchmarks/width.py --out $(BUILD)/bench/width.json --plot $(BUILD)/bench/width.png
