@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test bench format lint clean
+.PHONY: help setup build install demo test tsan bench format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -64,9 +64,19 @@ $(BUILD)/data/mnist/%: data/mnist/%.gz
 demo: install $(BUILD)/data/.checked ## train the paper's network on MNIST; ends with a table, leaves runs/demo
 	$(BIN)/nsn train demo --data data/mnist --out runs/demo
 
-test: install build $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project) and pytest
+test: install build tsan $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project) and pytest
 	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest
+
+# LibTorch is not instrumented, so that more OpenMP threads than one would be reported for its sake.
+$(BUILD)/tsan/build.ninja: .venv/.requirements
+	cmake -S . -B $(BUILD)/tsan -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -DNSN_BUILD_TESTS=ON -DNSN_SANITIZE=thread -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1
+	@touch $@
+
+tsan: $(BUILD)/tsan/build.ninja ## build the library under ThreadSanitizer, and run threads that switch
+	@cmake --build $(BUILD)/tsan -j $(JOBS) --target nsn_thread_tests
+	OMP_NUM_THREADS=1 $(BUILD)/tsan/tests/cpp/nsn_thread_tests
 
 bench: install build ## run the benchmark programs; results in build/bench
 	@mkdir -p $(BUILD)/bench

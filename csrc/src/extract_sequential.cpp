@@ -289,7 +289,8 @@ class SequentialWriter {
 
   /// scale * (W x) = (scale * W) x
   at::Tensor scaled_weight() const {
-    const at::Tensor weight = tensor("weight"), scale = tensor("scale");
+    at::Tensor weight = tensor("weight");
+    const at::Tensor scale = tensor("scale");
     if (!scale.defined()) return weight;
     Shape rows(static_cast<size_t>(weight.dim()), 1);
     rows[0] = -1;
