@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test bench format lint clean
+.PHONY: help setup build install demo test tsan bench format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -64,14 +64,26 @@ $(BUILD)/data/mnist/%: data/mnist/%.gz
 demo: install $(BUILD)/data/.checked ## train the paper's network on MNIST; ends with a table, leaves runs/demo
 	$(BIN)/nsn train demo --data data/mnist --out runs/demo
 
-test: install build $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project) and pytest
+test: install build tsan $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project) and pytest
 	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest
 
+# LibTorch is not instrumented, so that more OpenMP threads than one would be reported for its sake.
+$(BUILD)/tsan/build.ninja: .venv/.requirements
+	cmake -S . -B $(BUILD)/tsan -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -DNSN_BUILD_TESTS=ON -DNSN_SANITIZE=thread -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1
+	@touch $@
+
+tsan: $(BUILD)/tsan/build.ninja ## build the library under ThreadSanitizer, and run threads that switch
+	@cmake --build $(BUILD)/tsan -j $(JOBS) --target nsn_thread_tests
+	@# Where addresses are randomised over more bits than it knows, the sanitizer does not start.
+	OMP_NUM_THREADS=1 $$(setarch -R true 2>/dev/null && echo setarch -R) \
+	  $(BUILD)/tsan/tests/cpp/nsn_thread_tests
+
 bench: install build ## run the benchmark programs; results in build/bench
 	@mkdir -p $(BUILD)/bench
-	OMP_NUM_THREADS=1 $(BUILD)/benchmarks/bench_switch --benchmark_out=$(BUILD)/bench/switch-1.json
-	OMP_NUM_THREADS=2 $(BUILD)/benchmarks/bench_switch --benchmark_out=$(BUILD)/bench/switch-2.json
+	$(BIN)/python benchmarks/switch.py --program $(BUILD)/benchmarks/bench_switch \
+	  --out $(BUILD)/bench/switch.json
 	$(BIN)/python benchmarks/step.py --library $(BUILD)/benchmarks/libbench_step.so \
 	  --out $(BUILD)/bench/step.json
 	$(BIN)/python benchmarks/width.py --out $(BUILD)/bench/width.json --plot $(BUILD)/bench/width.png

@@ -22,11 +22,3 @@ if(NSN_BUILD_TESTS)
     FIND_PACKAGE_ARGS NAMES GTest)
   FetchContent_MakeAvailable(googletest)
 endif()
-
-if(NSN_BUILD_BENCHMARKS)
-  set(BENCHMARK_ENABLE_TESTING OFF)
-  FetchContent_Declare(benchmark
-    GIT_REPOSITORY https://github.com/google/benchmark.git GIT_TAG v1.7.1 GIT_SHALLOW ON
-    FIND_PACKAGE_ARGS)
-  FetchContent_MakeAvailable(benchmark)
-endif()

@@ -214,5 +214,219 @@ TEST(Alone, HasItsOwnCopyOfAWrappedModule) {
   expect_same_bits(net->parameter_table()[0], before);
 }
 
+// -------------------------------------------------------------------------------------------------
+// As torch::nn modules
+
+/// Networks of what torch::nn::Sequential can express, all of it between them.
+std::map<std::string, NetworkOptions> plain_networks() {
+  std::map<std::string, NetworkOptions> result;
+  result["dense"] =
+      NetworkOptions()
+          .input({8}, at::kDouble)
+          .block("hidden", DenseOptions(8, 8).activation(torch::kReLU).dropout(0.5).scale(true))
+          .block("gate", DenseOptions(8, 6).activation(kGLU).per_subnetwork({"bias"}))
+          .block("norm", LayerNormOptions(6).bias(false))
+          .block("output", DenseOptions(6, 3).bias(false).scale(true).per_subnetwork({"scale"}))
+          .subnetwork("half", SubnetworkOptions({"hidden", "gate", "norm", "output"})
+                                  .width("hidden", 0.5)
+                                  .width("gate", 0.5)
+                                  .dropout("hidden", 0.0))
+          .subnetwork("tail", {{"gate", "output"}});
+  result["words"] =
+      NetworkOptions()
+          .input({4}, at::kLong)
+          .block("tokens", EmbeddingOptions(7, 8).dropout(0.1))
+          .block("mix", SequenceOptions()
+                            .block("norm", LayerNormOptions(8))
+                            .block("up", DenseOptions(8, 8).activation(torch::kGELU))
+                            .block("drop", DropoutOptions(0.5))
+                            .block("down", DenseOptions(8, 8).activation(torch::kSiLU)))
+          .block("even", LayerNormOptions(8).affine(false))
+          .block("sigmoid", ActivationOptions(torch::kSigmoid))
+          .block("flatten", FlattenOptions())
+          .block("output", DenseOptions(32, 3).activation(torch::kTanh))
+          .subnetwork("thin",
+                      SubnetworkOptions({"tokens", "mix", "even", "sigmoid", "flatten", "output"})
+                          .width("tokens", 4)
+                          .width("mix", "up.out", 2)
+                          .width("mix", "down.out", 4))
+          .subnetwork("short", {{"tokens", "flatten", "output"}});
+  const std::vector<std::string> picture{"conv", "norm", "relu",  "grouped", "groups",
+                                         "pool", "up",   "large", "average", "output"};
+  result["picture"] =
+      NetworkOptions()
+          .input({2, 8, 8}, at::kDouble)
+          .block("conv", Conv2dOptions(2, 8, {3, 1}).stride({1, 2}).padding({1, 0}).scale(true))
+          .block("norm", BatchNormOptions(8).per_subnetwork({"statistics", "affine"}))
+          .block("relu", ActivationOptions(torch::kReLU))
+          .block("grouped", Conv2dOptions(8, 8, 3).padding(2).dilation(2).groups(2))
+          .block("groups", GroupNormOptions(2, 8))
+          .block("pool", MaxPool2dOptions(2))
+          .block("up", ConvTranspose2dOptions(8, 6, 3).stride(2).padding(1).output_padding(1))
+          .block("large", UpsampleOptions(2).mode("bilinear"))
+          .block("average", GlobalAvgPoolOptions())
+          .block("output", DenseOptions(6, 3))
+          .subnetwork("half", SubnetworkOptions(picture).width("conv", 4).width("up", 3))
+          .subnetwork("thin", SubnetworkOptions(picture).width("grouped", 4));
+  result["sound"] =
+      NetworkOptions()
+          .input({3, 16}, at::kDouble)
+          .block("causal", Conv1dOptions(3, 6, 3).dilation(2).causal(true).activation(kGLU))
+          .block("norm", BatchNormOptions(6).affine(false).track(false))
+          .block("mean", AvgPool1dOptions(2).padding(1))
+          .block("most", MaxPool1dOptions(3).stride(2))
+          .block("average", GlobalAvgPoolOptions())
+          .block("output", DenseOptions(6, 2))
+          .subnetwork("half",
+                      SubnetworkOptions({"causal", "norm", "mean", "most", "average", "output"})
+                          .width("causal", 0.5))
+          .subnetwork("raw", {{"causal", "average", "output"}});
+  result["scenes"] = NetworkOptions()
+                         .input({2, 2, 4, 4}, at::kDouble)
+                         .block("norm", BatchNormOptions(2))
+                         .block("average", GlobalAvgPoolOptions())
+                         .block("output", DenseOptions(2, 2));
+  result["small"] = NetworkOptions()
+                        .input({2, 4, 4}, at::kDouble)
+                        .block("nearest", UpsampleOptions(2))
+                        .block("average", AvgPool2dOptions(4))
+                        .block("depthwise", Conv2dOptions(2, 2, 2).groups(2).dropout(0.2));
+  return result;
+}
+
+TEST(Extract, DoesWhatTheViewDoes) {
+  for (const auto& [kind, options] : plain_networks()) {
+    Network net = filled(options);
+    net->eval();
+    const at::Tensor x = batch_for(net);
+    for (const std::string& name : net->description().names()) {
+      auto own = extract(net, name);
+      const at::NoGradGuard no_grad;
+      expect_close(own->forward(x), net->view(name)(x), 1e-12, kind + ", " + name);
+      for (const at::Tensor& parameter : own->parameters()) EXPECT_TRUE(parameter.is_contiguous());
+    }
+  }
+}
+
+TEST(Extract, TrainsAsTheNetworkDoes) {
+  Network net = filled(NetworkOptions()
+                           .input({4}, at::kDouble)
+                           .block("norm", BatchNormOptions(4).momentum(0.3))
+                           .block("still", BatchNormOptions(4).track(false))
+                           .block("output", DenseOptions(4, 2)));
+  net->train();
+  auto own = extract(net, "base");
+  EXPECT_TRUE(own->is_training());
+  const at::Tensor x = batch_for(net);
+  expect_close(own->forward(x), net->forward(x), 1e-12);
+  const auto buffers = own->named_buffers();
+  for (const auto& buffer : net->named_buffers()) {
+    if (buffer.key() == "still.num_batches_tracked") continue;
+    expect_close(buffers[buffer.key()], buffer.value(), 1e-12, buffer.key());
+  }
+  net->eval();
+  EXPECT_FALSE(extract(net, "base")->is_training());
+}
+
+TEST(Extract, NamesModulesAfterBlocks) {
+  const Network net = filled(plain_networks().at("words"));
+  std::vector<std::string> names;
+  for (const auto& child : extract(net, "base")->named_children()) names.push_back(child.key());
+  const std::vector<std::string> expected{"tokens",
+                                          "tokens_dropout",
+                                          "mix_norm",
+                                          "mix_up",
+                                          "mix_up_activation",
+                                          "mix_drop",
+                                          "mix_down",
+                                          "mix_down_activation",
+                                          "even",
+                                          "sigmoid",
+                                          "flatten",
+                                          "output",
+                                          "output_activation"};
+  EXPECT_EQ(names, expected);
+  const Network dense = filled(plain_networks().at("dense"));
+  EXPECT_TRUE(extract(dense, "base")->named_children().contains("hidden_dropout"));
+  EXPECT_FALSE(extract(dense, "half")->named_children().contains("hidden_dropout"));
+}
+
+TEST(Extract, OwnsItsStorage) {
+  const Network net = filled(plain_networks().at("picture"));
+  std::vector<at::Tensor> before;
+  for (const at::Tensor& tensor : net->parameter_table()) before.push_back(tensor.detach().clone());
+  auto own = extract(net, "base");
+  const at::NoGradGuard no_grad;
+  for (const at::Tensor& parameter : own->parameters()) parameter.zero_();
+  for (const at::Tensor& buffer : own->buffers()) buffer.zero_();
+  for (const size_t i : c10::irange(before.size())) {
+    expect_same_bits(net->parameter_table()[i], before[i], net->description().parameters()[i].name);
+  }
+}
+
+TEST(Extract, IsFrozenWhereTheNetworkIsAndDrawsNothing) {
+  const Network net = filled(plain_networks().at("dense"));
+  net->named_parameters()["gate.weight"].set_requires_grad(false);
+  const auto state = at::detail::getDefaultCPUGenerator().get_state();
+  auto own = extract(net, "half");
+  EXPECT_TRUE(at::detail::getDefaultCPUGenerator().get_state().equal(state));
+  for (const auto& parameter : own->named_parameters()) {
+    EXPECT_TRUE(parameter.value().is_leaf()) << parameter.key();
+    // The bias that this layer norm does not have is zero, and stays so.
+    const bool frozen = parameter.key() == "gate.weight" || parameter.key() == "norm.bias";
+    EXPECT_EQ(parameter.value().requires_grad(), !frozen) << parameter.key();
+  }
+}
+
+TEST(Extract, RefusesWhatSequentialCannotExpress) {
+  const auto refuses = [](const std::string& block, const NetworkOptions& options,
+                          const std::string& subnetwork = "base") {
+    const Network net = filled(options);
+    expect_throws_with([&] { extract(net, subnetwork); },
+                       {"nsn::extract: block " + block + " cannot be expressed in torch::nn::Seq",
+                        "net->view(\"" + subnetwork + "\")"});
+  };
+  const auto floats = [](BlockPtr block) {
+    return NetworkOptions().input({3, 8}, at::kDouble).block("first", std::move(block));
+  };
+  const auto dense = DenseOptions(8, 8);
+  refuses("'first' (Residual)", floats(ResidualOptions().block("dense", dense)));
+  refuses("'first.inner' (Residual)",
+          floats(SequenceOptions().block("inner", ResidualOptions().block("dense", dense))));
+  refuses("'first' (Attention)", floats(AttentionOptions(8, 2)));
+  refuses("'first' (Transformer)", floats(TransformerOptions(8, 2, 8)));
+  refuses("'first' (RMSNorm)", floats(RMSNormOptions(8)));
+  refuses("'first' (PositionEmbedding)", floats(PositionEmbeddingOptions(3, 8)));
+  refuses("'first' (Dense) with the activation 'geglu'",
+          floats(DenseOptions(8, 8).activation(kGeGLU)));
+  refuses(
+      "'first' (Leading)",
+      NetworkOptions().input({8}, at::kDouble).block("first", std::make_shared<const Leading>()));
+  refuses("'first' (Linear)",
+          NetworkOptions().input({8}, at::kDouble).block("first", WrappedOptions("Linear", [] {
+                                                           torch::nn::Linear linear(8, 8);
+                                                           linear->to(at::kDouble);
+                                                           return linear;
+                                                         }())));
+  refuses("'norm' (BatchNorm) for samples of 5 dimensions",
+          NetworkOptions().input({2, 1, 1, 1, 1}, at::kDouble).block("norm", BatchNormOptions(2)));
+  refuses(
+      "'mean' (GlobalAvgPool) for samples of 5 dimensions",
+      NetworkOptions().input({2, 1, 1, 1, 1}, at::kDouble).block("mean", GlobalAvgPoolOptions()));
+  // Where the embedding is not there, the output is a plain product.
+  refuses("'output' (TiedOutput)", networks().at("ties"));
+  EXPECT_EQ(extract(filled(networks().at("ties")), "apart")->size(), 2U);
+}
+
+TEST(Extract, RefusesTwoModulesOfOneName) {
+  const Network net(NetworkOptions()
+                        .input({2})
+                        .block("a", DenseOptions(2, 2).activation(torch::kReLU))
+                        .block("a_activation", DenseOptions(2, 2)));
+  expect_throws_with([&] { extract(net, "base"); },
+                     {"two modules would be named 'a_activation'", "made of block 'a_activation'",
+                      "Rename the block"});
+}
+
 }  // namespace
 }  // namespace nsn::test

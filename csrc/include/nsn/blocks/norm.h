@@ -41,6 +41,8 @@ class NSN_API LayerNorm final : public Block {
  public:
   explicit LayerNorm(LayerNormOptions options);
 
+  const LayerNormOptions& options() const noexcept { return options_; }
+
   std::string type() const override { return "LayerNorm"; }
   std::string options_json() const override;
   std::vector<ParameterSpec> parameters() const override;
@@ -124,6 +126,8 @@ class NSN_API GroupNorm final : public Block {
  public:
   explicit GroupNorm(GroupNormOptions options);
 
+  const GroupNormOptions& options() const noexcept { return options_; }
+
   std::string type() const override { return "GroupNorm"; }
   std::string options_json() const override;
   std::vector<ParameterSpec> parameters() const override;
@@ -177,6 +181,8 @@ struct NSN_API BatchNormOptions {
 class NSN_API BatchNorm final : public Block {
  public:
   explicit BatchNorm(BatchNormOptions options);
+
+  const BatchNormOptions& options() const noexcept { return options_; }
 
   std::string type() const override { return "BatchNorm"; }
   std::string options_json() const override;

@@ -32,6 +32,8 @@ class NSN_API ActivationBlock final : public Block {
  public:
   explicit ActivationBlock(ActivationOptions options);
 
+  const ActivationOptions& options() const noexcept { return options_; }
+
   std::string type() const override { return "Activation"; }
   std::string options_json() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
@@ -58,6 +60,8 @@ struct NSN_API DropoutOptions {
 class NSN_API Dropout final : public Block {
  public:
   explicit Dropout(DropoutOptions options);
+
+  const DropoutOptions& options() const noexcept { return options_; }
 
   std::string type() const override { return "Dropout"; }
   std::string options_json() const override;
@@ -104,6 +108,8 @@ struct NSN_API UpsampleOptions {
 class NSN_API Upsample final : public Block {
  public:
   explicit Upsample(UpsampleOptions options);
+
+  const UpsampleOptions& options() const noexcept { return options_; }
 
   std::string type() const override { return "Upsample"; }
   std::string options_json() const override;

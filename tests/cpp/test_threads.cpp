@@ -1,0 +1,111 @@
+#include <ATen/ops/rand.h>
+#include <ATen/ops/randint.h>
+#include <c10/util/irange.h>
+#include <gtest/gtest.h>
+#include <nsn/blocks/attention.h>
+#include <nsn/blocks/dense.h>
+#include <nsn/blocks/embedding.h>
+#include <nsn/blocks/norm.h>
+#include <nsn/network.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+#include <vector>
+
+// Threads that switch among views of one network. `make tsan` runs this file under ThreadSanitizer,
+// so that it stands by itself.
+
+namespace nsn::test {
+namespace {
+
+constexpr size_t kThreads = 8, kCalls = 200;
+
+/// Widths, dropped blocks and dropout.
+NetworkOptions perceptron() {
+  const auto hidden = DenseOptions(24, 24).activation(torch::kReLU).dropout(0.5);
+  return NetworkOptions()
+      .input({24})
+      .block("hidden1", hidden)
+      .block("hidden2", hidden)
+      .block("hidden3", DenseOptions(24, 24).activation(kSwiGLU))
+      .block("output", DenseOptions(24, 5).per_subnetwork({"bias"}))
+      .subnetwork("half", SubnetworkOptions({"hidden1", "hidden2", "hidden3", "output"})
+                              .width("hidden1", 0.5)
+                              .width("hidden2", 0.5)
+                              .width("hidden3", 0.5))
+      .subnetwork("thin", SubnetworkOptions({"hidden1", "output"}).width("hidden1", 0.25))
+      .subnetwork("short", {{"hidden2", "output"}})
+      .subnetwork("least", {{"output"}});
+}
+
+/// Attention, batch norm with statistics of each sub-network's own, a tied output.
+NetworkOptions language() {
+  return NetworkOptions()
+      .input({6}, at::kLong)
+      .block("tokens", EmbeddingOptions(11, 16))
+      .block("positions", PositionEmbeddingOptions(6, 16))
+      .block("first", TransformerOptions(16, 4, 32).causal(true).dropout(0.1))
+      .block("norm", BatchNormOptions(6).per_subnetwork({"statistics"}))
+      .block("second", TransformerOptions(16, 4, 32).norm("rms").activation(kGeGLU))
+      .block("output", TiedOutputOptions("tokens", 11, 16).bias(true))
+      .subnetwork("narrow", SubnetworkOptions({"tokens", "positions", "first", "norm", "output"})
+                                .width("first", "heads", 0.5)
+                                .width("first", "ffn", 0.25))
+      .subnetwork("least", SubnetworkOptions({"tokens", "positions", "output"}).width("tokens", 8));
+}
+
+/// In training mode, which views do not mind, with running statistics made.
+Network trained(const NetworkOptions& options, const at::Tensor& batch) {
+  Network net(options);
+  const at::NoGradGuard no_grad;
+  net->joint(batch);
+  return net;
+}
+
+/// Each thread switches at random among all sub-networks, and compares what comes out with what
+/// came out before there were threads, bit by bit.
+void switch_in_threads(const Network& net, const std::vector<at::Tensor>& inputs) {
+  const auto names = net->description().names();
+  std::vector<View> views;
+  std::vector<std::vector<at::Tensor>> expected;
+  for (const std::string& name : names) {
+    views.push_back(net->view(name));
+    auto& outputs = expected.emplace_back();
+    for (const at::Tensor& x : inputs) outputs.push_back(views.back()(x));
+  }
+  std::atomic<size_t> ready{0}, right{0}, stale{0};
+  std::vector<std::thread> threads;
+  for (const size_t thread : c10::irange(kThreads)) {
+    threads.emplace_back([&, thread] {
+      std::mt19937 choices(static_cast<unsigned>(thread));
+      ++ready;
+      while (ready < kThreads) std::this_thread::yield();
+      View current = views[thread % views.size()];
+      for (size_t call = 0; call < kCalls; ++call) {
+        const size_t next = choices() % views.size(), input = choices() % inputs.size();
+        // Now and then a view of its own.
+        current = choices() % 8 == 0 ? net->view(names[next]) : views[next];
+        right += at::Tensor(current(inputs[input])).equal(expected[next][input]) ? 1 : 0;
+        stale += current.stale() ? 1 : 0;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(right, kThreads * kCalls);
+  EXPECT_EQ(stale, 0U);
+}
+
+TEST(Threads, SwitchAmongWidths) {
+  const Network net = trained(perceptron(), at::rand({4, 24}));
+  switch_in_threads(net, {at::rand({1, 24}), at::rand({3, 24}), at::rand({8, 24})});
+}
+
+TEST(Threads, SwitchAmongAttentionNormsAndTiedWeights) {
+  const auto tokens = [](int64_t batch) { return at::randint(0, 11, {batch, 6}, at::kLong); };
+  const Network net = trained(language(), tokens(4));
+  switch_in_threads(net, {tokens(1), tokens(3), tokens(8)});
+}
+
+}  // namespace
+}  // namespace nsn::test
