@@ -179,6 +179,11 @@ std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor&
   return run(parameters, x, subnetworks, training, /*calibrating=*/false);
 }
 
+at::Tensor Core::packed(at::TensorList parameters, const at::Tensor& x, size_t subnetwork,
+                        detail::Packs& packs) const {
+  return run(parameters, x, subnetwork, /*training=*/false, /*calibrating=*/false, &packs)[0];
+}
+
 void Core::calibrate(at::TensorList parameters, const at::Tensor& x,
                      c10::ArrayRef<size_t> subnetworks) const {
   const at::NoGradGuard no_grad;
@@ -208,7 +213,7 @@ void Core::reset_statistics(at::TensorList parameters, c10::ArrayRef<size_t> sub
 
 std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x,
                                   c10::ArrayRef<size_t> subnetworks, bool training,
-                                  bool calibrating) const {
+                                  bool calibrating, detail::Packs* packs) const {
   check_input(parameters, x);
   const auto& described = description_.subnetworks();
   const size_t lanes = subnetworks.size();
@@ -245,7 +250,7 @@ std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x
     std::vector<size_t> passing;
     std::vector<at::Tensor> inputs;
     BlockPass pass{{},     block.rule, training, calibrating, detail::mix(seed, place),
-                   memory, parameters, &tied,    block.name};
+                   memory, parameters, &tied,    packs,       block.name};
     for (const size_t lane : c10::irange(lanes)) {
       if (next_place(lane) != place) continue;
       passing.push_back(lane);

@@ -110,18 +110,24 @@ at::Tensor NetworkImpl::forward(const at::Tensor& x, const std::string& name) {
   return run(x, {description().index_of(name)})[0].value();
 }
 
-View NetworkImpl::view(const std::string& name) const {
-  View::Current current;
+/// What tells views and packs the tensors of later moments.
+View::Current NetworkImpl::current() const {
   // A network on the stack has nobody who could tell when it is gone.
   const auto self =
       std::weak_ptr<const torch::nn::Module>(const_cast<NetworkImpl*>(this)->weak_from_this());
-  if (!self.expired()) {
-    current = [self] {
-      const auto network = self.lock();
-      return network ? static_cast<const NetworkImpl&>(*network).table_ : std::vector<at::Tensor>();
-    };
-  }
-  return View(core_, name, table_, std::move(current));
+  if (self.expired()) return nullptr;
+  return [self] {
+    const auto network = self.lock();
+    return network ? static_cast<const NetworkImpl&>(*network).table_ : std::vector<at::Tensor>();
+  };
+}
+
+View NetworkImpl::view(const std::string& name) const {
+  return View(core_, name, table_, current());
+}
+
+Pack NetworkImpl::pack(const PackOptions& options) const {
+  return Pack(core_, table_, options, current());
 }
 
 std::shared_ptr<torch::nn::Module> NetworkImpl::clone(

@@ -17,6 +17,7 @@
 #include <nsn/loss.h>
 #include <nsn/merge.h>
 #include <nsn/optim.h>
+#include <nsn/pack.h>
 #include <nsn/summary.h>
 #include <nsn/view.h>
 
@@ -327,6 +328,52 @@ void bind_core(py::module_& m) {
       });
 }
 
+void bind_pack(py::module_& m) {
+  using nsn::Pack;
+  using nsn::PackedView;
+  py::class_<Pack>(m, "Pack")
+      .def(py::init([](const std::shared_ptr<nsn::Core>& core,
+                       const std::vector<at::Tensor>& parameters,
+                       const std::vector<std::string>& subnetworks,
+                       const std::vector<int64_t>& batch_sizes) {
+             const auto options =
+                 nsn::PackOptions().subnetworks(subnetworks).batch_sizes(batch_sizes);
+             return Pack(core, parameters, options);
+           }),
+           ReleaseGil())
+      .def("view", &Pack::view)
+      .def(
+          "stale",
+          [](const Pack& pack, const std::vector<at::Tensor>& current) {
+            return pack.stale(current);
+          },
+          ReleaseGil())
+      .def(
+          "refresh",
+          [](Pack& pack, const std::vector<at::Tensor>& parameters) { pack.refresh(parameters); },
+          ReleaseGil())
+      .def_property_readonly("bytes", &Pack::bytes)
+      .def("entries",
+           [](const Pack& pack) {
+             py::list result;
+             for (const Pack::Entry& entry : pack.entries()) {
+               result.append(py::dict(
+                   "parameter"_a = entry.parameter, "shape"_a = py::tuple(py::cast(entry.shape)),
+                   "form"_a = entry.form, "batch_sizes"_a = entry.batch_sizes,
+                   "bytes"_a = entry.bytes, "subnetworks"_a = entry.subnetworks));
+             }
+             return result;
+           })
+      .def("__str__", [](const Pack& pack) {
+        std::ostringstream text;
+        text << pack.entries();
+        return text.str();
+      });
+  py::class_<PackedView>(m, "PackedView")
+      .def("__call__", &PackedView::operator(), ReleaseGil())
+      .def_property_readonly("name", &PackedView::name);
+}
+
 void bind_functions(py::module_& m) {
   m.def("share", &nsn::share, ReleaseGil());
   m.def("draw_seed", &nsn::draw_seed);
@@ -369,5 +416,6 @@ PYBIND11_MODULE(_C, m) {
   py::module_::import("sys").attr("modules")["nsn._C.merge"] = merge;
   bind_merge(merge);
   bind_core(m);
+  bind_pack(m);
   bind_functions(m);
 }

@@ -65,6 +65,7 @@ from nsn.exporting import Export, export
 from nsn.functional import joint_loss, share
 from nsn.network import ALL, Network
 from nsn.optim import param_groups
+from nsn.pack import Pack, PackedView, PackEntry
 from nsn.view import View
 
 #: Where CMake finds the C++ library inside this package: ``-DCMAKE_PREFIX_PATH=...``.
@@ -92,6 +93,9 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "Network",
+    "Pack",
+    "PackEntry",
+    "PackedView",
     "PositionEmbedding",
     "RMSNorm",
     "Residual",

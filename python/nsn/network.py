@@ -12,6 +12,7 @@ from nsn._C.merge import Rule
 from nsn.blocks import BlockOptions
 from nsn.description import Description, Subnetwork
 from nsn.extract import extract
+from nsn.pack import Pack
 from nsn.summary import Summary
 from nsn.view import View
 
@@ -269,6 +270,19 @@ class Network(nn.Module):
             ValueError: where there is no such sub-network.
         """
         return View(self, name)
+
+    def pack(self, subnetworks: Sequence[str] = (), batch_sizes: Sequence[int] = (1, 8)) -> Pack:
+        """A snapshot of the weights, laid out for the fastest inference.
+
+        Args:
+            subnetworks: which ones it serves; default: all.
+            batch_sizes: at which the forms of convolutions are timed against each other. Views take
+                any batch; one of another size runs as the nearest of these.
+
+        Raises:
+            ValueError: for unknown sub-networks, and for batch sizes below 1.
+        """
+        return Pack(self, subnetworks, batch_sizes)
 
     def extract(self, name: str) -> nn.Sequential:
         """A sub-network as a plain ``torch.nn`` module that knows nothing of nsn.

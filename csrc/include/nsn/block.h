@@ -7,7 +7,6 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -44,8 +43,9 @@ class Module;
 namespace nsn {
 
 namespace detail {
+class Packs;
 struct TiedLanes;
-}
+}  // namespace detail
 
 /// A parameter, or a buffer, that a block asks for.
 struct ParameterSpec {
@@ -158,6 +158,9 @@ class NSN_API BlockPass {
   at::TensorList table;
   /// The lanes' slices of tied parameters, which all uses of the pass have in common.
   detail::TiedLanes* tied = nullptr;
+  /// In a packed pass, which has one lane, what products and convolutions compute with. Default:
+  /// none, the table.
+  detail::Packs* packs = nullptr;
   /// The block's name, and the pass of the block around it, if there is one.
   std::string_view name = {};
   const BlockPass* outer = nullptr;
@@ -167,6 +170,7 @@ class NSN_API BlockPass {
 
   /// Parameter `p` of the block, whole, as `lane` finds it.
   const at::Tensor& parameter(size_t p, size_t lane = 0) const {
+    if (packs != nullptr) note_read(p, lane);
     return table[lanes[lane].parameters[p].place];
   }
 
@@ -186,6 +190,9 @@ class NSN_API BlockPass {
 
   /// For each lane the first one of the same way, itself if there is none before it.
   std::vector<size_t> first_of_way(uint64_t LanePass::* way) const;
+
+ private:
+  void note_read(size_t p, size_t lane) const;
 };
 
 class Block;

@@ -45,6 +45,11 @@ class NSN_API Core {
   std::vector<at::Tensor> joint(at::TensorList parameters, const at::Tensor& x,
                                 c10::ArrayRef<size_t> subnetworks, bool training) const;
 
+  /// One sub-network in evaluation, with `packs` in place of weights: what nsn::Pack runs. Throws as
+  /// `joint`.
+  at::Tensor packed(at::TensorList parameters, const at::Tensor& x, size_t subnetwork,
+                    detail::Packs& packs) const;
+
   /// A pass that makes running statistics from a batch: each one moves to the mean over all batches
   /// since `num_batches_tracked` was 0. Nothing is dropped.
   void calibrate(at::TensorList parameters, const at::Tensor& x,
@@ -67,8 +72,8 @@ class NSN_API Core {
 
  private:
   std::vector<at::Tensor> run(at::TensorList parameters, const at::Tensor& x,
-                              c10::ArrayRef<size_t> subnetworks, bool training,
-                              bool calibrating) const;
+                              c10::ArrayRef<size_t> subnetworks, bool training, bool calibrating,
+                              detail::Packs* packs = nullptr) const;
   void trace_ways();
   void check_input(at::TensorList parameters, const at::Tensor& x) const;
   void check_parameters(at::TensorList parameters, const BlockPass& pass, size_t block,

@@ -10,6 +10,7 @@
 
 #include <nsn/core.h>
 #include <nsn/description.h>
+#include <nsn/pack.h>
 #include <nsn/view.h>
 
 namespace nsn {
@@ -53,6 +54,9 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   /// A handle for inference on the storages that the network has now.
   View view(const std::string& name) const;
 
+  /// A snapshot of the weights, laid out for the fastest inference.
+  Pack pack(const PackOptions& options = {}) const;
+
   /// What the network computes, apart from its parameters.
   const Core& core() const noexcept { return *core_; }
 
@@ -68,6 +72,7 @@ class NSN_API NetworkImpl : public torch::nn::Module {
 
  private:
   Outputs run(const at::Tensor& x, const std::vector<size_t>& subnetworks);
+  View::Current current() const;
 
   std::shared_ptr<const Core> core_;
   /// Handles on what is registered: moving the network changes what they hold.

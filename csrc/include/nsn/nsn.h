@@ -23,6 +23,7 @@
 #include <nsn/merge.h>
 #include <nsn/network.h>
 #include <nsn/optim.h>
+#include <nsn/pack.h>
 #include <nsn/recalibrate.h>
 #include <nsn/summary.h>
 #include <nsn/version.h>

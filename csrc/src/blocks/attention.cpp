@@ -12,6 +12,7 @@
 #include "nsn/blocks/dense.h"
 #include "nsn/blocks/norm.h"
 #include "nsn/functional.h"
+#include "packs.h"
 
 namespace nsn {
 
@@ -141,7 +142,12 @@ std::vector<at::Tensor> Attention::joint(at::TensorList inputs, const BlockPass&
   const functional::Memory memory{pass.memory.workspace};
   const bool shares_bias = options_.bias() && pass.is_shared(kQkvBias);
   const auto product = [&](at::TensorList x, size_t weight, size_t bias,
-                           std::vector<size_t> same_as) {
+                           std::vector<size_t> same_as) -> std::vector<at::Tensor> {
+    if (pass.packs != nullptr) {
+      detail::ProductPlaces places{weight};
+      if (options_.bias()) places.bias = bias;
+      return {pass.packs->product(pass, places, torch::kLinear, x[0])};
+    }
     auto y = functional::linear(x, pass.parameter(weight),
                                 shares_bias ? pass.parameter(bias) : at::Tensor(),
                                 detail::shared_lanes(pass, weight, std::move(same_as)), {}, memory);

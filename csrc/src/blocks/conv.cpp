@@ -14,6 +14,7 @@
 #include "blocks/options.h"
 #include "blocks/support.h"
 #include "nsn/functional.h"
+#include "packs.h"
 
 namespace nsn {
 
@@ -199,6 +200,15 @@ std::vector<at::Tensor> Conv<D>::joint(at::TensorList inputs, const BlockPass& p
   std::vector<at::Tensor> outputs;
   detail::Epilogue epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1};
   if (o.scale()) epilogue.scale = scale;
+  if (pass.packs != nullptr) {
+    const bool fuses = std::holds_alternative<torch::enumtype::kReLU>(o.activation()) && !o.scale();
+    outputs.push_back(pass.packs->convolution(
+        pass, kWeight, adds_bias ? std::optional<size_t>(bias) : std::nullopt,
+        {extents(o.stride()), extents(o.padding()), extents(o.dilation())}, fuses, x[0]));
+    if (o.bias() && !adds_bias) epilogue.bias = bias;
+    if (fuses) epilogue.activation = torch::kLinear;
+    return epilogue(std::move(outputs), pass);
+  }
   if (o.groups() == 1 && !detail::autocast_dtype(x[0].device().type())) {
     const bool fused = adds_bias && pass.is_shared(bias);
     outputs = functional::convolution(

@@ -10,6 +10,7 @@
 #include "blocks/options.h"
 #include "blocks/support.h"
 #include "nsn/functional.h"
+#include "packs.h"
 
 namespace nsn {
 
@@ -90,6 +91,12 @@ Fit Dense::fit(const Signal& input, const BlockUse& use) const {
 
 std::vector<at::Tensor> Dense::joint(at::TensorList inputs, const BlockPass& pass) const {
   const size_t scale = 1, bias = options_.scale() ? 2 : 1;
+  if (pass.packs != nullptr) {
+    detail::ProductPlaces places{kWeight};
+    if (options_.scale()) places.scale = scale;
+    if (options_.bias()) places.bias = bias;
+    return {pass.packs->product(pass, places, options_.activation(), inputs[0])};
+  }
   const auto lanes = detail::shared_lanes(pass, kWeight, pass.first_of_way(&LanePass::input_way));
   const bool relu = std::holds_alternative<torch::enumtype::kReLU>(options_.activation());
   const bool linear = std::holds_alternative<torch::enumtype::kLinear>(options_.activation());

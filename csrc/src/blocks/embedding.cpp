@@ -12,6 +12,7 @@
 #include "blocks/options.h"
 #include "blocks/support.h"
 #include "nsn/blocks/dense.h"
+#include "packs.h"
 
 namespace nsn {
 
@@ -209,6 +210,13 @@ Fit TiedOutput::fit(const Signal& input, const BlockUse& use) const {
   if (options_.bias()) result.slices.push_back({options_.num_embeddings()});
   result.flops = 2 * options_.num_embeddings() * detail::kept_numel(input.layout);
   return result;
+}
+
+std::vector<at::Tensor> TiedOutput::joint(at::TensorList inputs, const BlockPass& pass) const {
+  if (pass.packs == nullptr) return Block::joint(inputs, pass);
+  detail::ProductPlaces places{0};
+  if (options_.bias()) places.bias = 1;
+  return {pass.packs->product(pass, places, torch::kLinear, inputs[0])};
 }
 
 at::Tensor TiedOutput::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,

@@ -3,6 +3,8 @@ from typing import Any
 
 from torch import Tensor
 
+from nsn.pack import PackEntry
+
 from . import merge as merge
 
 class Description:
@@ -58,6 +60,26 @@ class View:
     @property
     def parameters(self) -> list[Tensor]: ...
     def stale(self, current: Sequence[Tensor]) -> bool: ...
+
+class Pack:
+    def __init__(
+        self,
+        core: Core,
+        parameters: Sequence[Tensor],
+        subnetworks: Sequence[str],
+        batch_sizes: Sequence[int],
+    ) -> None: ...
+    def view(self, subnetwork: str) -> PackedView: ...
+    def stale(self, current: Sequence[Tensor]) -> bool: ...
+    def refresh(self, parameters: Sequence[Tensor]) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    def entries(self) -> list[PackEntry]: ...
+
+class PackedView:
+    def __call__(self, x: Tensor) -> Tensor: ...
+    @property
+    def name(self) -> str: ...
 
 def share(
     parameter: Tensor,

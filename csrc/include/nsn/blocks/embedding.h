@@ -129,6 +129,7 @@ class NSN_API TiedOutput final : public Block {
   std::string options_json() const override;
   std::vector<ParameterSpec> parameters() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
+  std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
   at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                      const BlockPass& pass) const override;
   BlockPtr narrowed(const Fit& fit) const override;

@@ -1,0 +1,242 @@
+#include "nsn/pack.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <iomanip>
+#include <mutex>
+#include <numeric>
+#include <ostream>
+#include <sstream>
+#include <utility>
+
+#include "autocast.h"
+#include "packs.h"
+
+namespace nsn {
+
+namespace {
+
+/// A number that tells contents, shape and dtype of a tensor from others'. Version counters would
+/// be cheaper, but not all that writes counts there: `torch.optim` with `fused=True` does not.
+uint64_t fingerprint(const at::Tensor& tensor) {
+  constexpr uint64_t kPrime = 0x9E3779B97F4A7C15U;
+  constexpr size_t kSums = 8;  // independent ones, since each waits for the multiplication before
+  const at::Tensor bytes = tensor.detach().cpu().contiguous();
+  const auto* from = static_cast<const char*>(bytes.const_data_ptr());
+  std::array<uint64_t, kSums> sums{};
+  const auto add = [](uint64_t& sum, uint64_t word) { sum = (sum ^ word) * kPrime + (sum >> 29); };
+  size_t left = bytes.nbytes();
+  std::array<uint64_t, kSums> words{};
+  while (left > 0) {
+    const size_t count = std::min(left, sizeof words);
+    if (count < sizeof words) words.fill(0);
+    std::memcpy(words.data(), from, count);
+    for (size_t i = 0; i < kSums; ++i) add(sums[i], words[i]);
+    from += count;
+    left -= count;
+  }
+  uint64_t result = static_cast<uint64_t>(tensor.scalar_type());
+  for (const int64_t extent : tensor.sizes()) add(result, static_cast<uint64_t>(extent));
+  for (const uint64_t sum : sums) add(result, sum);
+  return result;
+}
+
+/// What one packing left; constant.
+struct Snapshot {
+  std::shared_ptr<const Core> core;
+  std::vector<at::Tensor> table;
+  /// Constant too once it is filled: passes only read it.
+  std::shared_ptr<detail::Packs> packs;
+  /// Of the tensors that its sub-networks read, by place.
+  std::vector<std::pair<size_t, uint64_t>> fingerprints;
+};
+
+}  // namespace
+
+struct Pack::State {
+  std::shared_ptr<const Core> core;  // the network's
+  std::vector<size_t> subnetworks;
+  std::vector<int64_t> batch_sizes;
+  View::Current current;
+  mutable std::mutex mutex;  // over `snapshot`, the pointer
+  std::shared_ptr<const Snapshot> snapshot;
+
+  std::shared_ptr<const Snapshot> now() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return snapshot;
+  }
+
+  void pack(at::TensorList parameters) {
+    const at::NoGradGuard no_grad;
+    const detail::WithoutAutocast guard(at::kCPU);
+    auto made = std::make_shared<Snapshot>();
+    made->core = core;
+    made->packs = std::make_shared<detail::Packs>();
+    const Description& description = core->description();
+    const auto& blocks = description.blocks();
+    const bool has_modules = std::any_of(blocks.begin(), blocks.end(), [](const auto& block) {
+      return block.block->module() != nullptr;
+    });
+    if (has_modules) {
+      made->core = std::make_shared<const Core>(description.with_blocks([](const Block& block) {
+        const BlockPtr copy = block.copy();
+        return copy ? copy->evaluator() : nullptr;
+      }));
+    }
+    std::vector<at::Tensor> table(parameters.size());
+    for (const size_t s : subnetworks) {
+      for (const auto& places : description.subnetworks()[s].places) {
+        for (const ParameterPlace& at : places) {
+          table[at.place] = parameters[at.place].detach();
+        }
+      }
+    }
+    for (const int64_t batch : batch_sizes) {
+      Shape shape = description.input();
+      shape.insert(shape.begin(), batch);
+      at::TensorOptions options = at::TensorOptions().dtype(description.dtype());
+      for (size_t i = 0; i < table.size(); ++i) {
+        if (!table[i].defined() || description.parameters()[i].is_buffer) continue;
+        options = options.device(table[i].device());
+        // The network may have moved to another floating dtype.
+        if (at::isFloatingType(description.dtype())) options = options.dtype(table[i].dtype());
+      }
+      const at::Tensor x = at::zeros(shape, options);
+      for (const size_t s : subnetworks) made->core->packed(table, x, s, *made->packs);
+    }
+    for (const size_t i : c10::irange(table.size())) {
+      if (table[i].defined()) made->fingerprints.emplace_back(i, fingerprint(table[i]));
+    }
+    made->table = made->packs->finish(table);
+    // Wrapped modules read their own copies; the table serves their shapes.
+    for (const size_t i : c10::irange(table.size())) {
+      if (table[i].defined() && !made->table[i].defined()) {
+        made->table[i] = at::zeros({1}, table[i].options()).expand(table[i].sizes());
+      }
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    snapshot = std::move(made);
+  }
+
+  bool stale(at::TensorList parameters) const {
+    const auto own = now();
+    return std::any_of(own->fingerprints.begin(), own->fingerprints.end(), [&](const auto& each) {
+      const at::Tensor& tensor = parameters[each.first];
+      return !tensor.defined() || fingerprint(tensor) != each.second;
+    });
+  }
+
+  bool stale() const {
+    if (!current) return false;
+    const auto parameters = current();
+    return !parameters.empty() && stale(parameters);
+  }
+};
+
+Pack::Pack(std::shared_ptr<const Core> core, at::TensorList parameters, const PackOptions& options,
+           View::Current current)
+    : state_(std::make_shared<State>()) {
+  const Description& description = core->description();
+  for (const std::string& name : options.subnetworks()) {
+    state_->subnetworks.push_back(description.index_of(name));
+  }
+  if (options.subnetworks().empty()) {
+    state_->subnetworks.resize(description.subnetworks().size());
+    std::iota(state_->subnetworks.begin(), state_->subnetworks.end(), size_t{0});
+  }
+  TORCH_CHECK_VALUE(!options.batch_sizes().empty() &&
+                        std::all_of(options.batch_sizes().begin(), options.batch_sizes().end(),
+                                    [](int64_t size) { return size >= 1; }),
+                    "nsn::Pack: batch_sizes must be at least one size, each at least 1, but got ",
+                    to_string(options.batch_sizes()), ". Give those that the application uses.");
+  state_->batch_sizes = options.batch_sizes();
+  state_->core = std::move(core);
+  state_->current = std::move(current);
+  state_->pack(parameters);
+}
+
+PackedView Pack::view(const std::string& subnetwork) const {
+  const Description& description = state_->core->description();
+  const size_t place = description.index_of(subnetwork);
+  std::string names;
+  for (const size_t s : state_->subnetworks) {
+    if (s == place) return PackedView(state_, place);
+    names += (names.empty() ? "'" : ", '") + description.subnetworks()[s].name + "'";
+  }
+  TORCH_CHECK_VALUE(false, "nsn::Pack: sub-network '", subnetwork,
+                    "' is not in this pack, which has ", names,
+                    ". Name it in PackOptions::subnetworks.");
+}
+
+bool Pack::stale() const { return state_->stale(); }
+bool Pack::stale(at::TensorList current) const { return state_->stale(current); }
+
+void Pack::refresh() {
+  const auto parameters = state_->current ? state_->current() : std::vector<at::Tensor>();
+  TORCH_CHECK_VALUE(!parameters.empty(),
+                    "nsn::Pack: the network that this pack was made of is gone, so there is "
+                    "nothing to pack anew. Keep the network, or use the pack as it is.");
+  state_->pack(parameters);
+}
+
+void Pack::refresh(at::TensorList parameters) { state_->pack(parameters); }
+
+std::vector<Pack::Entry> Pack::entries() const {
+  const auto snapshot = state_->now();
+  return snapshot->packs->entries(snapshot->core->description());
+}
+
+int64_t Pack::bytes() const {
+  int64_t sum = 0;
+  for (const Entry& entry : entries()) sum += entry.bytes;
+  return sum;
+}
+
+PackedView::PackedView(std::shared_ptr<const Pack::State> state, size_t subnetwork)
+    : state_(std::move(state)), subnetwork_(subnetwork) {}
+
+at::Tensor PackedView::operator()(const at::Tensor& x) const {
+  const at::NoGradGuard no_grad;
+  const detail::WithoutAutocast guard(at::kCPU);
+  const auto snapshot = state_->now();
+  return snapshot->core->packed(snapshot->table, x, subnetwork_, *snapshot->packs);
+}
+
+const std::string& PackedView::name() const {
+  return state_->core->description().subnetworks()[subnetwork_].name;
+}
+
+bool PackedView::stale() const { return state_->stale(); }
+
+std::ostream& operator<<(std::ostream& stream, const std::vector<Pack::Entry>& entries) {
+  size_t width = 9;
+  for (const Pack::Entry& entry : entries) width = std::max(width, entry.parameter.size());
+  const auto row = [&](const std::string& parameter, const std::string& shape,
+                       const std::string& form, const std::string& bytes,
+                       const std::string& users) {
+    stream << std::left << std::setw(static_cast<int>(width) + 2) << parameter << std::setw(20)
+           << shape << std::setw(24) << form << std::right << std::setw(12) << bytes << "  "
+           << users << '\n';
+  };
+  row("parameter", "slice", "form", "bytes", "sub-networks");
+  int64_t sum = 0;
+  for (const Pack::Entry& entry : entries) {
+    std::string form = entry.form, users;
+    for (const int64_t batch : entry.batch_sizes) {
+      form += (batch == entry.batch_sizes[0] ? " at " : ", ") + std::to_string(batch);
+    }
+    for (const std::string& name : entry.subnetworks) users += (users.empty() ? "" : ", ") + name;
+    row(entry.parameter, to_string(entry.shape), form, std::to_string(entry.bytes), users);
+    sum += entry.bytes;
+  }
+  row("all", "", "", std::to_string(sum), "");
+  return stream;
+}
+
+}  // namespace nsn
