@@ -59,23 +59,23 @@ def cnn() -> nsn.Network:
 
 
 def transformer() -> nsn.Network:
-    """Attention heads and hidden layers at two widths, a dropped block, a tied output."""
-    blocks = ["words", "place", "block1", "block2", "norm", "output"]
-    narrow = {"heads": 2, "ffn": 0.5}
+    """Attention heads and hidden layers at two widths, and a tied output."""
+    blocks = ["words", "place", "block", "gate", "norm", "output"]
     return nsn.Network(
         input=(12,),
         dtype=torch.int64,
         blocks={
             "words": nsn.Embedding(11, 32),
             "place": nsn.PositionEmbedding(12, 32),
-            "block1": nsn.Transformer(32, 4, 64, causal=True, per_subnetwork=["affine"]),
-            "block2": nsn.Transformer(32, 4, 64, norm="rms", activation="swiglu"),
+            "block": nsn.Transformer(32, 4, 64, causal=True, per_subnetwork=["affine"]),
+            "gate": nsn.Residual(
+                {"norm": nsn.RMSNorm(32), "dense": nsn.Dense(32, 32, activation="swiglu")}
+            ),
             "norm": nsn.LayerNorm(32),
             "output": nsn.TiedOutput("words", 11, 32),
         },
         subnetworks={
-            "half": nsn.Subnetwork(blocks, width={"block1": narrow, "block2": narrow}),
-            "outer": ["words", "place", "block1", "norm", "output"],
+            "half": nsn.Subnetwork(blocks, width={"block": {"heads": 2, "ffn": 0.5}}),
         },
     )
 

@@ -97,12 +97,21 @@ def test_onnx_graphs_hold_no_weights(kind: str) -> None:
 
 
 def test_xnnpack_shares_what_stands_before_a_private_batch_norm() -> None:
-    files = sizes(exported("cnn", "executorch"))
     content = (exported("cnn", "executorch").folder / "xnnpack.pte").read_bytes()
     weight = network("cnn").state_dict()["stage.conv.weight"]  # of base and shallow, with own norms
     rows = weight.permute(0, 2, 3, 1).contiguous()  # as XNNPACK has it
     assert content.count(rows[0].numpy().tobytes()) == 1
-    assert files["xnnpack.pte"] < 2.5 * one_copy(network("cnn"))
+
+
+def test_executorch_with_a_fixed_shape(tmp_path: Path) -> None:
+    net = nsn.Network(input=(4,), blocks={"output": nsn.Dense(4, 3)})
+    export = nsn.export(net, tmp_path / "out", "executorch", max_batch=1)
+    x = torch.randn(1, 4)
+    for program in export.programs:
+        assert program.max_batch == 1
+        assert torch.allclose(runner(export, program)(x), net.view("base")(x), atol=1e-6)
+        with pytest.raises(RuntimeError):
+            runner(export, program)(torch.randn(2, 4))
 
 
 def test_the_manifest(tmp_path: Path) -> None:

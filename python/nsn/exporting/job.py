@@ -34,7 +34,8 @@ def need(extra: str, *modules: str) -> None:
     """
     for name in modules:
         try:
-            importlib.import_module(name)
+            with quiet():
+                importlib.import_module(name)
         except ImportError as error:
             raise MissingPackageError(
                 f"nsn: the format {extra} needs the package {name.partition('.')[0]}, which cannot "
@@ -106,7 +107,7 @@ def input_dtype(network: Network) -> torch.dtype:
 class Shared(nn.Module):
     """A sub-network over the network's whole tensors, whose forward takes its parts of them.
 
-    Its buffers are the network's own tensors, as ``t<place in the table>``; a tool that exports
+    Its buffers are the network's own tensors (on the CPU), as ``t<place in the table>``; a tool that exports
     several of these meets the same ones again.
 
     Args:
@@ -122,7 +123,7 @@ class Shared(nn.Module):
         module, uses = lower(network.description, name)
         # In a list, so that it is no child: its own parameters hold nothing.
         self._module = [module.eval()]
-        table = [tensor.detach() for tensor in network._parameters_now()]
+        table = [tensor.detach().cpu() for tensor in network._parameters_now()]
         self._sources: dict[str, tuple[str, Use | None]] = {}
         if as_constants:
             tensors = {use.path: use.of(table[use.place]) for use in uses}

@@ -9,7 +9,11 @@ from torch import Tensor
 from nsn.exporting.folder import Program
 from nsn.exporting.job import BATCH, Job, Shared, quiet, tracing, versions
 
-PACKAGES = ("executorch.exir", "executorch.runtime")
+PACKAGES = (
+    "executorch.exir",
+    "executorch.runtime",
+    "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+)
 
 VARIANTS = ("portable", "xnnpack")
 

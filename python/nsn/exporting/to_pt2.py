@@ -22,7 +22,7 @@ def write(job: Job, folder: Path) -> tuple[list[Program], dict[str, str]]:
     programs = []
     for name in job.subnetworks:
         job.step(f"{name}: torch.export")
-        module = extract(job.network, name).eval().requires_grad_(False)
+        module = extract(job.network, name).cpu().eval().requires_grad_(False)
         batch = torch.export.Dim(BATCH, min=1)
         with tracing():
             exported = torch.export.export(
