@@ -107,8 +107,8 @@ def input_dtype(network: Network) -> torch.dtype:
 class Shared(nn.Module):
     """A sub-network over the network's whole tensors, whose forward takes its parts of them.
 
-    Its buffers are the network's own tensors (on the CPU), as ``t<place in the table>``; a tool that exports
-    several of these meets the same ones again.
+    Its buffers are the network's own tensors (on the CPU), as ``t<place in the table>``; a tool
+    that exports several of these meets the same ones again.
 
     Args:
         network: whose tensors it reads.
