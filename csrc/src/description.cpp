@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "blocks/support.h"
 #include "nsn/blocks/embedding.h"
 
 namespace nsn {
@@ -40,6 +41,7 @@ NetworkOptions& NetworkOptions::merge(merge::Rule rule) {
 namespace {
 
 constexpr const char* kBase = "base";
+constexpr size_t kMostSubnetworks = 1024;
 
 /// Names become parts of parameters' names and attributes in Python.
 void check_name(const std::string& name, const char* what) {
@@ -51,6 +53,13 @@ void check_name(const std::string& name, const char* what) {
   TORCH_CHECK_VALUE(fits, "nsn::Description: ", what, " name '", name,
                     "' must be made of letters, digits and '_' and not start with a digit. Rename "
                     "it.");
+}
+
+/// Where a sub-network keeps a block, among the places of those that it keeps, in order.
+std::optional<size_t> position(const std::vector<size_t>& kept, size_t block) {
+  const auto found = std::lower_bound(kept.begin(), kept.end(), block);
+  if (found == kept.end() || *found != block) return std::nullopt;
+  return static_cast<size_t>(found - kept.begin());
 }
 
 std::string quoted(const std::vector<std::string>& names) {
@@ -94,24 +103,29 @@ Description::Description(const NetworkOptions& options)
                     dtype_, ". Use float32.");
   add_blocks(options);
 
+  TORCH_CHECK_VALUE(options.subnetworks_.size() <= kMostSubnetworks,
+                    "nsn::Description: a network has at most ", kMostSubnetworks,
+                    " sub-networks, but got ", options.subnetworks_.size(), ". Describe fewer.");
   std::unordered_set<std::string> names;
   for (const auto& [name, subnetwork] : options.subnetworks_) {
     check_name(name, "sub-network");
     TORCH_CHECK_VALUE(names.insert(name).second, "nsn::Description: two sub-networks are named '",
                       name, "'. Rename one.");
   }
+  std::unordered_map<std::string, size_t> places;
+  for (const size_t i : c10::irange(blocks_.size())) places.emplace(blocks_[i].name, i);
   // "base" comes first, and has all blocks unless it is described.
   const auto base = std::find_if(options.subnetworks_.begin(), options.subnetworks_.end(),
                                  [](const auto& subnetwork) { return subnetwork.first == kBase; });
   if (base != options.subnetworks_.end()) {
-    add_subnetwork(kBase, base->second);
+    add_subnetwork(kBase, base->second, places);
   } else {
     std::vector<std::string> all;
     for (const auto& block : blocks_) all.push_back(block.name);
-    add_subnetwork(kBase, SubnetworkOptions(std::move(all)));
+    add_subnetwork(kBase, SubnetworkOptions(std::move(all)), places);
   }
   for (const auto& [name, subnetwork] : options.subnetworks_) {
-    if (name != kBase) add_subnetwork(name, subnetwork);
+    if (name != kBase) add_subnetwork(name, subnetwork, places);
   }
 
   std::vector<bool> kept(blocks_.size(), false);
@@ -123,6 +137,7 @@ Description::Description(const NetworkOptions& options)
                       blocks_[block].name, "'. Remove it, or add it to a sub-network.");
   }
   add_parameters();
+  add_uses();
   add_tied_slices();
   count_parameters();
   rank_subnetworks();
@@ -143,15 +158,16 @@ void Description::add_blocks(const NetworkOptions& options) {
     for (const InnerBlock& inner : given.block->inner()) check_name(inner.name, "inner block");
     blocks_.push_back({given.name, given.block, given.block->parameters(),
                        given.rule.value_or(merge_), given.rule.has_value()});
+    for (const ParameterSpec& parameter : blocks_.back().parameters) {
+      checked_numel(parameter.shape, "parameter '" + given.name + "." + parameter.name + "'");
+    }
   }
 }
 
-void Description::add_subnetwork(const std::string& name, const SubnetworkOptions& options) {
+void Description::add_subnetwork(const std::string& name, const SubnetworkOptions& options,
+                                 const std::unordered_map<std::string, size_t>& places) {
   TORCH_CHECK_VALUE(!options.blocks().empty(), "nsn::Description: sub-network '", name,
                     "' keeps no block. Name at least one, or remove the sub-network.");
-  std::unordered_map<std::string, size_t> places;
-  for (const size_t i : c10::irange(blocks_.size())) places.emplace(blocks_[i].name, i);
-
   Subnetwork subnetwork{name, options, {}, {}, {}, {}, {}, 0, 0, 0};
   for (const std::string& block_name : options.blocks()) {
     const auto found = places.find(block_name);
@@ -173,13 +189,11 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
   const std::string prefix = "nsn::Description: sub-network '" + name + "'";
   const auto kept_place = [&](const std::string& block_name, const char* sets) {
     const auto found = places.find(block_name);
-    const auto kept = found == places.end() ? subnetwork.blocks.end()
-                                            : std::find(subnetwork.blocks.begin(),
-                                                        subnetwork.blocks.end(), found->second);
-    TORCH_CHECK_VALUE(kept != subnetwork.blocks.end(), prefix, " sets a ", sets, " for block '",
-                      block_name, "', which it does not keep. It keeps ", quoted(options.blocks()),
-                      ".");
-    return static_cast<size_t>(kept - subnetwork.blocks.begin());
+    const auto kept =
+        found == places.end() ? std::nullopt : position(subnetwork.blocks, found->second);
+    TORCH_CHECK_VALUE(kept, prefix, " sets a ", sets, " for block '", block_name,
+                      "', which it does not keep. It keeps ", quoted(options.blocks()), ".");
+    return *kept;
   };
   std::vector<BlockUse> uses(subnetwork.blocks.size());
   for (const auto& [block_name, probability] : options.dropout()) {
@@ -229,7 +243,7 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
   for (const size_t i : c10::irange(subnetwork.blocks.size())) {
     const NamedBlock& block = blocks_[subnetwork.blocks[i]];
     try {
-      subnetwork.fits.push_back(block.block->fit(signal, uses[i]));
+      subnetwork.fits.push_back(detail::checked_fit(*block.block, signal, uses[i]));
     } catch (const Misfit& problem) {
       const std::string source =
           i == 0 ? "the network's input" : "block '" + blocks_[subnetwork.blocks[i - 1]].name + "'";
@@ -240,10 +254,7 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
                         ", or keep a block between them that makes the one shape of the other.");
     }
     signal = subnetwork.fits.back().output;
-    subnetwork.flops += subnetwork.fits.back().flops;
-    for (const ParameterSpec& parameter : block.parameters) {
-      checked_numel(parameter.shape, "parameter '" + block.name + "." + parameter.name + "'");
-    }
+    subnetwork.flops = detail::saturating_add(subnetwork.flops, subnetwork.fits.back().flops);
   }
   subnetwork.output = kept_shape(signal.layout);
   subnetworks_.push_back(std::move(subnetwork));
@@ -253,13 +264,6 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
 /// block.
 void Description::add_parameters() {
   for (Subnetwork& subnetwork : subnetworks_) subnetwork.places.resize(subnetwork.blocks.size());
-  // Where a sub-network keeps a block, in its own order.
-  const auto position = [](const Subnetwork& subnetwork, size_t block) {
-    const auto found = std::find(subnetwork.blocks.begin(), subnetwork.blocks.end(), block);
-    return found == subnetwork.blocks.end()
-               ? std::optional<size_t>()
-               : std::optional<size_t>(found - subnetwork.blocks.begin());
-  };
   std::unordered_map<std::string, size_t> table;
   std::unordered_set<size_t> tied;
   for (const bool ties : {false, true}) {
@@ -288,7 +292,7 @@ void Description::add_parameters() {
         }
         for (const size_t s : c10::irange(subnetworks_.size())) {
           Subnetwork& subnetwork = subnetworks_[s];
-          const auto at = position(subnetwork, b);
+          const auto at = position(subnetwork.blocks, b);
           if (!at) continue;
           auto& places = subnetwork.places[*at];
           places.resize(blocks_[b].parameters.size());
@@ -340,19 +344,26 @@ void Description::add_tied_slices() {
   }
 }
 
-std::vector<Description::User> Description::users_of(size_t parameter) const {
-  std::vector<User> result;
+void Description::add_uses() {
+  uses_.resize(parameters_.size());
   for (const size_t s : c10::irange(subnetworks_.size())) {
-    const Subnetwork& subnetwork = subnetworks_[s];
-    const Layout* slice = nullptr;
-    const auto tied = subnetwork.tied.find(parameter);
-    if (tied != subnetwork.tied.end()) slice = &tied->second;
-    for (size_t i = 0; slice == nullptr && i < subnetwork.blocks.size(); ++i) {
-      for (size_t p = 0; slice == nullptr && p < subnetwork.places[i].size(); ++p) {
-        if (subnetwork.places[i][p].place == parameter) slice = &subnetwork.fits[i].slices[p];
+    for (const size_t i : c10::irange(subnetworks_[s].places.size())) {
+      for (const size_t p : c10::irange(subnetworks_[s].places[i].size())) {
+        auto& uses = uses_[subnetworks_[s].places[i][p].place];
+        if (uses.empty() || uses.back().subnetwork != s) uses.push_back({s, i, p});
       }
     }
-    if (slice != nullptr) result.push_back({s, slice});
+  }
+}
+
+std::vector<Description::User> Description::users_of(size_t parameter) const {
+  std::vector<User> result;
+  for (const Use& use : uses_[parameter]) {
+    const Subnetwork& subnetwork = subnetworks_[use.subnetwork];
+    const auto tied = subnetwork.tied.find(parameter);
+    result.push_back({use.subnetwork, tied != subnetwork.tied.end()
+                                          ? &tied->second
+                                          : &subnetwork.fits[use.block].slices[use.spec]});
   }
   return result;
 }
@@ -363,8 +374,8 @@ void Description::count_parameters() {
     std::vector<const Layout*> slices;
     for (const User& user : users) {
       if (!parameters_[p].is_buffer) {
-        subnetworks_[user.subnetwork].parameter_count +=
-            c10::multiply_integers(kept_shape(*user.slice));
+        int64_t& count = subnetworks_[user.subnetwork].parameter_count;
+        count = detail::saturating_add(count, c10::multiply_integers(kept_shape(*user.slice)));
       }
       if (!parameters_[p].subnetwork) slices.push_back(user.slice);
     }
@@ -473,7 +484,8 @@ Description Description::with_blocks(const std::function<BlockPtr(const Block&)>
 int64_t Description::parameter_count() const noexcept {
   int64_t count = 0;
   for (const Parameter& parameter : parameters_) {
-    if (!parameter.is_buffer) count += c10::multiply_integers(parameter.shape);
+    if (parameter.is_buffer) continue;
+    count = detail::saturating_add(count, c10::multiply_integers(parameter.shape));
   }
   return count;
 }

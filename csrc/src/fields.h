@@ -38,6 +38,7 @@ class Fields {
 
   std::string string(const std::string& name) { return as_string(get(name), name); }
   int64_t integer(const std::string& name) { return as_integer(get(name), name); }
+  int64_t option(const std::string& name) { return as_option(get(name), name); }
   double number(const std::string& name) { return as_number(get(name), name); }
   bool boolean(const std::string& name) {
     const Json& value = get(name);
@@ -58,6 +59,14 @@ class Fields {
          value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()));
     TORCH_CHECK_VALUE(fits, at(name), " must be an integer below 2^63, but is ", found(value), ".");
     return value.get<int64_t>();
+  }
+  /// Of a block's options: small enough that what is computed from a few of them fits 2^63.
+  int64_t as_option(const Json& value, const std::string& name) const {
+    constexpr int64_t kMost = int64_t{1} << 30;
+    const int64_t result = as_integer(value, name);
+    TORCH_CHECK_VALUE(result >= -kMost && result <= kMost, at(name),
+                      " must be at most 2^30, but is ", found(value), ".");
+    return result;
   }
   double as_number(const Json& value, const std::string& name) const {
     TORCH_CHECK_VALUE(value.is_number(), at(name), " must be a number, but is ", found(value), ".");

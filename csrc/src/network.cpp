@@ -56,10 +56,12 @@ class BlockParameters : public torch::nn::Module {
 NetworkImpl::NetworkImpl(Description description)
     : NetworkImpl(description, Core(description).initial_parameters()) {}
 
-NetworkImpl::NetworkImpl(Description description, std::vector<at::Tensor> parameters)
+NetworkImpl::NetworkImpl(Description description, std::vector<at::Tensor> parameters,
+                         LoadReport report)
     : torch::nn::Module("nsn::Network"),
       core_(std::make_shared<const Core>(std::move(description))),
-      table_(std::move(parameters)) {
+      table_(std::move(parameters)),
+      report_(std::move(report)) {
   const auto& expected = this->description().parameters();
   TORCH_CHECK_VALUE(table_.size() == expected.size(), "nsn::Network: expected ", expected.size(),
                     " parameters, but got ", table_.size(), ".");
@@ -85,7 +87,36 @@ NetworkImpl::NetworkImpl(Description description, std::vector<at::Tensor> parame
   }
 }
 
+std::vector<std::string> NetworkImpl::loaded() const {
+  std::vector<std::string> result;
+  for (const std::string& name : description().names()) {
+    if (report_.missing.count(name) == 0) result.push_back(name);
+  }
+  return result;
+}
+
+void NetworkImpl::check_loaded() const { check_loaded(all_subnetworks()); }
+
+void NetworkImpl::check_loaded(const std::vector<size_t>& subnetworks) const {
+  if (report_.missing.empty()) return;
+  for (const size_t subnetwork : subnetworks) {
+    const std::string& name = description().subnetworks()[subnetwork].name;
+    if (report_.missing.count(name) == 0) continue;
+    std::string names;
+    for (const std::string& each : loaded()) names += (names.empty() ? "'" : ", '") + each + "'";
+    TORCH_CHECK_VALUE(false, "nsn::Network: sub-network '", name, "' was not loaded; there are ",
+                      names, ". Add it with load_rest(net, path).");
+  }
+}
+
+std::vector<size_t> NetworkImpl::all_subnetworks() const {
+  std::vector<size_t> all(description().subnetworks().size());
+  std::iota(all.begin(), all.end(), size_t{0});
+  return all;
+}
+
 Outputs NetworkImpl::run(const at::Tensor& x, const std::vector<size_t>& subnetworks) {
+  check_loaded(subnetworks);
   const auto outputs = core_->joint(table_, x, subnetworks, is_training());
   Outputs result("sub-network");
   for (const size_t i : c10::irange(subnetworks.size())) {
@@ -94,11 +125,7 @@ Outputs NetworkImpl::run(const at::Tensor& x, const std::vector<size_t>& subnetw
   return result;
 }
 
-Outputs NetworkImpl::joint(const at::Tensor& x) {
-  std::vector<size_t> all(description().subnetworks().size());
-  std::iota(all.begin(), all.end(), size_t{0});
-  return run(x, all);
-}
+Outputs NetworkImpl::joint(const at::Tensor& x) { return run(x, all_subnetworks()); }
 
 Outputs NetworkImpl::joint(const at::Tensor& x, const std::vector<std::string>& names) {
   std::vector<size_t> places;
@@ -123,10 +150,14 @@ View::Current NetworkImpl::current() const {
 }
 
 View NetworkImpl::view(const std::string& name) const {
+  check_loaded({description().index_of(name)});
   return View(core_, name, table_, current());
 }
 
 Pack NetworkImpl::pack(const std::vector<std::string>& subnetworks) const {
+  std::vector<size_t> places;
+  for (const std::string& name : subnetworks) places.push_back(description().index_of(name));
+  check_loaded(places.empty() ? all_subnetworks() : places);
   return Pack(core_, table_, subnetworks, current());
 }
 
@@ -140,8 +171,8 @@ std::shared_ptr<torch::nn::Module> NetworkImpl::clone(
                             : parameter.detach().clone());
   }
   auto copy = std::make_shared<NetworkImpl>(
-      description().with_blocks([](const Block& block) { return block.copy(); }),
-      std::move(copies));
+      description().with_blocks([](const Block& block) { return block.copy(); }), std::move(copies),
+      report_);
   const auto& cloned = copy->table_;
   for (const size_t i : c10::irange(own.size())) {
     if (description().parameters()[i].is_buffer) continue;

@@ -13,6 +13,7 @@ void recalibrate(const Network& net, const std::vector<at::Tensor>& batches,
   for (const std::string& name : names.empty() ? net->description().names() : names) {
     subnetworks.push_back(net->description().index_of(name));
   }
+  net->check_loaded(subnetworks);
   net->core().reset_statistics(net->parameter_table(), subnetworks);
   for (const at::Tensor& batch : batches) {
     net->core().calibrate(net->parameter_table(), batch, subnetworks);

@@ -1,6 +1,5 @@
 #include "safetensors.h"
 
-#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 #include <fcntl.h>
@@ -30,10 +29,11 @@ namespace nsn::safetensors {
 namespace {
 
 using detail::Json;
+using detail::SortedJson;
 
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kMostHeaderBytes = 100'000'000;  // the format's own limit
-constexpr int kMostDepth = 8;
+constexpr detail::JsonLimits kLimits{.depth = 4, .fields = 1'000'000};
 
 struct DtypeName {
   const char* name;
@@ -84,22 +84,6 @@ void write_all(int descriptor, const void* data, uint64_t size, const std::strin
   }
 }
 
-void read_all(int descriptor, void* data, uint64_t size, const std::string& path) {
-  char* next = static_cast<char*>(data);
-  while (size > 0) {
-    const ssize_t got = ::read(descriptor, next, size);
-    if (got < 0) {
-      if (errno == EINTR) continue;
-      refuse(path, "read");
-    }
-    TORCH_CHECK_VALUE(got > 0, "nsn: '", path,
-                      "' became shorter while it was read. Read it again "
-                      "when nobody writes it.");
-    next += got;
-    size -= static_cast<uint64_t>(got);
-  }
-}
-
 std::string header_of(const NamedTensors& tensors,
                       const std::map<std::string, std::string>& metadata) {
   Json header;
@@ -130,23 +114,16 @@ std::string header_of(const NamedTensors& tensors,
   return text;
 }
 
-struct Entry {
-  std::string name;
-  at::ScalarType dtype;
-  std::vector<int64_t> shape;
-  uint64_t begin, end;
-};
-
-Entry parse_entry(const std::string& name, const Json& json, const std::string& path) {
+Entry parse_entry(const std::string& name, const SortedJson& json, const std::string& path) {
   const auto check = [&](bool fits, const auto&... what) {
     TORCH_CHECK_VALUE(fits, "nsn: '", path, "': tensor '", name, "' ", what...,
                       ". The file is damaged or foreign; save it again.");
   };
-  const auto is_natural = [](const Json& value) { return value.is_number_unsigned(); };
+  const auto is_natural = [](const SortedJson& value) { return value.is_number_unsigned(); };
   check(json.is_object() && json.size() == 3 && json.contains("dtype") && json.contains("shape") &&
             json.contains("data_offsets"),
         "must have the fields dtype, shape and data_offsets");
-  const Json &dtype = json["dtype"], &shape = json["shape"], &offsets = json["data_offsets"];
+  const SortedJson &dtype = json["dtype"], &shape = json["shape"], &offsets = json["data_offsets"];
   check(dtype.is_string(), "has a dtype that is no string");
   const auto known = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const DtypeName& each) {
     return dtype.get<std::string>() == each.name;
@@ -162,7 +139,7 @@ Entry parse_entry(const std::string& name, const Json& json, const std::string& 
   uint64_t bytes = c10::elementSize(entry.dtype);
   // What strides grow to: as bytes, but with zeros for ones.
   int64_t most = 1;
-  for (const Json& extent : shape) {
+  for (const SortedJson& extent : shape) {
     const auto value = extent.get<uint64_t>();
     check(!__builtin_mul_overflow(bytes, value, &bytes) &&
               !__builtin_mul_overflow(most, std::max(value, uint64_t{1}), &most),
@@ -207,71 +184,100 @@ void write(const std::string& path, const NamedTensors& tensors,
   }
 }
 
-File read(const std::string& path) {
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.number() < 0) refuse(path, "open");
+File::File(std::string path)
+    : path_(std::move(path)), descriptor_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
+  if (descriptor_ < 0) refuse(path_, "open");
+  try {
+    read_header();
+  } catch (...) {
+    ::close(descriptor_);
+    throw;
+  }
+}
+
+File::~File() { ::close(descriptor_); }
+
+void File::read_at(uint64_t place, void* to, uint64_t size) {
+  char* next = static_cast<char*>(to);
+  while (size > 0) {
+    const ssize_t got = ::pread(descriptor_, next, size, static_cast<off_t>(place));
+    if (got < 0) {
+      if (errno == EINTR) continue;
+      refuse(path_, "read");
+    }
+    TORCH_CHECK_VALUE(got > 0, "nsn: '", path_,
+                      "' became shorter while it was read. Read it again "
+                      "when nobody writes it.");
+    const auto count = static_cast<uint64_t>(got);
+    next += count;
+    place += count;
+    size -= count;
+    bytes_read_ += count;
+  }
+}
+
+void File::read(uint64_t begin, void* to, uint64_t size) {
+  TORCH_CHECK_VALUE(begin <= data_bytes_ && size <= data_bytes_ - begin, "nsn: '", path_, "' has ",
+                    data_bytes_, " bytes of tensors, but ", size, " from byte ", begin,
+                    " on are needed. It is truncated.");
+  read_at(data_begin_ + begin, to, size);
+}
+
+void File::read_header() {
   struct stat status{};
-  if (::fstat(file.number(), &status) != 0) refuse(path, "read");
+  if (::fstat(descriptor_, &status) != 0) refuse(path_, "read");
   if (S_ISDIR(status.st_mode)) {
     errno = EISDIR;
-    refuse(path, "read");
+    refuse(path_, "read");
   }
   const auto size = static_cast<uint64_t>(status.st_size);
-  TORCH_CHECK_VALUE(size >= kLengthBytes, "nsn: '", path, "' has ", size,
+  TORCH_CHECK_VALUE(size >= kLengthBytes, "nsn: '", path_, "' has ", size,
                     " bytes, but a safetensors file has at least 8. It is truncated or foreign.");
   std::array<unsigned char, kLengthBytes> length{};
-  read_all(file.number(), length.data(), kLengthBytes, path);
+  read_at(0, length.data(), kLengthBytes);
   uint64_t header_bytes = 0;
   for (const size_t i : c10::irange(kLengthBytes)) {
     header_bytes |= static_cast<uint64_t>(length[i]) << (8 * i);
   }
   TORCH_CHECK_VALUE(header_bytes <= kMostHeaderBytes && header_bytes <= size - kLengthBytes,
-                    "nsn: '", path, "' is no complete safetensors file: it announces a header of ",
+                    "nsn: '", path_, "' is no complete safetensors file: it announces a header of ",
                     header_bytes, " bytes and has ", size - kLengthBytes,
                     " after the announcement. It is truncated or foreign.");
   std::string text(header_bytes, '\0');
-  read_all(file.number(), text.data(), header_bytes, path);
+  read_at(kLengthBytes, text.data(), header_bytes);
+  data_begin_ = kLengthBytes + header_bytes;
+  data_bytes_ = size - data_begin_;
 
   std::string problem;
-  const Json header = detail::parse_json(text, kMostDepth, problem);
+  const auto header = detail::parse_json<SortedJson>(text, kLimits, problem);
   if (problem.empty() && !header.is_object()) problem = "is no JSON object";
-  TORCH_CHECK_VALUE(problem.empty(), "nsn: '", path, "' is no safetensors file: its header ",
+  TORCH_CHECK_VALUE(problem.empty(), "nsn: '", path_, "' is no safetensors file: its header ",
                     problem, ". Save the network with nsn::save.");
-  File result;
-  std::vector<Entry> entries;
   for (const auto& [name, value] : header.items()) {
     if (name != "__metadata__") {
-      entries.push_back(parse_entry(name, value, path));
+      entries_.push_back(parse_entry(name, value, path_));
       continue;
     }
-    TORCH_CHECK_VALUE(value.is_object(), "nsn: '", path, "': __metadata__ must be an object.");
+    TORCH_CHECK_VALUE(value.is_object(), "nsn: '", path_, "': __metadata__ must be an object.");
     for (const auto& [key, entry] : value.items()) {
-      TORCH_CHECK_VALUE(entry.is_string(), "nsn: '", path, "': the metadata '", key,
+      TORCH_CHECK_VALUE(entry.is_string(), "nsn: '", path_, "': the metadata '", key,
                         "' must be a string.");
-      result.metadata.emplace(key, entry.get<std::string>());
+      metadata_.emplace(key, entry.get<std::string>());
     }
   }
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+  std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
     return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
   });
-  // All ranges are checked before anything is allocated.
-  const uint64_t data_bytes = size - kLengthBytes - header_bytes;
   uint64_t next = 0;
-  for (const Entry& entry : entries) {
-    TORCH_CHECK_VALUE(entry.begin == next, "nsn: '", path, "': tensor '", entry.name,
+  for (const Entry& entry : entries_) {
+    TORCH_CHECK_VALUE(entry.begin == next, "nsn: '", path_, "': tensor '", entry.name,
                       "' starts at byte ", entry.begin, ", but the one before it ends at ", next,
                       ". The file is damaged; save it again.");
     next = entry.end;
   }
-  TORCH_CHECK_VALUE(next == data_bytes, "nsn: '", path, "': the header describes ", next,
-                    " bytes of tensors, but the file has ", data_bytes,
+  TORCH_CHECK_VALUE(next >= data_bytes_, "nsn: '", path_, "': the header describes ", next,
+                    " bytes of tensors, but the file has ", data_bytes_,
                     ". It is truncated or damaged; save it again.");
-  for (const Entry& entry : entries) {
-    at::Tensor tensor = at::empty(entry.shape, at::TensorOptions().dtype(entry.dtype));
-    read_all(file.number(), tensor.mutable_data_ptr(), entry.end - entry.begin, path);
-    result.tensors.emplace_back(entry.name, std::move(tensor));
-  }
-  return result;
 }
 
 }  // namespace nsn::safetensors

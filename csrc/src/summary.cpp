@@ -7,9 +7,14 @@
 #include <iomanip>
 #include <ostream>
 
+#include "blocks/support.h"
+
 namespace nsn {
 
 namespace {
+
+using detail::saturating_add;
+using detail::saturating_product;
 
 /// How many elements two slices of one parameter have in common.
 int64_t common_elements(const Layout& a, const Layout& b) {
@@ -40,8 +45,10 @@ std::vector<SubnetworkSummary> describe(const Description& description) {
       for (const size_t p : c10::irange(fit.slices.size())) {
         if (block.parameters[p].is_buffer) continue;
         const int64_t count = c10::multiply_integers(kept_shape(fit.slices[p]));
-        own.parameters += count;
-        if (block.parameters[p].per_subnetwork) own.private_parameters += count;
+        own.parameters = saturating_add(own.parameters, count);
+        if (block.parameters[p].per_subnetwork) {
+          own.private_parameters = saturating_add(own.private_parameters, count);
+        }
       }
       summary.blocks.push_back(std::move(own));
     }
@@ -55,10 +62,12 @@ std::vector<SubnetworkSummary> describe(const Description& description) {
     for (const Description::User& user : users) {
       const int64_t count = c10::multiply_integers(kept_shape(*user.slice));
       SubnetworkSummary& own = result[user.subnetwork];
-      own.bytes += count * static_cast<int64_t>(c10::elementSize(parameter.dtype));
-      if (users.size() == 1) own.private_parameters += count;
+      const auto size = static_cast<int64_t>(c10::elementSize(parameter.dtype));
+      own.bytes = saturating_add(own.bytes, saturating_product({count, size}));
+      if (users.size() == 1) own.private_parameters = saturating_add(own.private_parameters, count);
       for (const Description::User& other : users) {
-        shared[user.subnetwork][other.subnetwork] += common_elements(*user.slice, *other.slice);
+        int64_t& common = shared[user.subnetwork][other.subnetwork];
+        common = saturating_add(common, common_elements(*user.slice, *other.slice));
       }
     }
   }

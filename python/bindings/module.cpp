@@ -25,6 +25,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -372,6 +373,12 @@ void bind_pack(py::module_& m) {
 }
 
 void bind_functions(py::module_& m) {
+  py::class_<nsn::LoadReport>(m, "LoadReport")
+      .def(py::init([](std::set<std::string> missing, uint64_t bytes_read) {
+        return nsn::LoadReport{std::move(missing), bytes_read};
+      }))
+      .def_readonly("missing", &nsn::LoadReport::missing)
+      .def_readonly("bytes_read", &nsn::LoadReport::bytes_read);
   m.def("share", &nsn::share, ReleaseGil());
   m.def("draw_seed", &nsn::draw_seed);
   m.def(
@@ -391,16 +398,26 @@ void bind_functions(py::module_& m) {
       },
       ReleaseGil());
   m.def("read_checkpoint",
-        [](const std::string& path, const std::map<std::string, py::object>& functions) {
+        [](const std::string& path, const std::map<std::string, py::object>& functions,
+           const std::optional<std::string>& only) {
           const nsn::Supplied supplied = supply(functions);
           std::optional<nsn::Checkpoint> checkpoint;
           {
             const py::gil_scoped_release release;
-            checkpoint = nsn::read_checkpoint(path, supplied);
+            checkpoint = nsn::read_checkpoint(path, supplied, only);
           }
           return py::make_tuple(std::move(checkpoint->description),
-                                std::move(checkpoint->parameters), std::move(checkpoint->metadata));
+                                std::move(checkpoint->parameters), std::move(checkpoint->report));
         });
+  m.def("read_metadata", &nsn::read_metadata, ReleaseGil());
+  m.def(
+      "read_rest",
+      [](const nsn::Description& description, const std::vector<at::Tensor>& parameters,
+         nsn::LoadReport report, const std::string& path, const std::optional<std::string>& only) {
+        nsn::read_rest(description, parameters, report, path, only);
+        return report;
+      },
+      ReleaseGil());
 }
 
 }  // namespace

@@ -59,7 +59,7 @@ from nsn.blocks import (
     Transformer,
     Upsample,
 )
-from nsn.checkpoint import load, load_metadata, save
+from nsn.checkpoint import load, load_metadata, load_rest, save
 from nsn.description import Description, Subnetwork
 from nsn.exporting import Export, export
 from nsn.functional import joint_loss, share
@@ -111,6 +111,7 @@ __all__ = [
     "joint_loss",
     "load",
     "load_metadata",
+    "load_rest",
     "merge",
     "param_groups",
     "save",

@@ -1,4 +1,11 @@
-"""Checkpoints: one safetensors file with the parameters and, in its metadata, the description."""
+"""Checkpoints: one safetensors file with the parameters and, in its metadata, the description.
+
+A network may be loaded in part, one sub-network at first and the rest later, in place::
+
+    net = nsn.load("model.safetensors", only="small")
+    small = net.view("small")                  # runs already
+    nsn.load_rest(net, "model.safetensors")    # and now the others do; `small` stays valid
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -20,12 +27,15 @@ def save(
     Args:
         network: what to save.
         path: the file, by custom ``*.safetensors``.
-        metadata: free text to go with it; the keys "nsn" and "format" are the library's.
+        metadata: free text to go with it; the keys "nsn", "nsn_format" and "format" are the
+            library's.
 
     Raises:
         OSError: where the system refuses.
-        ValueError: where a metadata key is the library's own, or a parameter does not fit.
+        ValueError: where a metadata key is the library's own, a parameter does not fit, or the
+            network was loaded in part.
     """
+    network._check_loaded(network.subnetworks)
     parameters = [tensor.detach() for tensor in network._parameters_now()]
     _C.write_checkpoint(network.description, parameters, os.fspath(path), dict(metadata or {}))
 
@@ -33,23 +43,51 @@ def save(
 def load(
     path: str | os.PathLike[str],
     rules: Mapping[str, Callable[..., Tensor]] | None = None,
+    *,
+    only: str | None = None,
 ) -> Network:
     """Reads a network; no architecture in code, no pickle.
 
     Args:
-        path: a file that :func:`save`, or ``nsn::save`` in C++, wrote.
+        path: a file that :func:`save`, or ``nsn::save`` in C++, wrote. It may be anybody's.
         rules: merge functions by name, which a file cannot hold. Without them inference works, and
             a joint pass that needs gradients says which is missing.
+        only: a sub-network, to read its parameters alone. The network has the whole description,
+            and parameters of full shapes, but what was not read takes address space alone;
+            ``network.loaded`` names what runs, and :func:`load_rest` adds the others. A file that
+            is cut behind what the sub-network needs will do.
 
     Raises:
         OSError: where the system refuses (FileNotFoundError where there is no such file).
         ValueError: where the contents are wrong; says what.
     """
-    description, parameters, _ = _C.read_checkpoint(os.fspath(path), dict(rules or {}))
+    description, parameters, report = _C.read_checkpoint(os.fspath(path), dict(rules or {}), only)
     own = Description.from_json(description.to_json(), description.functions())
-    return Network._from_parameters(own, parameters)
+    return Network._from_parameters(own, parameters, report)
+
+
+def load_rest(network: Network, path: str | os.PathLike[str], only: str | None = None) -> None:
+    """Adds what :func:`load` with ``only`` left out.
+
+    It is read into the parameters that there are, so optimizers and views see it and stay valid.
+    What is there already is not written: it may have been trained further, and views of it may run
+    meanwhile, in other threads.
+
+    Args:
+        network: a network that was loaded in part, and has not been moved or converted since.
+        path: the file that it came from.
+        only: the sub-network to add; default: all.
+
+    Raises:
+        OSError: where the system refuses.
+        ValueError: where the file has another description or is wrong otherwise, or where the
+            parameters are no longer as in the file.
+    """
+    parameters = [tensor.detach() for tensor in network._parameters_now()]
+    report = _C.LoadReport(set(network._missing), network.bytes_read)
+    network._note(_C.read_rest(network.description, parameters, report, os.fspath(path), only))
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The free text that was saved with a network; raises as :func:`load`."""
-    return _C.read_checkpoint(os.fspath(path), {})[2]
+    return _C.read_metadata(os.fspath(path))

@@ -452,6 +452,8 @@ def _traced(module: nn.Module) -> fx.GraphModule:
             return True
 
     graph = Tracer().trace(module)
+    for node in graph.nodes:
+        node.type = None  # annotations, here texts, which cannot be pickled
     return fx.GraphModule(module, graph, type(module).__name__.lstrip("_"))
 
 
@@ -536,4 +538,5 @@ class _Attention(nn.Module):
         parts = self.qkv(x).unflatten(-1, (3, self._heads, self._head_dim)).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=self._causal)
         y = self.out(y.transpose(1, 2).flatten(2))
-        return y if self.dropout is None else self.dropout(y)
+        result: Tensor = y if self.dropout is None else self.dropout(y)
+        return result

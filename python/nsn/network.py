@@ -132,6 +132,8 @@ class Network(nn.Module):
         super().__init__()
         self._description = description
         self._core = core
+        self._missing: frozenset[str] = frozenset()
+        self._bytes_read = 0
         self._places = {name: place for place, name in enumerate(description.names)}
         # Each tensor's place: the modules on the way to it, and its name there.
         self._table = [tuple(name.split(".")) for name, _ in description.parameters]
@@ -149,10 +151,45 @@ class Network(nn.Module):
             block._add(list(path[1:]), tensor, not trainable)
 
     @classmethod
-    def _from_parameters(cls, description: Description, parameters: list[Tensor]) -> "Network":
+    def _from_parameters(
+        cls,
+        description: Description,
+        parameters: list[Tensor],
+        report: _C.LoadReport | None = None,
+    ) -> "Network":
         network = cls.__new__(cls)
         network._build(description, _C.Core(description), parameters)
+        if report is not None:
+            network._note(report)
         return network
+
+    def _note(self, report: _C.LoadReport) -> None:
+        """Takes over what is there and how much of the file was read."""
+        self._missing = frozenset(report.missing)
+        self._bytes_read = report.bytes_read
+
+    @property
+    def loaded(self) -> list[str]:
+        """The sub-networks whose parameters are there, in order.
+
+        All, unless ``nsn.load(path, only=...)`` made the network. The others can be neither run,
+        nor viewed, nor saved, until ``nsn.load_rest`` adds them.
+        """
+        return [name for name in self.subnetworks if name not in self._missing]
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of files were read for it, headers included; 0 for one not loaded."""
+        return self._bytes_read
+
+    def _check_loaded(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name in self._missing:
+                there = ", ".join(f"'{each}'" for each in self.loaded)
+                raise ValueError(
+                    f"nsn.Network: sub-network '{name}' was not loaded; there are {there}. Add it "
+                    f"with nsn.load_rest(net, path)."
+                )
 
     @property
     def description(self) -> Description:
@@ -207,6 +244,8 @@ class Network(nn.Module):
                 f"Convert it with torch.as_tensor."
             )
         places = [self._place(name) for name in names]
+        if self._missing:
+            self._check_loaded(names)
         return _joint(self._core, self._parameters_now(), x, places, self.training)
 
     def _place(self, name: str) -> int:
@@ -248,7 +287,9 @@ class Network(nn.Module):
             ValueError: where there is no batch, no batch norm, or no such sub-network.
         """
         chosen = self.subnetworks if isinstance(names, All) else names
-        places = [self._place(name) for name in ([chosen] if isinstance(chosen, str) else chosen)]
+        chosen = [chosen] if isinstance(chosen, str) else list(chosen)
+        places = [self._place(name) for name in chosen]
+        self._check_loaded(chosen)
         batches = iter(batches)
         first = next(batches, None)
         if first is None:
@@ -267,8 +308,9 @@ class Network(nn.Module):
             name: the sub-network.
 
         Raises:
-            ValueError: where there is no such sub-network.
+            ValueError: where there is no such sub-network, or it was not loaded.
         """
+        self._check_loaded([name])
         return View(self, name)
 
     def pack(self, subnetworks: Sequence[str] = ()) -> Pack:
@@ -278,8 +320,9 @@ class Network(nn.Module):
             subnetworks: which ones it serves; default: all.
 
         Raises:
-            ValueError: for unknown sub-networks.
+            ValueError: for unknown sub-networks, and for those that were not loaded.
         """
+        self._check_loaded(subnetworks or self.subnetworks)
         return Pack(self, subnetworks)
 
     def extract(self, name: str) -> nn.Sequential:
@@ -293,8 +336,9 @@ class Network(nn.Module):
             name: the sub-network.
 
         Raises:
-            ValueError: where there is no such sub-network.
+            ValueError: where there is no such sub-network, or it was not loaded.
         """
+        self._check_loaded([name])
         return extract(self, name)
 
     def __getstate__(self) -> dict[str, Any]:

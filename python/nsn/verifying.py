@@ -88,8 +88,8 @@ def verify(
         progress: told of each way before it runs.
 
     Yields:
-        A row for each way and sub-network; for each file of an export that is not as its manifest
-        says, one row in place of those of its programs.
+        A row for each way and sub-network. Where files of an export are not as its manifest says,
+        there is a row for each of those files, and nothing of the export is run.
 
     Raises:
         OSError, ValueError: where a checkpoint or manifest cannot be read.
@@ -106,9 +106,7 @@ def verify(
         damaged = export.check()
         for message in damaged:
             yield _failed(str(export.folder), "", message)
-        for program in export.programs:
-            if any(message.startswith(f"{program.file}: ") for message in damaged):
-                continue
+        for program in export.programs if not damaged else ():
             title = f"{export.folder.name}: {program.label}"
             progress(f"{title}, {program.subnetwork}")
             yield _of_program(title, export, program, views, x)
@@ -219,9 +217,9 @@ def _vocabularies(blocks: list[dict[str, Any]]) -> Iterator[int]:
         yield from _vocabularies(block.get("blocks", []))
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
+def table(rows: Sequence[Row]) -> Table:
     """The rows for a person."""
-    result = Table(title=title)
+    result = Table()
     for heading in ("way", "sub-network"):
         result.add_column(heading, overflow="fold")
     for heading in ("largest\ndifference", "relative", "tolerance", "same\nargmax", ""):

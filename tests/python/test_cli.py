@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import nsn
+from nsn.cli import main
+from nsn.cli.app import app
 from test_data import write_set
 from test_recipe import SMALL, TEXT
 
@@ -161,9 +164,21 @@ def test_an_out_that_cannot_be_made(setting: dict[str, Path]) -> None:
 
 def test_help_and_version() -> None:
     assert run("--version").stdout == f"nsn {nsn.__version__}, torch {torch.__version__}\n"
-    for command in ([], ["train"], ["eval"], ["describe"], ["plot"], ["plot", "paths"]):
-        text = run(*command, "--help").stdout
-        assert "130" in text, text
+    examples = {
+        "train": "nsn train demo --set",
+        "eval": "nsn eval runs/demo",
+        "describe": "nsn describe demo",
+        "extract": "nsn extract runs/demo/model.safetensors sub1",
+        "export": "--format executorch --subnetworks base,sub2",
+        "verify": "nsn verify runs/demo/model.safetensors",
+        "plot paths": "nsn plot paths transformer",
+        "plot curves": "nsn plot curves runs/paper",
+        "plot": "curves",
+        "": "verify",
+    }
+    for command, example in examples.items():
+        text = " ".join(CliRunner().invoke(app, [*command.split(), "--help"]).stdout.split())
+        assert example in text and "3 nsn verify found" in text and "130" in text, text
     assert "nsn train demo --set" in run("train", "--help").stdout
     assert run("frobnicate").returncode == 2
 
@@ -336,3 +351,132 @@ def test_live_bar_on_a_terminal(setting: dict[str, Path]) -> None:
     shown = text.decode()
     assert "epoch 300/300" in shown and "loss" in shown and "left" in shown
     assert "base 0." in shown or "base 1." in shown
+
+
+def test_train_in_json_lines(setting: dict[str, Path]) -> None:
+    result = train(setting, "--json")
+    assert result.returncode == 0, result.stderr
+    *epochs, last = map(json.loads, result.stdout.splitlines())
+    report = json.loads((setting["out"] / "report.json").read_text())
+    assert epochs == report["epochs"] and last["final"] == report["final"]
+    assert last["folder"] == str(setting["out"]) and not last["interrupted"]
+    compared = train(setting, "--json", "--compare", "--resume")
+    lines = list(map(json.loads, compared.stdout.splitlines()))
+    assert list(lines[-1]["comparison"]) == ["base", "small"] and lines[-2]["alone"] == "small"
+
+
+def test_plots_say_in_json_what_they_wrote(setting: dict[str, Path], tmp_path: Path) -> None:
+    for arguments in (["paths", "demo"], ["curves", setting["out"]]):
+        if arguments[0] == "curves":
+            assert train(setting).returncode == 0
+        picture = tmp_path / f"{arguments[0]}.png"
+        result = run("plot", *arguments, "--out", picture, "--json")
+        assert json.loads(result.stdout) == {"file": str(picture)} and picture.exists()
+
+
+@pytest.fixture
+def checkpoint(setting: dict[str, Path]) -> Path:
+    result = train(setting)
+    assert result.returncode == 0, result.stderr
+    return setting["out"] / "model.safetensors"
+
+
+def test_extract(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "small.pt"
+    result = run("extract", checkpoint, "small", "--out", file)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"Wrote {file}: small, 170 parameters, ")
+    module = torch.load(file, weights_only=False)
+    x = torch.rand(3, 16)
+    assert torch.allclose(module(x), nsn.load(checkpoint).view("small")(x)) and not module.training
+    document = json.loads(run("extract", checkpoint, "base", "--out", file, "--json").stdout)
+    assert document["parameters"] == 442 and document["bytes"] == file.stat().st_size
+    assert document["file"] == str(file) and document["subnetwork"] == "base"
+    wrong = run("extract", checkpoint, "nobody")
+    assert wrong.returncode == 2 and "no sub-network 'nobody'" in wrong.stderr
+    nowhere = run("extract", checkpoint, "small", "--out", tmp_path / "no" / "such.pt")
+    assert nowhere.returncode == 2 and "--out: cannot write" in nowhere.stderr
+
+
+def test_export_and_verify(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "onnx"
+    result = run("export", checkpoint, "--format", "onnx", "--out", out)
+    assert result.returncode == 0, result.stderr
+    steps = ["1/3  weights.bin", "2/3  base: ONNX", "3/3  small: ONNX"]
+    assert result.stderr.splitlines() == steps
+    assert result.stdout.startswith(f"Wrote {out}\n  base.onnx: ")
+    assert "weights.bin: 1,768 bytes" in result.stdout  # 442 numbers
+    beside = run("export", checkpoint, "--format", "pt2", "--subnetworks", "small", "--json")
+    assert beside.returncode == 0, beside.stderr
+    document = json.loads(beside.stdout)
+    assert document["folder"] == str(checkpoint.parent / "pt2") and document["format"] == "pt2"
+    assert [program["subnetwork"] for program in document["programs"]] == ["small"]
+
+    good = run("verify", checkpoint, out, checkpoint.parent / "pt2", "--samples", "5")
+    assert good.returncode == 0, good.stderr + good.stdout
+    assert "against the view, on 5 inputs of the test data" in good.stdout
+    assert "all 13 agree" in good.stdout and "FAILS" not in good.stdout
+    document = json.loads(run("verify", checkpoint, out, "--json").stdout)
+    assert document["agree"] and document["samples"] == 6 and len(document["rows"]) == 12
+    assert all(row["ok"] and row["argmax"] == 1.0 for row in document["rows"])
+
+    weights = out / "weights.bin"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 0x80]))
+    bad = run("verify", checkpoint, out)
+    assert bad.returncode == 3, bad.stdout
+    assert "weights.bin: has the SHA-256" in bad.stdout and "1 of 11 FAIL" in bad.stdout
+    weights.write_bytes(content)
+    other = train_again(checkpoint, tmp_path)
+    bad = run("verify", other, out)
+    assert bad.returncode == 3 and "2 of 12 FAIL" in bad.stdout, bad.stdout
+
+
+def train_again(checkpoint: Path, tmp_path: Path) -> Path:
+    """The same network with other weights."""
+    other = tmp_path / "other.safetensors"
+    net = nsn.load(checkpoint)
+    with torch.no_grad():
+        net.output.weight.mul_(1.001)
+    nsn.save(net, other, {"recipe": nsn.load_metadata(checkpoint)["recipe"]})
+    return other
+
+
+def test_verify_without_a_recipe(tmp_path: Path) -> None:
+    net = nsn.Network(input=(4,), blocks={"output": nsn.Dense(4, 3)})
+    nsn.save(net, tmp_path / "net.safetensors")
+    result = run("verify", tmp_path / "net.safetensors")
+    assert result.returncode == 0, result.stderr
+    assert "on 64 random inputs, seed 0, since the checkpoint names no recipe" in result.stdout
+    refused = run("eval", tmp_path / "net.safetensors")
+    assert refused.returncode == 2 and "names no recipe. Give data" in refused.stderr
+
+
+def test_what_cannot_be_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: str | Path) -> str:
+        """What the command says, in this process, before it ends with code 2."""
+        monkeypatch.setattr(sys, "argv", ["nsn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    checkpoint = tmp_path / "net.safetensors"
+    net = nsn.Network(input=(16,), blocks={"output": nsn.Dense(16, 10)})
+    nsn.save(net, checkpoint)
+    refusals: list[tuple[list[str | Path], str]] = [
+        (["export", checkpoint, "--format", "tflite"], "one of executorch, onnx, pt2, but is"),
+        (["export", checkpoint, "--format", "pt2", "--out", tmp_path], "exists already"),
+        (["export", checkpoint, "--format", "pt2", "--subnetworks", "a"], "no sub-network 'a'"),
+        (["export", tmp_path / "x", "--format", "pt2"], "No such file"),
+        (["verify", checkpoint, tmp_path / "none"], "manifest.json: No such file"),
+        (["verify", checkpoint, "--data", tmp_path / "none"], "there is no folder"),
+    ]
+    for arguments, message in refusals:
+        said = refused(*arguments)
+        assert said.startswith("nsn: ") and message in said, said
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert "pip install 'nsn[onnx]'" in refused("export", checkpoint, "--format", "onnx")
+    assert list(tmp_path.iterdir()) == [checkpoint]

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -212,8 +213,10 @@ class NSN_API Description {
 
  private:
   void add_blocks(const NetworkOptions& options);
-  void add_subnetwork(const std::string& name, const SubnetworkOptions& options);
+  void add_subnetwork(const std::string& name, const SubnetworkOptions& options,
+                      const std::unordered_map<std::string, size_t>& places);
   void add_parameters();
+  void add_uses();
   void add_tied_slices();
   void count_parameters();
   void check_rules() const;
@@ -224,6 +227,12 @@ class NSN_API Description {
   std::vector<NamedBlock> blocks_;
   std::vector<Subnetwork> subnetworks_;
   std::vector<Parameter> parameters_;
+  /// Who uses each parameter: a sub-network, and its first use: of a block (as it counts them) and
+  /// the parameter there.
+  struct Use {
+    size_t subnetwork, block, spec;
+  };
+  std::vector<std::vector<Use>> uses_;
   merge::Rule merge_;
 };
 

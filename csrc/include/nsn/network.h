@@ -4,7 +4,10 @@
 #include <torch/nn/pimpl.h>
 #include <torch/ordered_dict.h>
 
+#include <cstdint>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -17,6 +20,16 @@ namespace nsn {
 
 /// The outputs of a joint pass: sub-network's name -> (B, *output), in the order asked for.
 using Outputs = torch::OrderedDict<std::string, at::Tensor>;
+
+class Network;
+
+/// What came of a checkpoint's file (nsn/checkpoint.h).
+struct LoadReport {
+  /// The sub-networks of whose parameters some were not read. Default: none.
+  std::set<std::string> missing = {};
+  /// How many bytes were read, the header's among them. Default: 0, no file.
+  uint64_t bytes_read = 0;
+};
 
 /// A network together with the sub-networks that live inside it. Owns each parameter once, as
 /// `<block>.<parameter>`; a torch::nn::Module as any other to optimizers, torch::save and to().
@@ -36,7 +49,7 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   explicit NetworkImpl(const NetworkOptions& options) : NetworkImpl(Description(options)) {}
 
   /// With the given parameters (of all blocks, in order), which become the network's own.
-  NetworkImpl(Description description, std::vector<at::Tensor> parameters);
+  NetworkImpl(Description description, std::vector<at::Tensor> parameters, LoadReport report = {});
 
   const Description& description() const noexcept { return core_->description(); }
 
@@ -58,6 +71,16 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   /// is named.
   Pack pack(const std::vector<std::string>& subnetworks = {}) const;
 
+  /// The sub-networks whose parameters are there, in order: all, unless the network was loaded in
+  /// part (nsn::load_only). The others can be neither run, nor viewed, nor saved.
+  std::vector<std::string> loaded() const;
+
+  /// Throws c10::ValueError unless these sub-networks (default: all) are there.
+  void check_loaded() const;
+  void check_loaded(const std::vector<size_t>& subnetworks) const;
+
+  const LoadReport& load_report() const noexcept { return report_; }
+
   /// What the network computes, apart from its parameters.
   const Core& core() const noexcept { return *core_; }
 
@@ -65,19 +88,24 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   const std::vector<at::Tensor>& parameter_table() const noexcept { return table_; }
 
   /// A network with its own copy of the parameters, frozen where these are; no random number is
-  /// drawn.
+  /// drawn. Of a network loaded in part, the copy takes all its memory, and lacks the same.
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<torch::Device>& device = std::nullopt) const override;
 
   void pretty_print(std::ostream& stream) const override;
 
  private:
+  friend NSN_API void load_rest(const Network& net, const std::string& path,
+                                const std::optional<std::string>& only, const Supplied& supplied);
+
   Outputs run(const at::Tensor& x, const std::vector<size_t>& subnetworks);
   View::Current current() const;
+  std::vector<size_t> all_subnetworks() const;
 
   std::shared_ptr<const Core> core_;
   /// Handles on what is registered: moving the network changes what they hold.
   std::vector<at::Tensor> table_;
+  LoadReport report_;
 };
 
 /// Holds a NetworkImpl by reference, as torch's modules do.

@@ -132,8 +132,9 @@ Fit Attention::fit(const Signal& input, const BlockUse& use) const {
   }
   const int64_t positions = input.layout[0].kept();
   // Two products for each weight, and Q K^T and the weighted sum of V.
-  result.flops = 2 * positions * 4 * inside.kept() * features->kept() +
-                 4 * positions * positions * inside.kept();
+  result.flops = detail::saturating_add(
+      detail::saturating_product({8, positions, inside.kept(), features->kept()}),
+      detail::saturating_product({4, positions, positions, inside.kept()}));
   return result;
 }
 

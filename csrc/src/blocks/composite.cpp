@@ -10,6 +10,7 @@
 
 #include "blocks/builtin.h"
 #include "blocks/options.h"
+#include "blocks/support.h"
 #include "mix.h"
 #include "slices.h"
 
@@ -113,14 +114,14 @@ Fit Composite::fit(const Signal& input, const BlockUse& use) const {
       }
     }
     try {
-      result.inner.push_back(inner.block->fit(result.output, own));
+      result.inner.push_back(detail::checked_fit(*inner.block, result.output, own));
     } catch (const Misfit& problem) {
       throw Misfit("has the inner block '" + inner.name + "' (" + inner.block->type() +
                    "), which " + problem.what());
     }
     const Fit& fit = result.inner.back();
     result.output = fit.output;
-    result.flops += fit.flops;
+    result.flops = detail::saturating_add(result.flops, fit.flops);
     result.slices.insert(result.slices.end(), fit.slices.begin(), fit.slices.end());
   }
   if (!is_residual_) return result;

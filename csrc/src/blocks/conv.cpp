@@ -177,12 +177,12 @@ Fit Conv<D>::fit(const Signal& input, const BlockUse& use) const {
     const int64_t extent = room / (*o.stride())[d] + 1;
     result.output.layout.emplace_back(extent);
     weight.emplace_back((*o.kernel_size())[d]);
-    positions *= extent;
+    positions = detail::saturating_product({positions, extent});
     kernel *= (*o.kernel_size())[d];
   }
   result.slices.push_back(std::move(weight));
   for (size_t i = 1; i < parameters().size(); ++i) result.slices.push_back({rows});
-  result.flops = 2 * rows.kept() * per_group.kept() * kernel * positions;
+  result.flops = detail::saturating_product({2, rows.kept(), per_group.kept(), kernel, positions});
   return result;
 }
 
@@ -321,15 +321,19 @@ Fit ConvTranspose2d::fit(const Signal& input, const BlockUse& use) const {
   Layout weight{*in, out};
   int64_t kernel = 1;
   for (size_t d = 0; d < 2; ++d) {
-    const int64_t extent =
-        (input.layout[d + 1].kept() - 1) * (*o.stride())[d] - 2 * (*o.padding())[d] +
-        (*o.dilation())[d] * ((*o.kernel_size())[d] - 1) + (*o.output_padding())[d] + 1;
+    const int64_t spread =
+        detail::saturating_product({input.layout[d + 1].kept() - 1, (*o.stride())[d]});
+    if (spread > int64_t{1} << 60) misfit("fewer positions for its stride", input);
+    const int64_t extent = spread - 2 * (*o.padding())[d] +
+                           (*o.dilation())[d] * ((*o.kernel_size())[d] - 1) +
+                           (*o.output_padding())[d] + 1;
     if (extent < 1) misfit("more positions than its padding cuts off", input);
     result.output.layout.emplace_back(extent);
     weight.emplace_back((*o.kernel_size())[d]);
     kernel *= (*o.kernel_size())[d];
   }
-  result.flops = 2 * out.kept() * kernel * detail::kept_numel(input.layout);
+  result.flops =
+      detail::saturating_product({2, out.kept(), kernel, detail::kept_numel(input.layout)});
   result.slices.push_back(std::move(weight));
   if (o.bias()) result.slices.push_back({out});
   return result;

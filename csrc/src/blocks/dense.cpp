@@ -85,7 +85,7 @@ Fit Dense::fit(const Signal& input, const BlockUse& use) const {
   Fit result{use, input, input, {{rows, *in}}, 0, {}};
   result.output.layout.back() = out;
   for (size_t i = 1; i < parameters().size(); ++i) result.slices.push_back({rows});
-  result.flops = 2 * rows.kept() * detail::kept_numel(input.layout);
+  result.flops = detail::saturating_product({2, rows.kept(), detail::kept_numel(input.layout)});
   return result;
 }
 

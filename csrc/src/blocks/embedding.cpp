@@ -208,7 +208,8 @@ Fit TiedOutput::fit(const Signal& input, const BlockUse& use) const {
   Fit result{use, input, input, {{options_.num_embeddings(), *in}}, 0, {}};
   result.output.layout.back() = Axis(options_.num_embeddings());
   if (options_.bias()) result.slices.push_back({options_.num_embeddings()});
-  result.flops = 2 * options_.num_embeddings() * detail::kept_numel(input.layout);
+  result.flops =
+      detail::saturating_product({2, options_.num_embeddings(), detail::kept_numel(input.layout)});
   return result;
 }
 

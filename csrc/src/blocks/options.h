@@ -62,7 +62,7 @@ inline void read(Fields& fields, const std::string& name, const Supplied&, bool&
   value = fields.boolean(name);
 }
 inline void read(Fields& fields, const std::string& name, const Supplied&, int64_t& value) {
-  value = fields.integer(name);
+  value = fields.option(name);
 }
 inline void read(Fields& fields, const std::string& name, const Supplied&, double& value) {
   value = fields.number(name);
@@ -88,19 +88,19 @@ inline void read(Fields& fields, const std::string& name, const Supplied&,
 }
 inline void read(Fields& fields, const std::string& name, const Supplied&,
                  std::optional<int64_t>& value) {
-  value = fields.integer(name);
+  value = fields.option(name);
 }
 template <size_t D>
 void read(Fields& fields, const std::string& name, const Supplied&,
           torch::ExpandingArray<D>& value) {
   const Json& json = fields.get(name);
   if (!json.is_array()) {
-    value = torch::ExpandingArray<D>(fields.as_integer(json, name));
+    value = torch::ExpandingArray<D>(fields.as_option(json, name));
     return;
   }
   TORCH_CHECK_VALUE(json.size() == D, "nsn::Description: ", fields.where(), ": '", name,
                     "' must be an integer or ", D, " of them, but has ", json.size(), ".");
-  for (size_t i = 0; i < D; ++i) (*value)[i] = fields.as_integer(json[i], name);
+  for (size_t i = 0; i < D; ++i) (*value)[i] = fields.as_option(json[i], name);
 }
 inline void read(Fields& fields, const std::string& name, const Supplied& supplied,
                  std::vector<InnerBlock>& value) {

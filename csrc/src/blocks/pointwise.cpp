@@ -168,7 +168,8 @@ Fit Upsample::fit(const Signal& input, const BlockUse& use) const {
   if (input.layout.size() != 3 || input.is_integral) misfit("floating (C, H, W)", input);
   Fit result{use, input, input, {}, 0, {}};
   for (const size_t d : {1, 2}) {
-    result.output.layout[d] = Axis(input.layout[d].kept() * options_.scale_factor());
+    result.output.layout[d] =
+        Axis(detail::saturating_product({input.layout[d].kept(), options_.scale_factor()}));
   }
   return result;
 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 namespace nsn::detail {
@@ -29,6 +30,29 @@ void check_probability(const std::string& type, double dropout) {
 void check_size(const std::string& type, const char* name, int64_t size) {
   TORCH_CHECK_VALUE(size >= 1, "nsn::", type, ": ", name, " must be at least 1, but got ", size,
                     ". Give a positive size.");
+}
+
+Fit checked_fit(const Block& block, const Signal& input, const BlockUse& use) {
+  Fit fit = block.fit(input, use);
+  int64_t numel = 1;
+  for (const Axis& axis : fit.output.layout) numel = saturating_product({numel, axis.full()});
+  if (numel > int64_t{1} << 60) throw Misfit("would make more than 2^60 elements of the input");
+  return fit;
+}
+
+int64_t saturating_add(int64_t a, int64_t b) {
+  int64_t sum = 0;
+  return __builtin_add_overflow(a, b, &sum) ? std::numeric_limits<int64_t>::max() : sum;
+}
+
+int64_t saturating_product(std::initializer_list<int64_t> factors) {
+  int64_t product = 1;
+  for (const int64_t factor : factors) {
+    if (__builtin_mul_overflow(product, factor, &product)) {
+      return std::numeric_limits<int64_t>::max();
+    }
+  }
+  return product;
 }
 
 std::optional<Axis> reads(const Axis& axis, int64_t declared) {

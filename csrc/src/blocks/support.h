@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -67,6 +69,14 @@ struct GroupCut {
   int64_t groups, channels;
 };
 std::optional<GroupCut> cut_groups(const Axis& axis, int64_t groups);
+
+/// What `block` makes of `input`, a signal of at most 2^60 elements; throws a Misfit where more
+/// come out.
+Fit checked_fit(const Block& block, const Signal& input, const BlockUse& use);
+
+/// Counts of naturals that stay at 2^63 - 1 rather than overflow.
+int64_t saturating_add(int64_t a, int64_t b);
+int64_t saturating_product(std::initializer_list<int64_t> factors);
 
 /// The product of the kept extents, from axis `first` on.
 int64_t kept_numel(const Layout& layout, size_t first = 0);

@@ -77,6 +77,13 @@ class PackedView:
     @property
     def name(self) -> str: ...
 
+class LoadReport:
+    def __init__(self, missing: set[str], bytes_read: int) -> None: ...
+    @property
+    def missing(self) -> set[str]: ...
+    @property
+    def bytes_read(self) -> int: ...
+
 def share(
     parameter: Tensor,
     slices: Sequence[Sequence[int]],
@@ -94,5 +101,13 @@ def write_checkpoint(
     description: Description, parameters: Sequence[Tensor], path: str, metadata: dict[str, str]
 ) -> None: ...
 def read_checkpoint(
-    path: str, functions: dict[str, Callable[..., Tensor]]
-) -> tuple[Description, list[Tensor], dict[str, str]]: ...
+    path: str, functions: dict[str, Callable[..., Tensor]], only: str | None
+) -> tuple[Description, list[Tensor], LoadReport]: ...
+def read_metadata(path: str) -> dict[str, str]: ...
+def read_rest(
+    description: Description,
+    parameters: Sequence[Tensor],
+    report: LoadReport,
+    path: str,
+    only: str | None,
+) -> LoadReport: ...

@@ -165,7 +165,8 @@ def _show(rows: list[Row], title: str) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 10_000  # lines of a file may be as long as the table is wide
-    console.print(verification_table(rows, title))
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(verification_table(rows))
     for row in rows:
         if row.problem:
             text = f"{row.way}{', ' if row.subnetwork else ''}{row.subnetwork}: {row.problem}"

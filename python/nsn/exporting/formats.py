@@ -61,6 +61,7 @@ def export(
     names = network.subnetworks if subnetworks is None else list(subnetworks)
     for name in names:
         network.description.index_of(name)
+    network._check_loaded(names)
     if not names or len(set(names)) != len(names):
         raise ValueError(
             f"nsn.export: subnetworks must name each one once, and at least one, but is {names}."

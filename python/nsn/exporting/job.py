@@ -34,7 +34,8 @@ def need(extra: str, *modules: str) -> None:
     """
     for name in modules:
         try:
-            importlib.import_module(name)
+            with quiet():
+                importlib.import_module(name)
         except ImportError as error:
             raise MissingPackageError(
                 f"nsn: the format {extra} needs the package {name.partition('.')[0]}, which cannot "
@@ -106,41 +107,81 @@ def input_dtype(network: Network) -> torch.dtype:
 class Shared(nn.Module):
     """A sub-network over the network's whole tensors, whose forward takes its parts of them.
 
-    Its parameters are the network's own, as ``t<place in the table>``; a tool that exports several
-    of these meets the same tensors again.
+    Its buffers are the network's own tensors (on the CPU), as ``t<place in the table>``; a tool
+    that exports several of these meets the same ones again.
 
     Args:
         network: whose tensors it reads.
         name: the sub-network.
-        narrowed: whether the parts are taken now: those that are not whole are then tensors of
-            their own, as ``t<place>_<number>``.
+        as_constants: for a tool that wants its weights whole and as they are: parts of tensors are
+            taken now, as buffers of their own, and batch norms become the scale and shift that they
+            are in evaluation, which the tool could otherwise multiply into shared weights.
     """
 
-    def __init__(self, network: Network, name: str, *, narrowed: bool = False) -> None:
+    def __init__(self, network: Network, name: str, *, as_constants: bool = False) -> None:
         super().__init__()
         module, uses = lower(network.description, name)
         # In a list, so that it is no child: its own parameters hold nothing.
         self._module = [module.eval()]
-        self._uses: list[tuple[str, Use]] = []
-        table = network._parameters_now()
-        own: dict[tuple[Any, ...], str] = {}
-        for use in uses:
-            if use.path.endswith("num_batches_tracked"):  # no output depends on it
-                continue
-            key, tensor = f"t{use.place}", table[use.place].detach()
-            if narrowed and not use.is_whole:
-                key = own.setdefault(use.part, f"{key}_{len(own)}")
-                tensor = use.of(tensor).clone(memory_format=torch.contiguous_format)
-                use = Use(use.path, use.place, use.is_buffer, use.shape, use.shape, use.shape)
-            if key not in self._buffers:
-                self.register_buffer(key, tensor)
-            self._uses.append((key, use))
+        table = [tensor.detach().cpu() for tensor in network._parameters_now()]
+        self._sources: dict[str, tuple[str, Use | None]] = {}
+        if as_constants:
+            tensors = {use.path: use.of(table[use.place]) for use in uses}
+            for path, tensor in _without_batch_norms(module, tensors).items():
+                self._take(path, path.replace(".", "_"), tensor.contiguous(), None)
+        else:
+            for use in uses:
+                if not use.path.endswith("num_batches_tracked"):  # no output depends on it
+                    self._take(use.path, f"t{use.place}", table[use.place], use)
         self.eval()
 
+    def _take(self, path: str, key: str, tensor: Tensor, use: Use | None) -> None:
+        if key not in self._buffers:
+            self.register_buffer(key, tensor)
+        self._sources[path] = key, use
+
     def forward(self, x: Tensor) -> Tensor:
-        tensors = {use.path: use.of(getattr(self, key)) for key, use in self._uses}
+        tensors = {}
+        for path, (key, use) in self._sources.items():
+            tensor = getattr(self, key)
+            tensors[path] = tensor if use is None else use.of(tensor)
         result: Tensor = torch.func.functional_call(self._module[0], tensors, (x,))
         return result
+
+
+class _ScaleAndShift(nn.Module):
+    """x * weight + bias, both over the second dimension."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1,) + (1,) * (x.dim() - 2)
+        return x * self.weight.reshape(shape) + self.bias.reshape(shape)
+
+
+def _without_batch_norms(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Puts what batch norms are in evaluation in their place; the tensors that there are then."""
+    result = dict(tensors)
+    for path, norm in list(module.named_modules()):
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        own = {
+            name.removeprefix(f"{path}."): result.pop(name)
+            for name in tensors
+            if name.startswith(f"{path}.")
+        }
+        weight = own.get("weight", 1.0) / torch.sqrt(own["running_var"] + norm.eps)
+        scaled = _ScaleAndShift()
+        for name, tensor in (
+            ("weight", weight),
+            ("bias", own.get("bias", 0.0) - own["running_mean"] * weight),
+        ):
+            scaled.register_buffer(name, torch.empty_like(tensor, device="meta"))
+            result[f"{path}.{name}"] = tensor
+        owner, _, leaf = path.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, scaled)
+    return result
 
 
 @contextmanager
@@ -154,3 +195,18 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """How exporters run here: quietly, and for any batch.
+
+    oneDNN and NNPACK are off, since asking whether they would take a convolution limits the batch
+    to 15 where the example's is smaller.
+    """
+    with (
+        quiet(),
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.backends.nnpack.flags(enabled=False),
+    ):
+        yield

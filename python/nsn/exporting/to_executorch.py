@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from nsn.exporting.folder import Program
-from nsn.exporting.job import BATCH, Job, Shared, quiet, versions
+from nsn.exporting.job import BATCH, Job, Shared, quiet, tracing, versions
 
-PACKAGES = ("executorch.exir", "executorch.runtime")
+PACKAGES = (
+    "executorch.exir",
+    "executorch.runtime",
+    "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+)
 
 VARIANTS = ("portable", "xnnpack")
 
@@ -34,11 +38,11 @@ def write(job: Job, folder: Path) -> tuple[list[Program], dict[str, str]]:
         methods = {}
         for name in job.subnetworks:
             job.step(f"{variant}: {name}")
-            module = Shared(job.network, name, narrowed=variant == "xnnpack")
+            module = Shared(job.network, name, as_constants=variant == "xnnpack")
             methods[name] = _exported(job, module)
         job.step(f"{variant}.pte")
         partitioners = [XnnpackPartitioner()] if variant == "xnnpack" else None
-        with quiet():
+        with tracing():
             lowered = to_edge_transform_and_lower(methods, partitioner=partitioners)
             content = lowered.to_executorch().buffer
         (folder / f"{variant}.pte").write_bytes(content)
@@ -52,7 +56,7 @@ def write(job: Job, folder: Path) -> tuple[list[Program], dict[str, str]]:
 def _exported(job: Job, module: Shared) -> torch.export.ExportedProgram:
     batch = torch.export.Dim(BATCH, min=1, max=job.max_batch)
     shapes: Any = ({0: batch},) if job.max_batch > 1 else None
-    with quiet():
+    with tracing():
         return torch.export.export(
             module, (job.example(min(2, job.max_batch)),), dynamic_shapes=shapes, strict=False
         )

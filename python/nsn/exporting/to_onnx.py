@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nsn.exporting.folder import Program
-from nsn.exporting.job import BATCH, Job, Shared, quiet, versions
+from nsn.exporting.job import BATCH, Job, Shared, tracing, versions
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -59,7 +59,7 @@ def _write_graph(job: Job, module: Shared, places: Mapping[str, Any], path: Path
     import onnx_ir
     from onnxscript import optimizer
 
-    with quiet():
+    with tracing():
         exported = torch.onnx.export(
             module,
             (job.example(2),),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nsn.exporting.folder import Program
-from nsn.exporting.job import BATCH, Job, quiet, versions
+from nsn.exporting.job import BATCH, Job, quiet, tracing, versions
 from nsn.extract import extract
 
 PACKAGES: tuple[str, ...] = ()
@@ -22,9 +22,9 @@ def write(job: Job, folder: Path) -> tuple[list[Program], dict[str, str]]:
     programs = []
     for name in job.subnetworks:
         job.step(f"{name}: torch.export")
-        module = extract(job.network, name).eval().requires_grad_(False)
+        module = extract(job.network, name).cpu().eval().requires_grad_(False)
         batch = torch.export.Dim(BATCH, min=1)
-        with quiet():
+        with tracing():
             exported = torch.export.export(
                 module, (job.example(2),), dynamic_shapes=({0: batch},), strict=False
             )
