@@ -86,6 +86,7 @@ bench: install build ## run the benchmark programs; results in build/bench
 	  --out $(BUILD)/bench/switch.json
 	$(BIN)/python benchmarks/step.py --library $(BUILD)/benchmarks/libbench_step.so \
 	  --out $(BUILD)/bench/step.json
+	$(BIN)/python benchmarks/inference.py --out $(BUILD)/bench/inference.json
 	$(BIN)/python benchmarks/width.py --out $(BUILD)/bench/width.json --plot $(BUILD)/bench/width.png
 
 format: setup ## format C++ and Python in place
