@@ -7,7 +7,8 @@ function(nsn_target target)
     CXX_VISIBILITY_PRESET hidden
     VISIBILITY_INLINES_HIDDEN ON)
   if(NSN_SANITIZE)
-    target_compile_options(${target} PRIVATE -fsanitize=${NSN_SANITIZE} -fno-omit-frame-pointer -g1)
+    target_compile_options(${target} PRIVATE
+      -fsanitize=${NSN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
     target_link_options(${target} PRIVATE -fsanitize=${NSN_SANITIZE})
   endif()
 endfunction()

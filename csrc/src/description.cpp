@@ -42,6 +42,15 @@ namespace {
 
 constexpr const char* kBase = "base";
 constexpr size_t kMostSubnetworks = 1024;
+/// Of all sub-networks together: each keeps a Fit of each block, which a few bytes of JSON ask for.
+constexpr size_t kMostFits = 100'000;
+
+/// A block and those inside it.
+size_t count_blocks(const Block& block) {
+  size_t count = 1;
+  for (const InnerBlock& inner : block.inner()) count += count_blocks(*inner.block);
+  return count;
+}
 
 /// Names become parts of parameters' names and attributes in Python.
 void check_name(const std::string& name, const char* what) {
@@ -91,6 +100,31 @@ int64_t Width::of(const Dimension& dimension, const std::string& what) const {
          std::max<int64_t>(1, static_cast<int64_t>(std::floor(fraction * steps + 0.5)));
 }
 
+/// What sub-networks name, made once for all of them.
+struct Description::Lookup {
+  struct Dimensions {
+    std::vector<std::string> names;
+    std::unordered_map<std::string, Dimension> by_name;
+  };
+
+  explicit Lookup(const std::vector<NamedBlock>& blocks) {
+    for (const NamedBlock& block : blocks) {
+      places.emplace(block.name, places.size());
+      counts.push_back(count_blocks(*block.block));
+      Dimensions& own = dimensions.emplace_back();
+      for (Dimension& dimension : block.block->dimensions()) {
+        own.names.push_back(dimension.name);
+        own.by_name.emplace(dimension.name, std::move(dimension));
+      }
+    }
+  }
+
+  std::unordered_map<std::string, size_t> places;
+  /// Of each block: how many it is with those inside, and what may be narrowed.
+  std::vector<size_t> counts;
+  std::vector<Dimensions> dimensions;
+};
+
 Description::Description(const NetworkOptions& options)
     : input_(options.input_), dtype_(options.dtype_), merge_(options.merge_) {
   TORCH_CHECK_VALUE(!input_.empty(),
@@ -112,20 +146,30 @@ Description::Description(const NetworkOptions& options)
     TORCH_CHECK_VALUE(names.insert(name).second, "nsn::Description: two sub-networks are named '",
                       name, "'. Rename one.");
   }
-  std::unordered_map<std::string, size_t> places;
-  for (const size_t i : c10::irange(blocks_.size())) places.emplace(blocks_[i].name, i);
+  const Lookup lookup(blocks_);
   // "base" comes first, and has all blocks unless it is described.
+  std::vector<std::pair<std::string, SubnetworkOptions>> all;
   const auto base = std::find_if(options.subnetworks_.begin(), options.subnetworks_.end(),
                                  [](const auto& subnetwork) { return subnetwork.first == kBase; });
   if (base != options.subnetworks_.end()) {
-    add_subnetwork(kBase, base->second, places);
+    all.push_back(*base);
   } else {
-    std::vector<std::string> all;
-    for (const auto& block : blocks_) all.push_back(block.name);
-    add_subnetwork(kBase, SubnetworkOptions(std::move(all)), places);
+    std::vector<std::string> blocks;
+    for (const auto& block : blocks_) blocks.push_back(block.name);
+    all.emplace_back(kBase, SubnetworkOptions(std::move(blocks)));
   }
-  for (const auto& [name, subnetwork] : options.subnetworks_) {
-    if (name != kBase) add_subnetwork(name, subnetwork, places);
+  for (const auto& subnetwork : options.subnetworks_) {
+    if (subnetwork.first != kBase) all.push_back(subnetwork);
+  }
+  size_t fits = 0;
+  for (const auto& [name, subnetwork] : all) {
+    for (const std::string& block : subnetwork.blocks()) {
+      const auto place = lookup.places.find(block);
+      if (place != lookup.places.end()) fits += lookup.counts[place->second];
+    }
+    TORCH_CHECK_VALUE(fits <= kMostFits, "nsn::Description: the sub-networks keep more than ",
+                      kMostFits, " blocks together, counting those inside blocks. Describe fewer.");
+    add_subnetwork(name, subnetwork, lookup);
   }
 
   std::vector<bool> kept(blocks_.size(), false);
@@ -165,9 +209,10 @@ void Description::add_blocks(const NetworkOptions& options) {
 }
 
 void Description::add_subnetwork(const std::string& name, const SubnetworkOptions& options,
-                                 const std::unordered_map<std::string, size_t>& places) {
+                                 const Lookup& lookup) {
   TORCH_CHECK_VALUE(!options.blocks().empty(), "nsn::Description: sub-network '", name,
                     "' keeps no block. Name at least one, or remove the sub-network.");
+  const auto& places = lookup.places;
   Subnetwork subnetwork{name, options, {}, {}, {}, {}, {}, 0, 0, 0};
   for (const std::string& block_name : options.blocks()) {
     const auto found = places.find(block_name);
@@ -212,31 +257,26 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
   for (const auto& [block_name, dimension_name, width] : options.widths()) {
     const size_t kept = kept_place(block_name, "width");
     const Block& block = *blocks_[subnetwork.blocks[kept]].block;
-    const auto dimensions = block.dimensions();
-    std::vector<std::string> known;
-    for (const Dimension& dimension : dimensions) known.push_back(dimension.name);
+    const auto& [known, dimensions] = lookup.dimensions[subnetwork.blocks[kept]];
     TORCH_CHECK_VALUE(!known.empty(), prefix, " sets a width for block '", block_name, "', but a ",
                       block.type(), " has none of its own. Remove it.");
     TORCH_CHECK_VALUE(!dimension_name.empty() || known.size() == 1, prefix,
                       " sets one width for block '", block_name,
                       "', which has several dimensions: ", quoted(known), ". Name them.");
-    const auto dimension =
-        dimension_name.empty()
-            ? dimensions.begin()
-            : std::find_if(dimensions.begin(), dimensions.end(),
-                           [&](const Dimension& each) { return each.name == dimension_name; });
-    TORCH_CHECK_VALUE(dimension != dimensions.end(), prefix, ": block '", block_name,
+    const auto found = dimensions.find(dimension_name.empty() ? known[0] : dimension_name);
+    TORCH_CHECK_VALUE(found != dimensions.end(), prefix, ": block '", block_name,
                       "' has no dimension '", dimension_name, "'. Its dimensions are ",
                       quoted(known), ".");
+    const Dimension& dimension = found->second;
     const std::string what =
-        prefix + ": the width '" + dimension->name + "' of block '" + block_name + "'";
-    TORCH_CHECK_VALUE(set.insert(block_name + "." + dimension->name).second, what,
+        prefix + ": the width '" + dimension.name + "' of block '" + block_name + "'";
+    TORCH_CHECK_VALUE(set.insert(block_name + "." + dimension.name).second, what,
                       " is set twice. Set it once.");
-    const int64_t count = width.of(*dimension, what);
-    TORCH_CHECK_VALUE(name != kBase || count == dimension->full, what,
+    const int64_t count = width.of(dimension, what);
+    TORCH_CHECK_VALUE(name != kBase || count == dimension.full, what,
                       " is narrowed, but base is at full width. Make the block itself narrower, or "
                       "rename the sub-network.");
-    if (count != dimension->full) uses[kept].width[dimension->name] = count;
+    if (count != dimension.full) uses[kept].width[dimension.name] = count;
   }
 
   Signal signal{whole(input_), !at::isFloatingType(dtype_)};

@@ -22,8 +22,7 @@ using detail::Json;
 
 constexpr int64_t kSchemaVersion = 1;
 // What bounds the time that a description takes that may be anybody's.
-constexpr size_t kMostBytes = 16'000'000;
-constexpr detail::JsonLimits kLimits{.depth = 32, .fields = 4096};
+constexpr detail::JsonLimits kLimits{.depth = 32, .fields = 4096, .values = 2'000'000};
 
 const std::vector<std::pair<std::string, at::ScalarType>>& dtypes() {
   static const std::vector<std::pair<std::string, at::ScalarType>> all = {
@@ -125,10 +124,8 @@ void read_subnetwork(const Json& json, NetworkOptions& options) {
 }  // namespace
 
 Description Description::from_json(const std::string& text, const Supplied& supplied) {
-  TORCH_CHECK_VALUE(text.size() <= kMostBytes, "nsn::Description: the text has ", text.size(),
-                    " bytes, but at most ", kMostBytes, " are read. Describe fewer sub-networks.");
   std::string problem;
-  const auto json = detail::parse_json<Json>(text, kLimits, problem);
+  const auto json = detail::parse_json(text, kLimits, problem);
   TORCH_CHECK_VALUE(problem.empty(), "nsn::Description: the text ", problem, ".");
   Fields document(json, "the description");
   const int64_t version = document.integer("nsn");

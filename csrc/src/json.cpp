@@ -6,52 +6,87 @@
 
 namespace nsn::detail {
 
+bool JsonVisitor::visit(const std::string& text) {
+  // The parser takes NUL for the end, and would pass over what follows.
+  if (text.find('\0') != std::string::npos) {
+    problem = "is no JSON: it has a NUL byte";
+    return false;
+  }
+  return Json::sax_parse(text, this);
+}
+
+bool JsonVisitor::parse_error(size_t position, const std::string& token,
+                              const nlohmann::json::exception& error) {
+  static_cast<void>(position);
+  static_cast<void>(token);
+  problem = std::string("is no JSON: ") + error.what();
+  return false;
+}
+
 namespace {
 
-/// Ends the parsing at once: what follows may be as long and as deep as it likes.
-struct Refusal {
-  std::string problem;
+/// Holds a text against limits, before anything is built of it.
+class Checker : public JsonVisitor {
+ public:
+  explicit Checker(const JsonLimits& limits) : limits_(limits) {}
+
+  bool start_object(size_t elements) override {
+    static_cast<void>(elements);
+    fields_.emplace_back();
+    return open();
+  }
+  bool start_array(size_t elements) override {
+    static_cast<void>(elements);
+    return open();
+  }
+  bool end_object() override {
+    fields_.pop_back();
+    --depth_;
+    return true;
+  }
+  bool end_array() override {
+    --depth_;
+    return true;
+  }
+  bool key(std::string& name) override {
+    if (fields_.back().size() == limits_.fields) {
+      problem = "has an object of more than " + std::to_string(limits_.fields) + " fields";
+    } else if (!fields_.back().insert(name).second) {
+      problem = "has the field '" + name + "' twice in one object";
+    }
+    return problem.empty();
+  }
+
+ private:
+  bool open() {
+    if (++depth_ > limits_.depth) {
+      problem = "is nested deeper than " + std::to_string(limits_.depth) + " levels";
+      return false;
+    }
+    return other();
+  }
+
+  /// A value of any kind.
+  bool other() override {
+    if (++values_ > limits_.values) {
+      problem = "has more than " + std::to_string(limits_.values) + " values";
+    }
+    return problem.empty();
+  }
+
+  JsonLimits limits_;
+  size_t depth_ = 0, values_ = 0;
+  std::vector<std::set<std::string>> fields_;  // of each object around
 };
 
 }  // namespace
 
-template <typename AnyJson>
-AnyJson parse_json(const std::string& text, const JsonLimits& limits, std::string& problem) {
-  // The parser takes NUL for the end, and would pass over what follows.
-  if (text.find('\0') != std::string::npos) {
-    problem = "is no JSON: it has a NUL byte";
-    return {};
-  }
-  std::vector<std::set<std::string>> open;  // the fields seen in each object around
-  const auto callback = [&](int depth, typename AnyJson::parse_event_t event, AnyJson& parsed) {
-    if (depth > limits.depth) {
-      throw Refusal{"is nested deeper than " + std::to_string(limits.depth) + " levels"};
-    }
-    if (event == AnyJson::parse_event_t::object_start) open.emplace_back();
-    if (event == AnyJson::parse_event_t::object_end) open.pop_back();
-    if (event == AnyJson::parse_event_t::key) {
-      auto key = parsed.template get<std::string>();
-      if (open.back().size() == limits.fields) {
-        throw Refusal{"has an object of more than " + std::to_string(limits.fields) + " fields"};
-      }
-      if (open.back().count(key) > 0) {
-        throw Refusal{"has the field '" + key + "' twice in one object"};
-      }
-      open.back().insert(std::move(key));
-    }
-    return true;
-  };
-  try {
-    return AnyJson::parse(text, callback);
-  } catch (const Refusal& refusal) {
-    problem = refusal.problem;
-  } catch (const nlohmann::json::exception& error) {
-    problem = std::string("is no JSON: ") + error.what();
-  }
+Json parse_json(const std::string& text, const JsonLimits& limits, std::string& problem) {
+  Checker checker(limits);
+  // Twice through the text: the parser's own callbacks take quadratic time.
+  if (checker.visit(text)) return Json::parse(text);
+  problem = checker.problem;
   return {};
 }
-
-template Json parse_json(const std::string&, const JsonLimits&, std::string&);
-template SortedJson parse_json(const std::string&, const JsonLimits&, std::string&);
 
 }  // namespace nsn::detail

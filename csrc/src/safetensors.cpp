@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
+#include <utility>
 
 #include "json.h"
 #include "nsn/error.h"
@@ -29,11 +31,10 @@ namespace nsn::safetensors {
 namespace {
 
 using detail::Json;
-using detail::SortedJson;
 
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kMostHeaderBytes = 100'000'000;  // the format's own limit
-constexpr detail::JsonLimits kLimits{.depth = 4, .fields = 1'000'000};
+constexpr size_t kMostDimensions = 64;
 
 struct DtypeName {
   const char* name;
@@ -90,9 +91,9 @@ std::string header_of(const NamedTensors& tensors,
   header["__metadata__"] = metadata;
   uint64_t begin = 0;
   for (const auto& [name, tensor] : tensors) {
-    const auto dtype = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const DtypeName& each) {
-      return each.dtype == tensor.scalar_type();
-    });
+    const auto dtype = std::find_if(
+        kDtypes.begin(), kDtypes.end(),
+        [own = tensor.scalar_type()](const DtypeName& each) { return each.dtype == own; });
     TORCH_CHECK_VALUE(dtype != kDtypes.end(), "nsn: tensor '", name, "' has dtype ",
                       tensor.scalar_type(),
                       ", which a checkpoint cannot hold. Convert it, for "
@@ -114,43 +115,174 @@ std::string header_of(const NamedTensors& tensors,
   return text;
 }
 
-Entry parse_entry(const std::string& name, const SortedJson& json, const std::string& path) {
-  const auto check = [&](bool fits, const auto&... what) {
-    TORCH_CHECK_VALUE(fits, "nsn: '", path, "': tensor '", name, "' ", what...,
-                      ". The file is damaged or foreign; save it again.");
-  };
-  const auto is_natural = [](const SortedJson& value) { return value.is_number_unsigned(); };
-  check(json.is_object() && json.size() == 3 && json.contains("dtype") && json.contains("shape") &&
-            json.contains("data_offsets"),
-        "must have the fields dtype, shape and data_offsets");
-  const SortedJson &dtype = json["dtype"], &shape = json["shape"], &offsets = json["data_offsets"];
-  check(dtype.is_string(), "has a dtype that is no string");
-  const auto known = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const DtypeName& each) {
-    return dtype.get<std::string>() == each.name;
-  });
-  check(known != kDtypes.end(), "has the unknown dtype ", dtype.dump());
-  check(shape.is_array() && std::all_of(shape.begin(), shape.end(), is_natural),
-        "has a shape that is no array of naturals");
-  check(
-      offsets.is_array() && offsets.size() == 2 && is_natural(offsets[0]) && is_natural(offsets[1]),
-      "has data_offsets that are no pair of naturals");
+/// Reads the header while it is parsed: what it becomes takes memory in proportion to it.
+class HeaderReader : public detail::JsonVisitor {
+ public:
+  explicit HeaderReader(const std::string& path) : path_(path) {}
 
-  Entry entry{name, known->dtype, {}, offsets[0].get<uint64_t>(), offsets[1].get<uint64_t>()};
-  uint64_t bytes = c10::elementSize(entry.dtype);
-  // What strides grow to: as bytes, but with zeros for ones.
-  int64_t most = 1;
-  for (const SortedJson& extent : shape) {
-    const auto value = extent.get<uint64_t>();
-    check(!__builtin_mul_overflow(bytes, value, &bytes) &&
-              !__builtin_mul_overflow(most, std::max(value, uint64_t{1}), &most),
-          "has the shape ", shape.dump(), ", which no memory holds");
-    entry.shape.push_back(static_cast<int64_t>(value));
+  std::vector<Entry> entries;
+  std::map<std::string, std::string> metadata;
+
+  bool start_object(size_t elements) override {
+    static_cast<void>(elements);
+    switch (place_) {
+      case Place::kStart:
+        place_ = Place::kHeader;
+        break;
+      case Place::kHeader:
+        place_ = name_ == kMetadataKey ? Place::kMetadata : Place::kEntry;
+        break;
+      default:
+        return other();
+    }
+    return true;
   }
-  check(entry.begin <= entry.end && entry.end - entry.begin == bytes, "of shape ", shape.dump(),
-        " and dtype ", known->name, " takes ", bytes, " bytes, but its data_offsets are ",
-        offsets.dump());
-  return entry;
-}
+
+  bool key(std::string& name) override {
+    if (place_ == Place::kHeader) {
+      name_ = std::move(name);
+      if (name_ == kMetadataKey && std::exchange(has_metadata_, true)) return twice(name_);
+      field_ = Field::kNone;
+      dtype_.reset();
+      shape_.reset();
+      offsets_.reset();
+    } else if (place_ == Place::kMetadata) {
+      key_ = std::move(name);
+      if (metadata.count(key_) > 0) return twice(key_);
+    } else {
+      field_ = name == "dtype"          ? Field::kDtype
+               : name == "shape"        ? Field::kShape
+               : name == "data_offsets" ? Field::kOffsets
+                                        : Field::kNone;
+      const bool is_second = (field_ == Field::kDtype && dtype_) ||
+                             (field_ == Field::kShape && shape_) ||
+                             (field_ == Field::kOffsets && offsets_);
+      if (is_second) return twice(name);
+      check(field_ != Field::kNone, kFields);
+    }
+    return true;
+  }
+
+  bool string(std::string& value) override {
+    if (place_ == Place::kMetadata) {
+      metadata.emplace(std::move(key_), std::move(value));
+      return true;
+    }
+    if (place_ != Place::kEntry || field_ != Field::kDtype) return other();
+    const auto known = std::find_if(kDtypes.begin(), kDtypes.end(),
+                                    [&](const DtypeName& each) { return value == each.name; });
+    check(known != kDtypes.end(), "has the unknown dtype \"", value, "\"");
+    dtype_ = *known;
+    return true;
+  }
+
+  bool start_array(size_t elements) override {
+    static_cast<void>(elements);
+    if (place_ != Place::kEntry || field_ == Field::kDtype) return other();
+    place_ = Place::kArray;
+    (field_ == Field::kShape ? shape_ : offsets_).emplace();
+    return true;
+  }
+
+  bool number_unsigned(uint64_t value) override {
+    if (place_ != Place::kArray) return other();
+    auto& numbers = field_ == Field::kShape ? *shape_ : *offsets_;
+    check(field_ != Field::kShape || numbers.size() < kMostDimensions, "has more than ",
+          kMostDimensions, " dimensions");
+    check(field_ != Field::kOffsets || numbers.size() < 2, kOffsets);
+    numbers.push_back(value);
+    return true;
+  }
+
+  bool end_array() override {
+    place_ = Place::kEntry;
+    check(field_ != Field::kOffsets || offsets_->size() == 2, kOffsets);
+    return true;
+  }
+
+  bool end_object() override {
+    if (place_ == Place::kHeader) {
+      place_ = Place::kEnd;
+      return true;
+    }
+    if (place_ == Place::kEntry) add();
+    place_ = Place::kHeader;
+    return true;
+  }
+
+ private:
+  enum class Place { kStart, kHeader, kMetadata, kEntry, kArray, kEnd };
+  enum class Field { kNone, kDtype, kShape, kOffsets };
+
+  static constexpr const char* kMetadataKey = "__metadata__";
+  static constexpr const char* kFields = "must have the fields dtype, shape and data_offsets";
+  static constexpr const char* kOffsets = "has data_offsets that are no pair of naturals";
+
+  template <typename... What>
+  void check(bool fits, const What&... what) const {
+    TORCH_CHECK_VALUE(fits, "nsn: '", path_, "': tensor '", name_, "' ", what...,
+                      ". The file is damaged or foreign; save it again.");
+  }
+
+  static std::string text_of(const std::vector<uint64_t>& numbers) {
+    std::string result;
+    for (const uint64_t each : numbers) {
+      result += (result.empty() ? "" : ",") + std::to_string(each);
+    }
+    return "[" + result + "]";
+  }
+
+  bool twice(const std::string& name) {
+    problem = "has the field '" + name + "' twice in one object";
+    return false;
+  }
+
+  /// A value of a kind that does not belong there.
+  bool other() override {
+    if (place_ == Place::kStart) {
+      problem = "is no JSON object";
+      return false;
+    }
+    if (name_ == kMetadataKey) {
+      TORCH_CHECK_VALUE(place_ == Place::kMetadata, "nsn: '", path_,
+                        "': __metadata__ must be an object. The file is damaged or foreign.");
+      TORCH_CHECK_VALUE(false, "nsn: '", path_, "': the metadata '", key_,
+                        "' must be a string. The file is damaged or foreign.");
+    }
+    check(field_ != Field::kDtype, "has a dtype that is no string");
+    check(field_ != Field::kShape, "has a shape that is no array of naturals");
+    check(field_ != Field::kOffsets, kOffsets);
+    check(false, kFields);
+    return false;
+  }
+
+  /// Takes in the entry that ends here.
+  void add() {
+    check(dtype_ && shape_ && offsets_, kFields);
+    Entry entry{name_, dtype_->dtype, {}, (*offsets_)[0], (*offsets_)[1]};
+    uint64_t bytes = c10::elementSize(entry.dtype);
+    // What strides grow to: as bytes, but with zeros for ones.
+    int64_t most = 1;
+    for (const uint64_t extent : *shape_) {
+      check(!__builtin_mul_overflow(bytes, extent, &bytes) &&
+                !__builtin_mul_overflow(most, std::max(extent, uint64_t{1}), &most),
+            "has the shape ", text_of(*shape_), ", which no memory holds");
+      entry.shape.push_back(static_cast<int64_t>(extent));
+    }
+    check(entry.begin <= entry.end && entry.end - entry.begin == bytes, "of shape ",
+          text_of(*shape_), " and dtype ", dtype_->name, " takes ", bytes,
+          " bytes, but its data_offsets are ", text_of(*offsets_));
+    entries.push_back(std::move(entry));
+  }
+
+  const std::string& path_;
+  Place place_ = Place::kStart;
+  Field field_ = Field::kNone;
+  bool has_metadata_ = false;
+  std::string name_, key_;
+  std::optional<DtypeName> dtype_;
+  std::optional<std::vector<uint64_t>> shape_, offsets_;
+};
 
 }  // namespace
 
@@ -248,23 +380,19 @@ void File::read_header() {
   data_begin_ = kLengthBytes + header_bytes;
   data_bytes_ = size - data_begin_;
 
-  std::string problem;
-  const auto header = detail::parse_json<SortedJson>(text, kLimits, problem);
-  if (problem.empty() && !header.is_object()) problem = "is no JSON object";
-  TORCH_CHECK_VALUE(problem.empty(), "nsn: '", path_, "' is no safetensors file: its header ",
-                    problem, ". Save the network with nsn::save.");
-  for (const auto& [name, value] : header.items()) {
-    if (name != "__metadata__") {
-      entries_.push_back(parse_entry(name, value, path_));
-      continue;
-    }
-    TORCH_CHECK_VALUE(value.is_object(), "nsn: '", path_, "': __metadata__ must be an object.");
-    for (const auto& [key, entry] : value.items()) {
-      TORCH_CHECK_VALUE(entry.is_string(), "nsn: '", path_, "': the metadata '", key,
-                        "' must be a string.");
-      metadata_.emplace(key, entry.get<std::string>());
-    }
-  }
+  HeaderReader reader(path_);
+  const bool is_read = reader.visit(text);
+  TORCH_CHECK_VALUE(is_read, "nsn: '", path_, "' is no safetensors file: its header ",
+                    reader.problem, ". Save the network with nsn::save.");
+  entries_ = std::move(reader.entries);
+  metadata_ = std::move(reader.metadata);
+  std::sort(entries_.begin(), entries_.end(),
+            [](const Entry& a, const Entry& b) { return a.name < b.name; });
+  const auto again =
+      std::adjacent_find(entries_.begin(), entries_.end(),
+                         [](const Entry& a, const Entry& b) { return a.name == b.name; });
+  TORCH_CHECK_VALUE(again == entries_.end(), "nsn: '", path_, "' has the tensor '", again->name,
+                    "' twice. The file is damaged or foreign; save it again.");
   std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
     return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
   });

@@ -219,9 +219,13 @@ TEST(CheckpointErrors, DeepNesting) {
   for (const size_t depth : {size_t{20}, size_t{100'000}}) {
     expect_unreadable(
         with_header("{\"a\":" + std::string(depth, '[') + std::string(depth, ']') + "}"),
-        {"is no safetensors file: its header "});
+        {"'a' must have the fields"});
     expect_unreadable(with_header("{\"a\":" + std::string(depth, '[')),
-                      {"is no safetensors file: its header "});
+                      {"'a' must have the fields"});
+    expect_unreadable(with_header(std::string(depth, '[')), {"no JSON object"});
+    expect_unreadable(
+        with_header("{\"__metadata__\":{\"nsn\":\"" + std::string(depth, '[') + "\"}}"),
+        {depth > 32 ? "nested deeper than 32 levels" : "is no JSON"});
   }
 }
 

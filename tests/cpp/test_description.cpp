@@ -379,6 +379,63 @@ TEST(DescriptionJson, RefusesWrongKinds) {
   expect_json_refused(spoiled(", \"tiny\": 2", ""), {"no coefficient", "'tiny'"});
 }
 
+/// A description with these blocks, and so many sub-networks that keep the first.
+std::string document(const std::string& blocks, int subnetworks = 0, const std::string& more = "") {
+  std::string text = "{\"nsn\": 1, \"input\": {\"shape\": [4]}, \"blocks\": [" + blocks + "]";
+  text += ", \"subnetworks\": [";
+  for (int i = 0; i < subnetworks; ++i) {
+    text += (i > 0 ? ", " : "") + std::string("{\"name\": \"s") + std::to_string(i) +
+            "\", \"blocks\": [\"a\"]}";
+  }
+  return text + "]" + more + "}";
+}
+
+TEST(DescriptionJson, RefusesMoreThanItsLimits) {
+  const std::string act = "{\"name\": \"a\", \"type\": \"Activation\", \"function\": \"relu\"}";
+  EXPECT_EQ(Description::from_json(document(act, 1024)).subnetworks().size(), 1025U);
+  expect_json_refused(document(act, 1025), {"at most 1024 sub-networks", "1025"});
+
+  // A few bytes of a sub-network ask for all the blocks inside the one that it keeps.
+  std::string inner;
+  for (int i = 0; i < 1000; ++i) {
+    inner += (i > 0 ? ", " : "") + std::string("{\"name\": \"b") + std::to_string(i) +
+             "\", \"type\": \"Activation\", \"function\": \"relu\"}";
+  }
+  const std::string sequence =
+      "{\"name\": \"a\", \"type\": \"Sequence\", \"blocks\": [" + inner + "]}";
+  EXPECT_EQ(Description::from_json(document(sequence, 98)).subnetworks().size(), 99U);
+  expect_json_refused(document(sequence, 99), {"more than 100000 blocks together"});
+
+  std::string fields;
+  for (int i = 0; i < 4096; ++i) fields += "\"s" + std::to_string(i) + "\": 1, ";
+  expect_json_refused(document(act, 0, ", \"x\": {" + fields + "\"s\": 1}"),
+                      {"an object of more than 4096 fields"});
+  std::string values = "1";
+  for (int i = 0; i < 2'000'000; ++i) values += ",1";
+  expect_json_refused(document(act, 0, ", \"x\": [" + values + "]"), {"more than 2000000 values"});
+}
+
+TEST(DescriptionJson, ActivationsAndCountsDoNotOverflow) {
+  const auto conv = [](const std::string& name, const std::string& options) {
+    return "{\"name\": \"" + name + "\", \"in_channels\": 1, \"out_channels\": 1, " + options + "}";
+  };
+  const std::string image = "\"shape\": [1, 1000000000, 1000000000]";
+  const auto on_image = [&](const std::string& blocks) {
+    std::string text = document(blocks);
+    text.replace(text.find("\"shape\": [4]"), std::string("\"shape\": [4]").size(), image);
+    return text;
+  };
+  expect_json_refused(
+      on_image(conv("a", "\"type\": \"ConvTranspose2d\", \"kernel_size\": 1, \"stride\": 2000")),
+      {"block 'a'", "more than 2^60 elements"});
+  expect_json_refused(
+      on_image("{\"name\": \"a\", \"type\": \"Upsample\", \"scale_factor\": 1073741824}"),
+      {"block 'a'", "more than 2^60 elements"});
+  const Description many = Description::from_json(
+      on_image(conv("a", "\"type\": \"Conv2d\", \"kernel_size\": 1000000, \"padding\": 500000")));
+  EXPECT_EQ(many.subnetworks()[0].flops, std::numeric_limits<int64_t>::max());
+}
+
 TEST(DescriptionJson, RefusesSizesThatOverflow) {
   expect_json_refused(spoiled("\"in_features\": 4", "\"in_features\": 9223372036854775807"),
                       {"'in_features'", "at most 2^30"});

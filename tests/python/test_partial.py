@@ -204,6 +204,63 @@ def test_older_versions(tmp_path: Path) -> None:
     assert all(torch.equal(again.view(name)(x), net.view(name)(x)) for name in net.subnetworks)
 
 
+HOSTILE = """
+import sys, nsn
+
+def peak():
+    with open("/proc/self/status") as file:
+        return 1024 * int(next(line for line in file if line.startswith("VmHWM")).split()[1])
+
+nsn.load_metadata(sys.argv[1])  # what is loaded once
+for path in sys.argv[2:]:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak starts anew
+    before = peak()
+    try:
+        print(nsn.load(path, only="small").loaded, end=" ")
+    except ValueError as error:
+        print(type(error).__name__, end=" ")
+    print(peak() - before)
+"""
+
+
+def test_headers_take_memory_in_proportion(path: Path, tmp_path: Path) -> None:
+    def packed(header: bytes, data: bytes = b"") -> bytes:
+        return struct.pack("<Q", len(header)) + header + data
+
+    entries = ",".join(
+        f'"{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{i + 1}]}}' for i in range(60_000)
+    )
+    blocks = [
+        {"name": "a", "type": "Dense", "in_features": 4, "out_features": 2**30, "bias": False},
+        {"name": "b", "type": "Dense", "in_features": 4, "out_features": 2, "bias": False},
+    ]
+    keeps = [{"name": "base", "blocks": ["a"]}, {"name": "small", "blocks": ["b"]}]
+    document = {"nsn": 1, "input": {"shape": [4]}, "blocks": blocks, "subnetworks": keeps}
+    described = {
+        "__metadata__": {"nsn": json.dumps(document)},
+        "b.weight": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]},
+        "a.weight": {"dtype": "F32", "shape": [2**30, 4], "data_offsets": [32, 32 + 2**34]},
+    }
+    files = {
+        "announces": struct.pack("<Q", 90_000_000) + b" " * 1000,
+        "arrays": packed(b'{"a":[' + b"[]," * 1_000_000 + b"[]]}"),
+        "shape": packed(b'{"a":{"shape":[' + b"1," * 1_000_000 + b"1]}}"),
+        "entries": packed(f"{{{entries}}}".encode(), b"x" * 60_000),
+        "cut": packed(json.dumps(described).encode(), b"\0" * 32),
+    }
+    arguments = [sys.executable, "-c", HOSTILE, str(path)]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        arguments.append(str(tmp_path / name))
+    run = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    for (name, content), line in zip(files.items(), run.stdout.splitlines(), strict=True):
+        result, grown = line.rsplit(" ", 1)
+        assert result == ("['small']" if name == "cut" else "ValueError"), name
+        # The header's text, and what it becomes; for "cut" 2^34 bytes are only reserved.
+        assert int(grown) < 4 * len(content) + 4e6, name
+
+
 RESIDENT = """
 import os, sys, torch, nsn
 

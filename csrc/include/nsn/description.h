@@ -6,7 +6,6 @@
 #include <map>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -213,8 +212,9 @@ class NSN_API Description {
 
  private:
   void add_blocks(const NetworkOptions& options);
+  struct Lookup;
   void add_subnetwork(const std::string& name, const SubnetworkOptions& options,
-                      const std::unordered_map<std::string, size_t>& places);
+                      const Lookup& lookup);
   void add_parameters();
   void add_uses();
   void add_tied_slices();

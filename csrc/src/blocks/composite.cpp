@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <ostream>
 #include <set>
+#include <unordered_map>
 #include <utility>
 
 #include "blocks/builtin.h"
@@ -92,15 +93,19 @@ std::vector<Dimension> Composite::dimensions() const {
 
 Fit Composite::fit(const Signal& input, const BlockUse& use) const {
   Fit result{use, input, input, {}, 0, {}};
+  std::unordered_map<std::string, std::map<std::string, int64_t>> widths;
+  for (const auto& [dimension, count] : use.width) {
+    const size_t point = dimension.find('.');
+    if (point != std::string::npos) {
+      widths[dimension.substr(0, point)][dimension.substr(point + 1)] = count;
+    }
+  }
   for (const size_t i : c10::irange(blocks_.size())) {
     const InnerBlock& inner = blocks_[i];
     BlockUse own;
     if (inner.takes_dropout && inner.block->dropout()) own.dropout = use.dropout;
-    const std::string prefix = inner.name + ".";
-    for (const auto& [dimension, count] : use.width) {
-      if (dimension.compare(0, prefix.size(), prefix) == 0) {
-        own.width[dimension.substr(prefix.size())] = count;
-      }
+    if (const auto found = widths.find(inner.name); found != widths.end()) {
+      own.width = std::move(found->second);
     }
     if (follows_ == i) {
       for (const Dimension& dimension : inner.block->dimensions()) {
