@@ -1,4 +1,4 @@
-"""How large exports are: the recipes' networks, untrained, in all formats.
+"""How large exports are: the recipes' networks, with random weights, in all formats.
 
 python benchmarks/sizes.py [RECIPE ...]
 """
@@ -20,6 +20,9 @@ def main() -> None:
         network = nsn.Network(load_recipe(recipe).description)
         if any("running_mean" in name for name, _ in network.named_buffers()):
             network.recalibrate([torch.rand(32, *network.description.input_shape)])
+        with torch.no_grad():
+            for parameter in network.parameters():  # tensors that start equal would be stored once
+                parameter.add_(torch.rand_like(parameter))
         network.eval()
         tensors = network.state_dict().items()
         copy = sum(each.nbytes for name, each in tensors if "num_batches_tracked" not in name)

@@ -62,7 +62,7 @@ class Row:
     @property
     def ok(self) -> bool:
         """Whether it ran and is within the tolerance."""
-        return not self.problem and self.relative is not None and self.relative <= self.tolerance
+        return self.relative is not None and self.relative <= self.tolerance
 
     def document(self) -> dict[str, Any]:
         """As JSON has it; what is no number there is None."""

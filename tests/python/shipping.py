@@ -1,6 +1,7 @@
 """Networks that the tests of exports and verification ship, one of each kind."""
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -90,11 +91,22 @@ def network(kind: str) -> nsn.Network:
     return KINDS[kind]().eval()
 
 
-@functools.cache
+_exports: dict[tuple[str, str], nsn.Export] = {}
+
+
 def exported(kind: str, format: str) -> nsn.Export:
     """Its export, made once, since exporters take their time; not to be changed."""
-    folder = Path(tempfile.mkdtemp(prefix="nsn-test-")) / format
-    return nsn.export(network(kind), folder, format, max_batch=MAX_BATCH)
+    if (kind, format) not in _exports:
+        folder = Path(tempfile.mkdtemp(prefix="nsn-test-")) / format
+        _exports[kind, format] = nsn.export(network(kind), folder, format, max_batch=MAX_BATCH)
+    return _exports[kind, format]
+
+
+def remove_exports() -> None:
+    """Removes all that ``exported`` made."""
+    for export in _exports.values():
+        shutil.rmtree(export.folder.parent)
+    _exports.clear()
 
 
 def inputs(kind: str, batch: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +13,13 @@ import torch
 
 import nsn
 from nsn.exporting import FORMATS, runner, to_onnx
-from shipping import KINDS, MAX_BATCH, exported, inputs, network, one_copy
+from shipping import KINDS, MAX_BATCH, exported, inputs, network, one_copy, remove_exports
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _removes_its_exports() -> Any:
     yield
-    for kind in KINDS:
-        for format in FORMATS:
-            shutil.rmtree(exported(kind, format).folder.parent, ignore_errors=True)
-    exported.cache_clear()
+    remove_exports()
 
 
 @pytest.mark.parametrize("format", FORMATS)
