@@ -54,8 +54,9 @@ def write(job: Job, folder: Path) -> tuple[list[Program], dict[str, str]]:
 
 
 def _exported(job: Job, module: Shared) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim(BATCH, min=1, max=job.max_batch)
-    shapes: Any = ({0: batch},) if job.max_batch > 1 else None
+    shapes: Any = None
+    if job.max_batch > 1:
+        shapes = ({0: torch.export.Dim(BATCH, min=1, max=job.max_batch)},)
     with tracing():
         return torch.export.export(
             module, (job.example(min(2, job.max_batch)),), dynamic_shapes=shapes, strict=False
