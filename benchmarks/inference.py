@@ -38,6 +38,8 @@ from nsn.training.recipe import load_recipe
 
 BATCHES = (1, 8, 128)
 ROUNDS = 12
+#: Of batches that take longer than SLOW_SECONDS.
+SLOW_ROUNDS, SLOW_SECONDS = 3, 0.02
 #: Of one way in one round, and its warm-up before.
 SECONDS, WARM_SECONDS = 0.04, 0.005
 
@@ -159,7 +161,10 @@ def medians(ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
     """Medians, and 10th and 90th percentiles, in microseconds; rounds begin with another way."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
-    for number in range(ROUNDS):
+    started = time.perf_counter()
+    ways[names[0]]()
+    slow = time.perf_counter() - started > SLOW_SECONDS
+    for number in range(SLOW_ROUNDS if slow else ROUNDS):
         start = number % len(names)
         for name in names[start:] + names[:start]:
             run = ways[name]

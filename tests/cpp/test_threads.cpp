@@ -96,15 +96,47 @@ void switch_in_threads(const Network& net, const std::vector<at::Tensor>& inputs
   EXPECT_EQ(stale, 0U);
 }
 
+/// The same with packed views, of a pack that is made anew meanwhile.
+void switch_packed_in_threads(const Network& net, const std::vector<at::Tensor>& inputs) {
+  Pack pack = net->pack();
+  std::vector<PackedView> views;
+  std::vector<std::vector<at::Tensor>> expected;
+  for (const std::string& name : net->description().names()) {
+    views.push_back(pack.view(name));
+    auto& outputs = expected.emplace_back();
+    for (const at::Tensor& x : inputs) outputs.push_back(views.back()(x));
+  }
+  std::atomic<size_t> right{0};
+  std::vector<std::thread> threads;
+  for (const size_t thread : c10::irange(kThreads)) {
+    threads.emplace_back([&, thread] {
+      std::mt19937 choices(static_cast<unsigned>(thread));
+      PackedView current = views[0];
+      for (size_t call = 0; call < kCalls; ++call) {
+        const size_t next = choices() % views.size(), input = choices() % inputs.size();
+        current = views[next];
+        right += at::Tensor(current(inputs[input])).equal(expected[next][input]) ? 1 : 0;
+      }
+    });
+  }
+  for (int times = 0; times < 5; ++times) pack.refresh();
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(right, kThreads * kCalls);
+}
+
 TEST(Threads, SwitchAmongWidths) {
   const Network net = trained(perceptron(), at::rand({4, 24}));
-  switch_in_threads(net, {at::rand({1, 24}), at::rand({3, 24}), at::rand({8, 24})});
+  const std::vector<at::Tensor> inputs{at::rand({1, 24}), at::rand({3, 24}), at::rand({8, 24})};
+  switch_in_threads(net, inputs);
+  switch_packed_in_threads(net, inputs);
 }
 
 TEST(Threads, SwitchAmongAttentionNormsAndTiedWeights) {
   const auto tokens = [](int64_t batch) { return at::randint(0, 11, {batch, 6}, at::kLong); };
   const Network net = trained(language(), tokens(4));
-  switch_in_threads(net, {tokens(1), tokens(3), tokens(8)});
+  const std::vector<at::Tensor> inputs{tokens(1), tokens(3), tokens(8)};
+  switch_in_threads(net, inputs);
+  switch_packed_in_threads(net, inputs);
 }
 
 }  // namespace
