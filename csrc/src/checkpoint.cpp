@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <unordered_map>
@@ -187,19 +188,21 @@ std::vector<at::Tensor> reserve(const safetensors::File& file,
                                 const std::vector<const Entry*>& entries) {
   constexpr uint64_t kAlignment = 64;  // as torch's allocator
   std::unordered_map<const Entry*, uint64_t> places;
+  constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
   uint64_t size = 0;
   for (const Entry& entry : file.entries()) {
     places.emplace(&entry, size);
     const uint64_t bytes = entry.end - entry.begin;
     TORCH_CHECK_VALUE(
         !__builtin_add_overflow(size, bytes, &size) &&
-            !__builtin_add_overflow(size, kAlignment - 1, &size) && size <= uint64_t{1} << 62,
+            !__builtin_add_overflow(size, kAlignment - 1, &size) && size <= kMost,
         "nsn::load: '", file.path(), "' describes ", file.described_bytes(),
         " bytes of tensors, which no memory holds. The file is damaged; save it again.");
     size -= size % kAlignment;
   }
   const auto reservation = std::make_shared<const Reservation>(std::max<uint64_t>(size, 1));
   std::vector<at::Tensor> result;
+  result.reserve(entries.size());
   for (const Entry* entry : entries) {
     result.push_back(at::from_blob(
         reservation->begin() + places.at(entry), entry->shape, [reservation](void*) {},
@@ -218,7 +221,7 @@ class RunReader {
   void add(uint64_t begin, uint64_t end) {
     // A page: the system reads no less, and the tensor takes no less.
     constexpr uint64_t kClose = 4096;
-    constexpr uint64_t kMost = uint64_t{1} << 16;
+    constexpr uint64_t kMost = 65536;
     if (!runs_.empty()) {
       const uint64_t last = runs_.back().second;
       if (begin == last && (runs_.size() == 1 || end - runs_.front().first <= kMost)) {

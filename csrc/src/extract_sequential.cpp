@@ -338,6 +338,7 @@ class SequentialWriter {
 }  // namespace
 
 torch::nn::Sequential extract(const Network& net, const std::string& subnetwork) {
+  net->check_loaded({net->description().index_of(subnetwork)});
   return SequentialWriter(*net, subnetwork).write();
 }
 

@@ -1,5 +1,6 @@
 #include "ranges.h"
 
+#include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
@@ -14,7 +15,7 @@ bool lies_in(const Shape& a, const Shape& b) {
 }
 
 /// Joins the last dimension to the one before where all boxes keep it whole, as long as they do.
-void join_whole(Shape& view, std::vector<std::vector<Shape>*> all) {
+void join_whole(Shape& view, const std::vector<std::vector<Shape>*>& all) {
   while (view.size() > 1) {
     const int64_t last = view.back();
     for (const auto* boxes : all) {
@@ -42,8 +43,10 @@ Uses uses_of(const Description& description, size_t parameter) {
   } else {
     const auto users = description.users_of(parameter);
     std::vector<const Layout*> slices;
+    slices.reserve(users.size());
     for (const Description::User& user : users) slices.push_back(user.slice);
-    auto view = common_view(slices);  // the description made sure that there is one
+    auto view = common_view(slices);
+    TORCH_INTERNAL_ASSERT(view, "the description makes sure that slices have a common view");
     result.view = std::move(view->view);
     for (const size_t i : c10::irange(users.size())) {
       result.boxes.emplace_back(users[i].subnetwork, std::move(view->slices[i]));

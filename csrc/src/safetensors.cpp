@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <optional>
 #include <utility>
 
 #include "json.h"
@@ -143,9 +142,7 @@ class HeaderReader : public detail::JsonVisitor {
       name_ = std::move(name);
       if (name_ == kMetadataKey && std::exchange(has_metadata_, true)) return twice(name_);
       field_ = Field::kNone;
-      dtype_.reset();
-      shape_.reset();
-      offsets_.reset();
+      draft_ = {};
     } else if (place_ == Place::kMetadata) {
       key_ = std::move(name);
       if (metadata.count(key_) > 0) return twice(key_);
@@ -154,9 +151,9 @@ class HeaderReader : public detail::JsonVisitor {
                : name == "shape"        ? Field::kShape
                : name == "data_offsets" ? Field::kOffsets
                                         : Field::kNone;
-      const bool is_second = (field_ == Field::kDtype && dtype_) ||
-                             (field_ == Field::kShape && shape_) ||
-                             (field_ == Field::kOffsets && offsets_);
+      const bool is_second = (field_ == Field::kDtype && draft_.dtype != nullptr) ||
+                             (field_ == Field::kShape && draft_.has_shape) ||
+                             (field_ == Field::kOffsets && draft_.has_offsets);
       if (is_second) return twice(name);
       check(field_ != Field::kNone, kFields);
     }
@@ -172,7 +169,7 @@ class HeaderReader : public detail::JsonVisitor {
     const auto known = std::find_if(kDtypes.begin(), kDtypes.end(),
                                     [&](const DtypeName& each) { return value == each.name; });
     check(known != kDtypes.end(), "has the unknown dtype \"", value, "\"");
-    dtype_ = *known;
+    draft_.dtype = &*known;
     return true;
   }
 
@@ -180,13 +177,13 @@ class HeaderReader : public detail::JsonVisitor {
     static_cast<void>(elements);
     if (place_ != Place::kEntry || field_ == Field::kDtype) return other();
     place_ = Place::kArray;
-    (field_ == Field::kShape ? shape_ : offsets_).emplace();
+    (field_ == Field::kShape ? draft_.has_shape : draft_.has_offsets) = true;
     return true;
   }
 
   bool number_unsigned(uint64_t value) override {
     if (place_ != Place::kArray) return other();
-    auto& numbers = field_ == Field::kShape ? *shape_ : *offsets_;
+    auto& numbers = field_ == Field::kShape ? draft_.shape : draft_.offsets;
     check(field_ != Field::kShape || numbers.size() < kMostDimensions, "has more than ",
           kMostDimensions, " dimensions");
     check(field_ != Field::kOffsets || numbers.size() < 2, kOffsets);
@@ -196,7 +193,7 @@ class HeaderReader : public detail::JsonVisitor {
 
   bool end_array() override {
     place_ = Place::kEntry;
-    check(field_ != Field::kOffsets || offsets_->size() == 2, kOffsets);
+    check(field_ != Field::kOffsets || draft_.offsets.size() == 2, kOffsets);
     return true;
   }
 
@@ -213,6 +210,13 @@ class HeaderReader : public detail::JsonVisitor {
  private:
   enum class Place { kStart, kHeader, kMetadata, kEntry, kArray, kEnd };
   enum class Field { kNone, kDtype, kShape, kOffsets };
+
+  /// What was read of the entry at hand.
+  struct Draft {
+    const DtypeName* dtype = nullptr;
+    std::vector<uint64_t> shape, offsets;
+    bool has_shape = false, has_offsets = false;
+  };
 
   static constexpr const char* kMetadataKey = "__metadata__";
   static constexpr const char* kFields = "must have the fields dtype, shape and data_offsets";
@@ -258,20 +262,21 @@ class HeaderReader : public detail::JsonVisitor {
 
   /// Takes in the entry that ends here.
   void add() {
-    check(dtype_ && shape_ && offsets_, kFields);
-    Entry entry{name_, dtype_->dtype, {}, (*offsets_)[0], (*offsets_)[1]};
+    const auto& [dtype, shape, offsets, has_shape, has_offsets] = draft_;
+    check(dtype != nullptr && has_shape && has_offsets, kFields);
+    Entry entry{name_, dtype->dtype, {}, offsets[0], offsets[1]};
     uint64_t bytes = c10::elementSize(entry.dtype);
     // What strides grow to: as bytes, but with zeros for ones.
     int64_t most = 1;
-    for (const uint64_t extent : *shape_) {
+    for (const uint64_t extent : shape) {
       check(!__builtin_mul_overflow(bytes, extent, &bytes) &&
                 !__builtin_mul_overflow(most, std::max(extent, uint64_t{1}), &most),
-            "has the shape ", text_of(*shape_), ", which no memory holds");
+            "has the shape ", text_of(shape), ", which no memory holds");
       entry.shape.push_back(static_cast<int64_t>(extent));
     }
-    check(entry.begin <= entry.end && entry.end - entry.begin == bytes, "of shape ",
-          text_of(*shape_), " and dtype ", dtype_->name, " takes ", bytes,
-          " bytes, but its data_offsets are ", text_of(*offsets_));
+    check(entry.begin <= entry.end && entry.end - entry.begin == bytes, "of shape ", text_of(shape),
+          " and dtype ", dtype->name, " takes ", bytes, " bytes, but its data_offsets are ",
+          text_of(offsets));
     entries.push_back(std::move(entry));
   }
 
@@ -280,8 +285,7 @@ class HeaderReader : public detail::JsonVisitor {
   Field field_ = Field::kNone;
   bool has_metadata_ = false;
   std::string name_, key_;
-  std::optional<DtypeName> dtype_;
-  std::optional<std::vector<uint64_t>> shape_, offsets_;
+  Draft draft_;
 };
 
 }  // namespace

@@ -99,9 +99,10 @@ def extract(network: Network, name: str) -> nn.Sequential:
         name: the sub-network.
 
     Raises:
-        ValueError: where there is no such sub-network.
+        ValueError: where there is no such sub-network, or it was not loaded.
     """
     module, uses = lower(network.description, name)
+    network._check_loaded([name])
     table = network._parameters_now()
     parts: dict[tuple[Any, ...], Tensor] = {}
     for use in uses:

@@ -219,6 +219,7 @@ TEST(Partial, RefusesWhatIsNotThere) {
   expect_throws_with([&] { net->joint(x, {"sub2", "base"}); }, message);
   expect_throws_with([&] { net->view("base"); }, message);
   expect_throws_with([&] { recalibrate(net, {x}); }, message);
+  expect_throws_with([&] { extract(net, "base"); }, message);
   const std::string other = temporary_path("not_written.safetensors");
   expect_throws_with([&] { save(net, other); }, message);
   EXPECT_FALSE(std::filesystem::exists(other));

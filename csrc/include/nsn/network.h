@@ -26,7 +26,7 @@ class Network;
 /// What came of a checkpoint's file (nsn/checkpoint.h).
 struct LoadReport {
   /// The sub-networks of whose parameters some were not read. Default: none.
-  std::set<std::string> missing = {};
+  std::set<std::string> missing;
   /// How many bytes were read, the header's among them. Default: 0, no file.
   uint64_t bytes_read = 0;
 };
