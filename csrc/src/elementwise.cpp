@@ -99,7 +99,7 @@ struct Forward {
     const opmath_t factor = scale;
     const auto rounds = static_cast<uint32_t>(std::max<int64_t>(count, 0));
     uint32_t bits = 0;
-#pragma GCC ivdep
+    NSN_IVDEP
     for (uint32_t j = 0; j < rounds; ++j) {
       scalar_t z = from[j];
       if constexpr (has_bias) z = z + row[j];
@@ -143,7 +143,7 @@ struct Apply {
     scalar_t* to = out + first;
     const auto factor = scale;
     const auto rounds = static_cast<uint32_t>(std::max<int64_t>(count, 0));
-#pragma GCC ivdep
+    NSN_IVDEP
     for (uint32_t j = 0; j < rounds; ++j) {
       to[j] = (bits & (1U << j)) != 0 ? static_cast<scalar_t>(from[j] * factor) : scalar_t(0);
     }
@@ -194,7 +194,7 @@ struct Gelu {
     float* slope = derivative + first;
     const float* shift = bias;
     const auto rounds = static_cast<uint32_t>(columns);
-#pragma GCC ivdep
+    NSN_IVDEP
     for (uint32_t j = 0; j < rounds; ++j) {
       const float z = from[j] + shift[j];
       // erf by formula 7.1.26 of Abramowitz & Stegun, whose exponential the density needs too.

@@ -71,7 +71,7 @@ NSN_VECTORIZED void scale_rows(const float* x, const float* scale, const float* 
   for (int64_t row = 0; row < rows; ++row) {
     const float* from = x + row * features;
     float* to = y + row * features;
-#pragma GCC ivdep
+    NSN_IVDEP
     for (int64_t i = 0; i < features; ++i) to[i] = scale[i] * from[i] + shift[i];
   }
 }

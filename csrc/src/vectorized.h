@@ -8,5 +8,11 @@
 #else
 #define NSN_VECTORIZED
 #endif
+/// Says of the loop behind it that its stores do not change what it loads.
+#if defined(__GNUC__) && !defined(__clang__)
+#define NSN_IVDEP _Pragma("GCC ivdep")
+#else
+#define NSN_IVDEP
+#endif
 /// What a vectorized function calls has to be compiled as part of it.
 #define NSN_INLINE inline __attribute__((always_inline))

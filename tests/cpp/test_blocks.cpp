@@ -52,7 +52,7 @@ std::vector<at::Tensor> plain_gradients(
 }
 
 TEST(OwnBlock, MergesUnderAnyRule) {
-  for (const std::string& name : {"sum", "mean", "owner", "median"}) {
+  for (const std::string name : {"sum", "mean", "owner", "median"}) {
     SCOPED_TRACE(name);
     Random random(1);
     torch::manual_seed(2);
