@@ -203,8 +203,12 @@ NSN_VECTORIZED void run(const Product<ConvolutionRows>& product, int64_t block_r
 template <typename Rows>
 void compute(const Product<Rows>& product) {
   const int64_t inner = product.in * product.source.taps();
-  const int64_t fitting = kBlockBytes / (static_cast<int64_t>(sizeof(float)) * inner);
-  const int64_t block_rows = std::max(kRows, fitting / kRows * kRows);
+  // Blocks of equal size, so that threads get equal shares.
+  const int64_t most =
+      std::max(kRows, kBlockBytes / (static_cast<int64_t>(sizeof(float)) * inner) / kRows * kRows);
+  const int64_t blocks = std::max<int64_t>(1, (product.rows + most - 1) / most);
+  const int64_t share = (product.rows + blocks - 1) / blocks;
+  const int64_t block_rows = std::max(kRows, (share + kRows - 1) / kRows * kRows);
   const int64_t panels = (product.out + kPanel - 1) / kPanel;
   const int64_t tasks = (product.rows + block_rows - 1) / block_rows * panels;
   const int64_t work = std::max<int64_t>(1, std::min(block_rows, product.rows) * inner * kPanel);
