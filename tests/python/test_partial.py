@@ -102,7 +102,7 @@ def test_what_is_not_there_is_refused(path: Path, tmp_path: Path) -> None:
         lambda: part(x, ["sub2", "base"]),
         lambda: part.view("base"),
         lambda: part.recalibrate([x]),
-        lambda: nsn.extract(part, "base"),
+        lambda: part.extract("base"),
         lambda: nsn.save(part, tmp_path / "other"),
     ):
         with pytest.raises(ValueError, match=message):
