@@ -45,8 +45,8 @@ class NSN_API Core {
   std::vector<at::Tensor> joint(at::TensorList parameters, const at::Tensor& x,
                                 c10::ArrayRef<size_t> subnetworks, bool training) const;
 
-  /// One sub-network in evaluation, with `packs` in place of weights: what nsn::Pack runs. Throws as
-  /// `joint`.
+  /// One sub-network in evaluation, with `packs` in place of weights: what nsn::Pack runs. Throws
+  /// as `joint`.
   at::Tensor packed(at::TensorList parameters, const at::Tensor& x, size_t subnetwork,
                     detail::Packs& packs) const;
 
