@@ -24,6 +24,19 @@ def mnist() -> Path:
     return ROOT / "data" / "mnist"
 
 
+@pytest.fixture
+def net() -> nsn.Network:
+    """A small network of the paper's form."""
+    return paper_network(width=12).eval()
+
+
+@pytest.fixture
+def path(net: nsn.Network, tmp_path: Path) -> Path:
+    """Its checkpoint, with a note of one's own."""
+    nsn.save(net, tmp_path / "net.safetensors", {"note": "mine"})
+    return tmp_path / "net.safetensors"
+
+
 def paper_network(dropout: bool = True, width: int = 784, **options: object) -> nsn.Network:
     """The paper's network, or a narrower one of its form."""
     p = 1.0 if dropout else 0.0

@@ -13,17 +13,6 @@ import nsn
 from conftest import paper_network
 
 
-@pytest.fixture
-def net() -> nsn.Network:
-    return paper_network(width=12).eval()
-
-
-@pytest.fixture
-def path(net: nsn.Network, tmp_path: Path) -> Path:
-    nsn.save(net, tmp_path / "net.safetensors", {"note": "mine"})
-    return tmp_path / "net.safetensors"
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_round_trip(tmp_path: Path, net: nsn.Network, dtype: torch.dtype) -> None:
     net.to(dtype)

@@ -17,17 +17,6 @@ from conftest import ROOT, paper_network
 from random_networks import KINDS, random_description, random_input
 
 
-@pytest.fixture
-def net() -> nsn.Network:
-    return paper_network(width=12).eval()
-
-
-@pytest.fixture
-def path(net: nsn.Network, tmp_path: Path) -> Path:
-    nsn.save(net, tmp_path / "net.safetensors", {"note": "mine"})
-    return tmp_path / "net.safetensors"
-
-
 def header_of(path: Path) -> tuple[int, dict[str, dict[str, list[int]]]]:
     """Its length with the announcement, and the tensors."""
     whole = path.read_bytes()
