@@ -95,23 +95,24 @@ std::vector<at::Tensor> drop(std::vector<at::Tensor> y, double standard, const B
   return options.is_identity() ? y : functional::relu_dropout(y, options, pass.memory);
 }
 
+at::Tensor along(const at::Tensor& vector, int64_t dim, const at::Tensor& like) {
+  std::vector<int64_t> sizes(static_cast<size_t>(like.dim()), 1);
+  sizes[static_cast<size_t>(dim < 0 ? dim + like.dim() : dim)] = vector.numel();
+  return vector.reshape(sizes);
+}
+
 std::vector<at::Tensor> Epilogue::operator()(std::vector<at::Tensor> y,
                                              const BlockPass& pass) const {
-  const auto along_features = [&](const at::Tensor& parameter, const at::Tensor& like) {
-    std::vector<int64_t> sizes(static_cast<size_t>(like.dim()), 1);
-    sizes[static_cast<size_t>(dim < 0 ? dim + like.dim() : dim)] = parameter.numel();
-    return parameter.view(sizes);
-  };
   if (scale) {
     const auto scales = pass.share(*scale);
     for (const size_t lane : c10::irange(y.size())) {
-      y[lane] = y[lane] * along_features(scales[lane], y[lane]);
+      y[lane] = y[lane] * along(scales[lane], dim, y[lane]);
     }
   }
   if (bias) {
     const auto biases = pass.share(*bias);
     for (const size_t lane : c10::irange(y.size())) {
-      y[lane] = y[lane] + along_features(biases[lane], y[lane]);
+      y[lane] = y[lane] + along(biases[lane], dim, y[lane]);
     }
   }
   for (at::Tensor& each : y) each = activate(each, activation, dim);

@@ -36,6 +36,9 @@ Axis rows_axis(const Axis& out, bool gated);
 functional::SharedLanes shared_lanes(const BlockPass& pass, size_t p,
                                      std::vector<size_t> same_as = {});
 
+/// A vector along dimension `dim` of what it is multiplied with or added to.
+at::Tensor along(const at::Tensor& vector, int64_t dim, const at::Tensor& like);
+
 /// What follows the product of Dense and convolutions, one element at a time.
 struct Epilogue {
   /// Places of the parameters; none where there is none.
