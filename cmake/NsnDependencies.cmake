@@ -19,6 +19,16 @@ FetchContent_Declare(nlohmann_json
   FIND_PACKAGE_ARGS 3.10)
 FetchContent_MakeAvailable(nlohmann_json)
 
+# Of Highway the headers alone: which level runs is nsn's choice (csrc/src/kernels/level.h).
+find_path(NSN_HIGHWAY_INCLUDE hwy/foreach_target.h)
+if(NOT NSN_HIGHWAY_INCLUDE)
+  FetchContent_Declare(highway
+    GIT_REPOSITORY https://github.com/google/highway.git GIT_TAG 1.0.3 GIT_SHALLOW ON
+    SOURCE_SUBDIR headers-only)
+  FetchContent_MakeAvailable(highway)
+  set(NSN_HIGHWAY_INCLUDE ${highway_SOURCE_DIR})
+endif()
+
 if(NSN_BUILD_TESTS)
   FetchContent_Declare(googletest
     GIT_REPOSITORY https://github.com/google/googletest.git GIT_TAG v1.12.1 GIT_SHALLOW ON

@@ -5,7 +5,7 @@ set -eu
 python=$1
 
 missing=""
-for package in libgtest-dev nlohmann-json3-dev valgrind clang libclang-rt-14-dev \
+for package in libgtest-dev nlohmann-json3-dev libhwy-dev valgrind clang libclang-rt-14-dev \
     dataset-fashion-mnist; do
   if ! dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed'; then
     missing="$missing $package"

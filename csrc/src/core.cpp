@@ -15,6 +15,7 @@
 #include "lanes.h"
 #include "mix.h"
 #include "modules.h"
+#include "nsn/cpu.h"
 #include "nsn/functional.h"
 #include "regions.h"
 #include "slices.h"
@@ -44,6 +45,7 @@ uint64_t draw_seed() {
 
 Core::Core(Description description)
     : description_(std::move(description)), workspace_(std::make_shared<detail::Workspace>()) {
+  cpu_level();  // throws where another was asked for than there is
   trace_ways();
 }
 

@@ -6,9 +6,10 @@
 
 #include "nsn/functional/dropout.h"
 
-// The element-wise kernels behind functional::linear and functional::relu_dropout, for the CPU. A
-// mask is an int64 tensor of words: bit j of word i says whether element 64 i + j is kept. Words,
-// not elements, are spread over threads, so that no two threads write one word.
+// The element-wise passes behind functional::linear, functional::relu_dropout and packs, on the
+// CPU: kernels/elementwise.h on tensors, spread over threads. A mask is an int64 tensor of words:
+// bit j of word i says whether element 64 i + j is kept. Words, not elements, are spread over
+// threads, so that no two threads write one word.
 
 namespace nsn::detail {
 
@@ -34,6 +35,11 @@ void masked_apply(const at::Tensor& x, const at::Tensor& mask, double scale, con
 /// derivative may be x. bias: of the last extent of x, or undefined.
 void gelu_forward(const at::Tensor& x, const at::Tensor& bias, const at::Tensor& out,
                   const at::Tensor& derivative);
+
+/// Writes out = scale * x + shift. x, out: (*, features), float32 and contiguous; scale, shift:
+/// (features), contiguous.
+void scale_rows(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
+                const at::Tensor& out);
 
 /// The mask as a bool tensor of `shape`.
 at::Tensor unpack_mask(const at::Tensor& mask, at::IntArrayRef shape);

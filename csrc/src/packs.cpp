@@ -1,26 +1,22 @@
 #include "packs.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/ones_like.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "blocks/support.h"
 #include "elementwise.h"
 #include "regions.h"
 #include "slices.h"
-#include "vectorized.h"
 
 namespace nsn::detail {
 
@@ -28,13 +24,6 @@ namespace {
 
 bool has_kernels(const at::Tensor& tensor) {
   return tensor.device().is_cpu() && tensor.scalar_type() == at::kFloat;
-}
-
-/// A vector along dimension `dim` of what it is multiplied with.
-at::Tensor along(const at::Tensor& vector, int64_t dim, const at::Tensor& like) {
-  std::vector<int64_t> sizes(static_cast<size_t>(like.dim()), 1);
-  sizes[static_cast<size_t>(dim < 0 ? dim + like.dim() : dim)] = vector.numel();
-  return vector.reshape(sizes);
 }
 
 /// activation(scale * y + bias) by plain operations.
@@ -63,17 +52,6 @@ at::Tensor plain_convolution(const at::Tensor& x, const at::Tensor& weight,
   return at::convolution(x, weight, /*bias=*/{}, geometry.stride, geometry.padding,
                          geometry.dilation, /*transposed=*/false, none,
                          /*groups=*/x.size(1) / weight.size(1));
-}
-
-/// y = scale * x + shift for rows of features.
-NSN_VECTORIZED void scale_rows(const float* x, const float* scale, const float* shift, float* y,
-                               int64_t rows, int64_t features) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* from = x + row * features;
-    float* to = y + row * features;
-    NSN_IVDEP
-    for (int64_t i = 0; i < features; ++i) to[i] = scale[i] * from[i] + shift[i];
-  }
 }
 
 }  // namespace
@@ -154,7 +132,7 @@ at::Tensor Packs::convolution(const BlockPass& pass, const ProductPlaces& places
                           bias ? bias->plain() : at::Tensor(), activation, 1);
   }
   const bool relu = std::holds_alternative<torch::enumtype::kReLU>(activation);
-  const ProductEpilogue epilogue{Part::data(scale), Part::data(bias), relu};
+  const kernels::Epilogue epilogue{Part::data(scale), Part::data(bias), relu};
   const auto& [stride, padding, dilation] = geometry;
   if (x.dim() == 3) {  // one dimension as the second of two
     const PackedGeometry packed{{1, stride[0]}, {0, padding[0]}, {1, dilation[0]}};
@@ -208,14 +186,7 @@ at::Tensor Packs::batch_norm(const BlockPass& pass, const NormPlaces& places, do
   if (!has_kernels(x) || !has_kernels(plain)) return x * along(scale, 1, x) + along(shift, 1, x);
   const at::Tensor rows = x.movedim(1, -1).contiguous();
   const at::Tensor y = at::empty_like(rows);
-  const int64_t features = x.size(1), count = x.numel() / std::max<int64_t>(1, features);
-  constexpr int64_t kElements = 32768;  // of one task
-  at::parallel_for(
-      0, count, std::max<int64_t>(1, kElements / features), [&](int64_t begin, int64_t end) {
-        scale_rows(rows.const_data_ptr<float>() + begin * features, scale.const_data_ptr<float>(),
-                   shift.const_data_ptr<float>(), y.mutable_data_ptr<float>() + begin * features,
-                   end - begin, features);
-      });
+  scale_rows(rows, scale, shift, y);
   return y.movedim(-1, 1);
 }
 

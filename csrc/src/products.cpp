@@ -6,41 +6,67 @@
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "autograd.h"
+#include "kernels/level.h"
+#include "kernels/product.h"
+#include "parallel.h"
 
 namespace nsn::detail {
 
 namespace {
 
-#ifdef CPUBLAS_BRGEMM_F32F32F32
+/// Of a level: the least of m, n and k from which on a product is computed in panels. Where one is
+/// smaller nothing is read often enough to be laid out first, and torch's product is the faster.
+struct Rule {
+  int64_t panels_from;
+};
 
-/// Rows that one task computes: few sizes, since torch keeps the code that it makes for each.
-constexpr int64_t kRows = 64;
-/// From so many elements on along the third dimension a transposed copy pays, being read that
-/// often.
-constexpr int64_t kCopyPays = 512;
-constexpr int64_t kLeastWork = int64_t{1} << 20;
+Rule rule_of(kernels::Level level) {
+  constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+  switch (level) {
+    case kernels::Level::kV4:
+      return {4};
+    case kernels::Level::kV3:
+      return {9};
+    default:
+      return {kNever};  // without fused multiply-adds there is nothing to gain
+  }
+}
 
 bool has_rows(const at::Tensor& matrix) {
-  return matrix.stride(1) == 1 && matrix.stride(0) >= matrix.size(1);
+  return matrix.stride(1) == 1 && (matrix.size(0) <= 1 || matrix.stride(0) >= matrix.size(1));
 }
 
-/// The matrix, or where it lies transposed and copying pays a copy; undefined where neither.
-at::Tensor in_rows(const at::Tensor& matrix, int64_t read) {
-  if (has_rows(matrix)) return matrix;
-  return read >= kCopyPays ? matrix.contiguous() : at::Tensor();
+bool is_float_on_cpu(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b) {
+  const auto fits = [](const at::Tensor& each) {
+    return each.scalar_type() == at::kFloat && each.device().is_cpu();
+  };
+  return fits(a) && fits(b) && fits(c);
 }
 
-/// Whether it was done.
-bool by_blocks(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool adds) {
+bool by_torch(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool adds,
+              double alpha) {
+  at::Tensor out = c;
+  if (adds) {
+    at::addmm_out(out, c, a, b, /*beta=*/1, alpha);
+  } else {
+    at::mm_out(out, a, b);
+  }
+  return true;
+}
+
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+
+bool by_batch_reduce(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool adds,
+                     double alpha) {
+  /// Rows that one task computes: few sizes, since torch keeps the code that it makes for each.
+  constexpr int64_t kRows = 64;
   const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
-  const bool fits = c.scalar_type() == at::kFloat && a.scalar_type() == at::kFloat &&
-                    c.device().is_cpu() && !plain_forced() && m * n * k >= kLeastWork && n >= 16 &&
-                    k >= 16 && has_rows(c);
-  if (!fits) return false;
-  const at::Tensor rows_a = in_rows(a, n), rows_b = in_rows(b, m);
-  if (!rows_a.defined() || !rows_b.defined()) return false;
+  if (!is_float_on_cpu(c, a, b) || !has_rows(c) || alpha != 1.0 || n < 16 || k < 16) return false;
+  const at::Tensor rows_a = has_rows(a) ? a : a.contiguous();
+  const at::Tensor rows_b = has_rows(b) ? b : b.contiguous();
   const float *from = rows_a.const_data_ptr<float>(), *by = rows_b.const_data_ptr<float>();
   auto* to = c.mutable_data_ptr<float>();
   const int64_t ld_a = rows_a.stride(0), ld_b = rows_b.stride(0), ld_c = c.stride(0);
@@ -56,22 +82,69 @@ bool by_blocks(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bo
 
 #else
 
-bool by_blocks(const at::Tensor&, const at::Tensor&, const at::Tensor&, bool) { return false; }
+bool by_batch_reduce(const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, double) {
+  return false;
+}
 
 #endif
 
+bool takes_panels(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b) {
+  return is_float_on_cpu(c, a, b) && has_rows(c);
+}
+
+bool by_panels(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool adds,
+               double alpha) {
+  if (!takes_panels(c, a, b)) return false;
+  kernels::run({a.size(0), b.size(1), a.size(1), a.const_data_ptr<float>(), a.stride(0),
+                a.stride(1), b.const_data_ptr<float>(), b.stride(0), b.stride(1),
+                c.mutable_data_ptr<float>(), c.stride(0), static_cast<float>(alpha), adds},
+               parallel_for);
+  return true;
+}
+
+void compute(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool adds,
+             double alpha) {
+  if (c.numel() == 0) return;
+  product_by(route_of(c, a, b, adds), c, a, b, adds, alpha);
+}
+
 }  // namespace
 
+std::string_view name_of(Route route) {
+  switch (route) {
+    case Route::kBatchReduce:
+      return "batch_reduce";
+    case Route::kPanels:
+      return "panels";
+    default:
+      return "torch";
+  }
+}
+
+Route route_of(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool /*adds*/) {
+  const int64_t least = std::min({a.size(0), a.size(1), b.size(1)});
+  const bool panels = least >= rule_of(kernels::level()).panels_from && !plain_forced();
+  return panels && takes_panels(c, a, b) ? Route::kPanels : Route::kTorch;
+}
+
+bool product_by(Route route, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
+                bool adds, double alpha) {
+  switch (route) {
+    case Route::kBatchReduce:
+      return by_batch_reduce(c, a, b, adds, alpha);
+    case Route::kPanels:
+      return by_panels(c, a, b, adds, alpha);
+    default:
+      return by_torch(c, a, b, adds, alpha);
+  }
+}
+
 void multiply(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b) {
-  if (by_blocks(c, a, b, /*adds=*/false)) return;
-  at::Tensor out = c;
-  at::mm_out(out, a, b);
+  compute(c, a, b, /*adds=*/false, 1.0);
 }
 
 void add_product(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, double alpha) {
-  if (alpha == 1.0 && by_blocks(c, a, b, /*adds=*/true)) return;
-  at::Tensor out = c;
-  at::addmm_out(out, c, a, b, /*beta=*/1, alpha);
+  compute(c, a, b, /*adds=*/true, alpha);
 }
 
 }  // namespace nsn::detail

@@ -10,6 +10,7 @@
 
 #include <nsn/checkpoint.h>
 #include <nsn/core.h>
+#include <nsn/cpu.h>
 #include <nsn/description.h>
 #include <nsn/error.h>
 #include <nsn/extract.h>
@@ -30,6 +31,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "products.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;  // NOLINT(google-build-using-namespace)
@@ -381,6 +384,28 @@ void bind_functions(py::module_& m) {
       .def_readonly("bytes_read", &nsn::LoadReport::bytes_read);
   m.def("share", &nsn::share, ReleaseGil());
   m.def("draw_seed", &nsn::draw_seed);
+  m.def("cpu_level", &nsn::cpu_level);
+  m.def("cpu_levels", &nsn::cpu_levels);
+  // For benchmarks/products.py.
+  const auto route_named = [](const std::string& name) {
+    for (const auto route : nsn::detail::kRoutes) {
+      if (nsn::detail::name_of(route) == name) return route;
+    }
+    throw py::value_error("nsn: there is no route '" + name + "'");
+  };
+  m.def("product_routes", [] {
+    std::vector<std::string> names;
+    for (const auto route : nsn::detail::kRoutes) names.emplace_back(nsn::detail::name_of(route));
+    return names;
+  });
+  m.def("product_route",
+        [](const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool adds) {
+          return std::string(nsn::detail::name_of(nsn::detail::route_of(c, a, b, adds)));
+        });
+  m.def("product_by", [route_named](const std::string& route, const at::Tensor& c,
+                                    const at::Tensor& a, const at::Tensor& b, bool adds) {
+    return nsn::detail::product_by(route_named(route), c, a, b, adds);
+  });
   m.def(
       "joint_loss",
       [](const std::vector<std::pair<std::string, at::Tensor>>& named, const at::Tensor& targets,

@@ -33,6 +33,7 @@ if torch.__version__.split(".")[:2] != _BUILT_WITH.split(".")[:2]:
     )
 
 from nsn import merge
+from nsn._C import cpu_level, cpu_levels
 from nsn.blocks import (
     Activation,
     Attention,
@@ -67,6 +68,8 @@ from nsn.network import ALL, Network
 from nsn.optim import param_groups
 from nsn.pack import Pack, PackedView, PackEntry
 from nsn.view import View
+
+cpu_level()  # throws where NSN_CPU_LEVEL names another level than there is
 
 #: Where CMake finds the C++ library inside this package: ``-DCMAKE_PREFIX_PATH=...``.
 cmake_prefix_path = str(Path(__file__).resolve().parent)
@@ -107,6 +110,8 @@ __all__ = [
     "View",
     "__version__",
     "cmake_prefix_path",
+    "cpu_level",
+    "cpu_levels",
     "export",
     "joint_loss",
     "load",

@@ -13,6 +13,7 @@
 #include <nsn/blocks/wrapped.h>
 #include <nsn/checkpoint.h>
 #include <nsn/core.h>
+#include <nsn/cpu.h>
 #include <nsn/description.h>
 #include <nsn/error.h>
 #include <nsn/extract.h>

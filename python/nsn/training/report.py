@@ -177,6 +177,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "nsn": nsn.__version__,
+        "cpu_level": nsn.cpu_level(),
         "system": platform.platform(),
     }
 

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+
+// Products and convolutions with a weight in panels, float32.
+
+namespace nsn::kernels {
+
+/// Output features of a panel; the last one may have half as many.
+constexpr int64_t kPanel = 32, kHalfPanel = 16;
+
+/// What is done to each element z of a product: relu(scale * z + bias), each where it is there.
+struct Epilogue {
+  /// Of the output features, contiguous, or null.
+  const float* scale = nullptr;
+  const float* bias = nullptr;
+  bool relu = false;
+};
+
+/// The rows that a convolution of two dimensions multiplies: for each output position and each tap
+/// of its kernel the channels of one position of the input, or zeros outside of it.
+struct Positions {
+  /// As many zeros as there are channels.
+  const float* zeros;
+  int64_t height, width, out_height, out_width, kernel_height, kernel_width;
+  std::array<int64_t, 2> stride, padding, dilation;
+};
+
+/// y = epilogue(x W[:out, :in]^T), or the convolution W[:out, :in] * x.
+///
+/// W: (packed_out, packed_in) or (packed_out, packed_in, taps), in panels (taps, packed_in, width)
+/// of 32 output features one behind the other; the last has width 16 where it has no more than 16
+/// features. Features that there are not are zeros. Larger than the slice that is used, or as
+/// large.
+struct Product {
+  /// Matrix: (rows, in), `x_stride` elements from row to row. Convolution: (B, H, W, in),
+  /// contiguous.
+  const float* x;
+  int64_t x_stride, rows, in, out;
+  const float* panels;
+  int64_t packed_in, packed_out;
+  Epilogue epilogue;
+  /// (rows, out), `y_stride` elements from row to row.
+  float* y;
+  int64_t y_stride;
+  /// Null for a matrix.
+  const Positions* positions = nullptr;
+};
+
+/// Calls a task for parts [begin, end) of [0, count), no smaller than `grain` but for the last, on
+/// one thread or on several at once, and returns when all is done.
+using Task = std::function<void(int64_t begin, int64_t end)>;
+using ParallelFor = std::function<void(int64_t count, int64_t grain, const Task& task)>;
+
+void run(const Product& product, const ParallelFor& parallel_for);
+
+/// c = alpha a b, or c += alpha a b. The operands are laid out for it on the way, one of them in
+/// panels.
+struct MatrixProduct {
+  int64_t m, n, k;
+  /// (m, k) and (k, n), of any strides.
+  const float* a;
+  int64_t a_row, a_column;
+  const float* b;
+  int64_t b_row, b_column;
+  /// (m, n), the elements of a row beside each other.
+  float* c;
+  int64_t c_row;
+  float alpha = 1.0F;
+  bool adds = false;
+};
+void run(const MatrixProduct& product, const ParallelFor& parallel_for);
+
+}  // namespace nsn::kernels

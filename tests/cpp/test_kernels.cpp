@@ -1,0 +1,245 @@
+// The kernels by themselves, at the level that the process runs at; ctest runs them at all levels.
+
+#include <nsn/cpu.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "kernels/elementwise.h"
+#include "kernels/product.h"
+#include "mix.h"
+#include "support.h"
+
+namespace nsn::test {
+namespace {
+
+/// Two threads' worth of tasks, in parts as small as they may be.
+void in_parts(int64_t count, int64_t grain, const kernels::Task& task) {
+  for (int64_t begin = 0; begin < count; begin += grain) {
+    task(begin, std::min(begin + grain, count));
+  }
+}
+
+void at_once(int64_t count, int64_t /*grain*/, const kernels::Task& task) { task(0, count); }
+
+/// Random numbers with a guard on both sides that is not to be touched.
+struct Guarded {
+  static constexpr size_t kGuard = 64;
+
+  Guarded(int64_t count, Random& random) : values(static_cast<size_t>(count) + 2 * kGuard) {
+    for (float& each : values) each = static_cast<float>(random.real(-1.0, 1.0));
+    std::fill_n(values.begin(), kGuard, 1e30F);
+    std::fill(values.end() - kGuard, values.end(), 1e30F);
+  }
+  float* data() { return values.data() + kGuard; }
+  float operator[](int64_t i) const { return values[kGuard + static_cast<size_t>(i)]; }
+  void expect_untouched() const {
+    for (size_t i = 0; i < kGuard; ++i) {
+      ASSERT_EQ(values[i], 1e30F);
+      ASSERT_EQ(values[values.size() - 1 - i], 1e30F);
+    }
+  }
+
+  std::vector<float> values;
+};
+
+/// A matrix of some layout.
+struct Matrix {
+  Matrix(int64_t rows, int64_t columns, Random& random)
+      : by_rows(random.chance(0.5)),
+        gap(random.chance(0.5) ? 0 : random.integer(1, 5)),
+        row(by_rows ? columns + gap : 1),
+        column(by_rows ? 1 : rows + gap),
+        memory((by_rows ? rows : columns) * ((by_rows ? columns : rows) + gap), random) {}
+  float at(int64_t i, int64_t j) const { return memory[i * row + j * column]; }
+
+  bool by_rows;
+  int64_t gap, row, column;
+  Guarded memory;
+};
+
+TEST(Kernels, ReportALevelThatTheProcessorHas) {
+  const auto levels = cpu_levels();
+  EXPECT_NE(std::find(levels.begin(), levels.end(), cpu_level()), levels.end());
+}
+
+TEST(Kernels, MatrixProductsOfAllShapesAndLayouts) {
+  for (uint64_t seed = 0; seed < 400; ++seed) {
+    Random random(seed);
+    const auto extent = [&] {
+      return random.chance(0.1) ? random.integer(100, 300) : random.integer(1, 70);
+    };
+    const int64_t m = extent(), n = extent();
+    const int64_t k = random.chance(0.05) ? random.integer(1000, 2100) : extent();
+    Matrix a(m, k, random), b(k, n, random), c(m, n, random);
+    c.row = n + c.gap;
+    c.memory = Guarded(m * c.row, random);
+    const Matrix before = c;
+    const bool adds = random.chance(0.5);
+    const float alpha = random.chance(0.5) ? 1.0F : -0.75F;
+    kernels::run({m, n, k, a.memory.data(), a.row, a.column, b.memory.data(), b.row, b.column,
+                  c.memory.data(), c.row, alpha, adds},
+                 random.chance(0.5) ? in_parts : at_once);
+    c.memory.expect_untouched();
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < c.row; ++j) {
+        const float old = before.memory[i * c.row + j];
+        if (j >= n) {
+          ASSERT_EQ(c.memory[i * c.row + j], old) << "seed " << seed << ", between the rows";
+          continue;
+        }
+        double sum = 0.0, size = 1.0;
+        for (int64_t q = 0; q < k; ++q) {
+          const double product = static_cast<double>(a.at(i, q)) * b.at(q, j);
+          sum += product;
+          size += std::abs(product);
+        }
+        const double expected = alpha * sum + (adds ? old : 0.0);
+        ASSERT_NEAR(c.memory[i * c.row + j], expected, 1e-6 * size)
+            << "seed " << seed << ": " << m << " x " << n << " x " << k << ", at " << i << ", "
+            << j;
+      }
+    }
+  }
+}
+
+TEST(Kernels, NothingTimesNothingIsZero) {
+  float c[6] = {1, 2, 3, 4, 5, 6};
+  const float unused = 0.0F;
+  kernels::run({2, 3, 0, &unused, 0, 1, &unused, 3, 1, c, 3}, at_once);
+  for (const float each : c) EXPECT_EQ(each, 0.0F);
+}
+
+/// The same computation one element at a time, in the same order of roundings.
+template <typename T>
+void expect_masked_forward(const kernels::MaskedForward<T>& pass, const std::vector<T>& x,
+                           uint64_t seed) {
+  for (int64_t i = 0; i < pass.numel; ++i) {
+    const auto place = static_cast<uint64_t>(pass.first + i);
+    const uint64_t key = detail::mix(pass.key, place / 64 * 64 >> 32);
+    uint32_t random = static_cast<uint32_t>(place) + static_cast<uint32_t>(key);
+    random ^= random >> 17;
+    random *= 0xED5AD4BBU;
+    random ^= random >> 11;
+    random *= 0xAC4C1B51U;
+    random ^= static_cast<uint32_t>(key >> 32);
+    random ^= random >> 15;
+    random *= 0x31848BABU;
+    random ^= random >> 14;
+    T z = x[static_cast<size_t>(i)];
+    if (pass.bias != nullptr) z += pass.bias[(pass.first + i) % pass.columns];
+    bool keep = !pass.drops || random >= pass.drop_below;
+    if (pass.relu) keep = keep && !(z <= T(0));
+    const T expected = keep ? z * pass.scale : T(0);
+    ASSERT_TRUE(pass.out[i] == expected || (std::isnan(expected) && std::isnan(pass.out[i])))
+        << "seed " << seed << ", at " << i << ": " << pass.out[i] << ", expected " << expected;
+    if (pass.mask != nullptr) {
+      ASSERT_EQ((pass.mask[i / 64] >> (i % 64)) & 1U, keep ? 1U : 0U) << "seed " << seed;
+    }
+  }
+}
+
+template <typename T>
+void test_masks() {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    Random random(seed);
+    const int64_t numel = random.integer(1, 1000), columns = random.integer(1, 100);
+    std::vector<T> x(static_cast<size_t>(numel));
+    for (T& each : x) each = static_cast<T>(random.real(-1.0, 1.0));
+    if (numel > 3) {
+      x[0] = std::numeric_limits<T>::quiet_NaN();
+      x[1] = std::numeric_limits<T>::infinity();
+      x[2] = T(-0.0);
+    }
+    std::vector<T> bias(static_cast<size_t>(columns + kernels::kWordBits));
+    for (size_t i = 0; i < bias.size(); ++i) {
+      const auto whole = static_cast<size_t>(columns);
+      bias[i] = i < whole ? static_cast<T>(random.real(-0.5, 0.5)) : bias[i - whole];
+    }
+    std::vector<T> out = x;
+    std::vector<uint64_t> mask(static_cast<size_t>((numel + 63) / 64));
+    kernels::MaskedForward<T> pass{};
+    pass.x = random.chance(0.5) ? out.data() : x.data();  // in place, or not
+    pass.out = out.data();
+    pass.numel = numel;
+    pass.first = 64 * random.integer(0, 1LL << 30);
+    pass.bias = random.chance(0.6) ? bias.data() : nullptr;
+    pass.columns = columns;
+    pass.relu = random.chance(0.5);
+    pass.drops = random.chance(0.5);
+    pass.key = static_cast<uint64_t>(random.integer(0, std::numeric_limits<int64_t>::max()));
+    pass.drop_below = static_cast<uint32_t>(random.integer(0, (1LL << 32) - 1));
+    pass.scale = static_cast<T>(random.real(1.0, 3.0));
+    pass.mask = random.chance(0.9) ? mask.data() : nullptr;
+    const auto words = static_cast<int64_t>(mask.size()), middle = words / 2;
+    kernels::run(pass, 0, middle);
+    kernels::run(pass, middle, words);
+    expect_masked_forward(pass, x, seed);
+    if (pass.mask == nullptr) continue;
+    if (numel % 64 != 0) {
+      ASSERT_EQ(mask.back() >> (numel % 64), 0U) << "behind the end";
+    }
+    std::vector<T> back(x.size());
+    kernels::run(kernels::MaskedApply<T>{x.data(), back.data(), numel, mask.data(), pass.scale}, 0,
+                 words);
+    for (size_t i = 0; i < x.size(); ++i) {
+      const bool keep = ((mask[i / 64] >> (i % 64)) & 1U) != 0;
+      const T expected = keep ? x[i] * pass.scale : T(0);
+      ASSERT_TRUE(back[i] == expected || std::isnan(expected)) << "seed " << seed << ", at " << i;
+    }
+  }
+}
+
+TEST(Kernels, MasksFloat) { test_masks<float>(); }
+TEST(Kernels, MasksDouble) { test_masks<double>(); }
+
+TEST(Kernels, Gelu) {
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    Random random(seed);
+    const int64_t numel = random.integer(1, 500), columns = random.integer(1, 90);
+    const bool has_bias = random.chance(0.5);
+    const int64_t rows = (numel + columns - 1) / columns;
+    std::vector<float> x(static_cast<size_t>(numel)), bias(static_cast<size_t>(columns));
+    for (float& each : x) each = static_cast<float>(random.real(-9.0, 9.0));
+    for (float& each : bias) each = static_cast<float>(random.real(-1.0, 1.0));
+    std::vector<float> out(x.size()), slope(x.size());
+    kernels::run(kernels::Gelu{x.data(), numel, columns, has_bias ? bias.data() : nullptr,
+                               out.data(), slope.data()},
+                 0, rows);
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double z = static_cast<double>(x[i]) + (has_bias ? bias[i % bias.size()] : 0.0F);
+      const double phi = 0.5 * std::erfc(-z / std::sqrt(2.0));
+      const double density = std::exp(-0.5 * z * z) / std::sqrt(2.0 * std::acos(-1.0));
+      ASSERT_NEAR(out[i], z * phi, 2e-6) << z;
+      ASSERT_NEAR(slope[i], phi + z * density, 2e-6) << z;
+    }
+  }
+  const float odd[2] = {std::numeric_limits<float>::quiet_NaN(), 60.0F};
+  float out[2];
+  kernels::run(kernels::Gelu{odd, 2, 2, nullptr, out, nullptr}, 0, 1);
+  EXPECT_TRUE(std::isnan(out[0]));
+  EXPECT_EQ(out[1], 60.0F);
+}
+
+TEST(Kernels, ScaleRows) {
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    Random random(seed);
+    const int64_t rows = random.integer(1, 9), columns = random.integer(1, 70);
+    Guarded x(rows * columns, random), scale(columns, random), shift(columns, random);
+    Guarded out(rows * columns, random);
+    kernels::run(kernels::ScaleRows{x.data(), scale.data(), shift.data(), columns, out.data()}, 0,
+                 rows);
+    out.expect_untouched();
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      const double expected = static_cast<double>(scale[i % columns]) * x[i] + shift[i % columns];
+      ASSERT_NEAR(out[i], expected, 2e-7);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nsn::test
