@@ -12,6 +12,7 @@
 #include <mutex>
 #include <utility>
 
+#include "by_lane.h"
 #include "lanes.h"
 #include "mix.h"
 #include "modules.h"
@@ -33,6 +34,22 @@ constexpr size_t kNone = static_cast<size_t>(-1);
 bool owns_storage(const at::Tensor& tensor) {
   return tensor.use_count() == 1 && tensor.storage().nbytes() == tensor.nbytes() &&
          tensor.storage().use_count() == 1;
+}
+
+void check_lanes(const Description& description, c10::ArrayRef<size_t> subnetworks) {
+  const auto& described = description.subnetworks();
+  TORCH_CHECK_VALUE(!subnetworks.empty(),
+                    "nsn::Network: a joint pass needs at least one sub-network, but got "
+                    "none. Name some.");
+  for (const size_t lane : c10::irange(subnetworks.size())) {
+    const size_t subnetwork = subnetworks[lane];
+    TORCH_CHECK_VALUE(subnetwork < described.size(), "nsn::Core: there is no sub-network ",
+                      subnetwork, "; there are ", described.size(), ".");
+    TORCH_CHECK_VALUE(std::find(subnetworks.begin(), subnetworks.begin() + lane, subnetwork) ==
+                          subnetworks.begin() + lane,
+                      "nsn::Network: sub-network '", described[subnetwork].name,
+                      "' is asked for twice in one joint pass. Name it once.");
+  }
 }
 
 }  // namespace
@@ -151,7 +168,7 @@ void Core::check_parameters(at::TensorList parameters, const BlockPass& pass, si
 
 /// One share node for each tied parameter, over all lanes of the pass that use it.
 void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks,
-                      detail::TiedLanes& tied) const {
+                      const Mode& mode, detail::TiedLanes& tied) const {
   std::map<size_t, std::vector<size_t>> users;
   for (const size_t s : subnetworks) {
     for (const auto& [place, slice] : description_.subnetworks()[s].tied) {
@@ -167,9 +184,8 @@ void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetwor
       slices.push_back(&subnetwork.tied.at(place));
       merge_lanes.push_back({subnetwork.name, subnetwork.rank});
     }
-    const auto& owner = description_.blocks()[description_.parameters()[place].block];
-    const auto shared =
-        functional::share_layouts(parameters[place], slices, owner.rule, merge_lanes);
+    const auto rule = rule_of(description_.parameters()[place].block, subnetworks, mode);
+    const auto shared = functional::share_layouts(parameters[place], slices, rule, merge_lanes);
     for (const size_t i : c10::irange(lanes.size())) {
       tied.slices[{place, lanes[i]}] = shared[i];
     }
@@ -178,18 +194,53 @@ void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetwor
 
 std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor& x,
                                     c10::ArrayRef<size_t> subnetworks, bool training) const {
-  return run(parameters, x, subnetworks, training, /*calibrating=*/false);
+  return run(parameters, x, subnetworks, {training});
+}
+
+at::Tensor Core::lane(at::TensorList parameters, const at::Tensor& x,
+                      c10::ArrayRef<size_t> subnetworks, size_t lane, bool training,
+                      uint64_t seed) const {
+  check_lanes(description_, subnetworks);
+  TORCH_CHECK_VALUE(lane < subnetworks.size(), "nsn::Core: there is no lane ", lane, "; there are ",
+                    subnetworks.size(), ".");
+  check_input(parameters, x);
+  const std::vector<at::Tensor> own =
+      detail::for_lane(description_, parameters, subnetworks, lane, training);
+  Mode mode{training};
+  mode.seed = seed;
+  mode.part_of = subnetworks;
+  return run(own, x, subnetworks[lane], mode)[0];
+}
+
+/// The rule of a block. A lane that is part of a pass has its coefficients in the parameters
+/// already (detail::for_lane), but for a wrapped module, whose parameters are not the table's.
+merge::Rule Core::rule_of(size_t place, c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
+  const auto& block = description_.blocks()[place];
+  if (mode.part_of.empty()) return block.rule;
+  if (!block.block->module()) return merge::sum();
+  std::vector<merge::Lane> lanes;
+  size_t own = 0;
+  for (const size_t s : mode.part_of) {
+    const auto& subnetwork = description_.subnetworks()[s];
+    const auto& kept = subnetwork.blocks;
+    if (std::find(kept.begin(), kept.end(), place) == kept.end()) continue;
+    if (s == subnetworks[0]) own = lanes.size();
+    lanes.push_back({subnetwork.name, subnetwork.rank});
+  }
+  return merge::weighted({{lanes[own].name, block.rule.coefficients(lanes)[own]}});
 }
 
 at::Tensor Core::packed(at::TensorList parameters, const at::Tensor& x, size_t subnetwork,
                         detail::Packs& packs) const {
-  return run(parameters, x, subnetwork, /*training=*/false, /*calibrating=*/false, &packs)[0];
+  Mode mode;
+  mode.packs = &packs;
+  return run(parameters, x, subnetwork, mode)[0];
 }
 
 void Core::calibrate(at::TensorList parameters, const at::Tensor& x,
                      c10::ArrayRef<size_t> subnetworks) const {
   const at::NoGradGuard no_grad;
-  run(parameters, x, subnetworks, /*training=*/false, /*calibrating=*/true);
+  run(parameters, x, subnetworks, {/*training=*/false, /*calibrating=*/true});
 }
 
 void Core::reset_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const {
@@ -214,24 +265,12 @@ void Core::reset_statistics(at::TensorList parameters, c10::ArrayRef<size_t> sub
 }
 
 std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x,
-                                  c10::ArrayRef<size_t> subnetworks, bool training,
-                                  bool calibrating, detail::Packs* packs) const {
+                                  c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
   check_input(parameters, x);
+  check_lanes(description_, subnetworks);
   const auto& described = description_.subnetworks();
   const size_t lanes = subnetworks.size();
-  TORCH_CHECK_VALUE(lanes > 0,
-                    "nsn::Network: a joint pass needs at least one sub-network, but got "
-                    "none. Name some.");
-  for (const size_t lane : c10::irange(lanes)) {
-    const size_t subnetwork = subnetworks[lane];
-    TORCH_CHECK_VALUE(subnetwork < described.size(), "nsn::Core: there is no sub-network ",
-                      subnetwork, "; there are ", described.size(), ".");
-    TORCH_CHECK_VALUE(std::find(subnetworks.begin(), subnetworks.begin() + lane, subnetwork) ==
-                          subnetworks.begin() + lane,
-                      "nsn::Network: sub-network '", described[subnetwork].name,
-                      "' is asked for twice in one joint pass. Name it once.");
-  }
-  const uint64_t seed = training ? draw_seed() : 0;
+  const uint64_t seed = mode.seed ? *mode.seed : mode.training ? draw_seed() : 0;
   functional::Memory memory;
   if (at::GradMode::is_enabled()) {
     workspace_->begin_pass();
@@ -239,7 +278,7 @@ std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x
   }
 
   detail::TiedLanes tied;
-  if (has_tied_) share_tied(parameters, subnetworks, tied);
+  if (has_tied_) share_tied(parameters, subnetworks, mode, tied);
 
   std::vector<at::Tensor> activations(lanes, x);
   std::vector<size_t> done(lanes, 0);  // blocks of each lane
@@ -251,8 +290,16 @@ std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x
     const auto& block = description_.blocks()[place];
     std::vector<size_t> passing;
     std::vector<at::Tensor> inputs;
-    BlockPass pass{{},     block.rule, training, calibrating, detail::mix(seed, place),
-                   memory, parameters, &tied,    packs,       block.name};
+    BlockPass pass{{},
+                   rule_of(place, subnetworks, mode),
+                   mode.training,
+                   mode.calibrating,
+                   detail::mix(seed, place),
+                   memory,
+                   parameters,
+                   &tied,
+                   mode.packs,
+                   block.name};
     for (const size_t lane : c10::irange(lanes)) {
       if (next_place(lane) != place) continue;
       passing.push_back(lane);

@@ -291,6 +291,12 @@ void bind_core(py::module_& m) {
              bool training) { return core.joint(parameters, x, subnetworks, training); },
           ReleaseGil())
       .def(
+          "lane",
+          [](const Core& core, const std::vector<at::Tensor>& parameters, const at::Tensor& x,
+             const std::vector<size_t>& subnetworks, size_t lane, bool training,
+             uint64_t seed) { return core.lane(parameters, x, subnetworks, lane, training, seed); },
+          ReleaseGil())
+      .def(
           "calibrate",
           [](const Core& core, const std::vector<at::Tensor>& parameters, const at::Tensor& x,
              const std::vector<size_t>& subnetworks) {

@@ -36,6 +36,10 @@ _joint: Callable[[_C.Core, list[Tensor], Tensor, list[int], bool], list[Tensor]]
 _joint = torch.compiler.disable(
     _C.Core.joint, reason="nsn runs its joint pass as one C++ operation, which cannot be traced"
 )
+_lane: Callable[[_C.Core, list[Tensor], Tensor, list[int], int, bool, int], Tensor]
+_lane = torch.compiler.disable(
+    _C.Core.lane, reason="nsn runs each lane as one C++ operation, which cannot be traced"
+)
 
 
 class Block(nn.Module):
@@ -237,7 +241,56 @@ class Network(nn.Module):
         several = self.subnetworks if isinstance(names, All) else list(names)
         return dict(zip(several, self._joint(x, several), strict=True))
 
-    def _joint(self, x: Tensor, names: list[str]) -> list[Tensor]:
+    def backward_by_lane(
+        self,
+        x: Tensor,
+        loss: Callable[[str, Tensor], Tensor],
+        names: All | Sequence[str] = ALL,
+    ) -> dict[str, Tensor]:
+        """A joint step that holds the activations of one sub-network at a time.
+
+        Forward, loss and backward of each sub-network, one after the other. Leaves in ``.grad``
+        what ``net(x, names)``, the sum of the losses and one backward would leave, and takes as
+        little memory as the widest of them alone; what sub-networks have in common is computed anew
+        for each. For linear rules.
+
+        Args:
+            x: ``(B, *input)``.
+            loss: takes a sub-network's name and its output ``(B, *output)``, returns a scalar.
+            names: which sub-networks; default: all.
+
+        Returns:
+            The losses by name, detached.
+
+        Raises:
+            ValueError: as ``net(x, names)``; and where a parameter has a function rule, where in
+                training several of the sub-networks share running statistics, or where ``loss``
+                returns no scalar.
+        """
+        several = self.subnetworks if isinstance(names, All) else list(names)
+        places = self._places_of(x, several)
+        seed = _C.draw_seed() if self.training else 0
+        losses: dict[str, Tensor] = {}
+        any_grad = False
+        for lane, name in enumerate(several):
+            parameters = self._parameters_now()
+            output = _lane(self._core, parameters, x, places, lane, self.training, seed)
+            value = loss(name, output)
+            if not isinstance(value, Tensor) or value.dim() != 0:
+                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise ValueError(
+                    f"nsn.Network.backward_by_lane: the loss must return a scalar tensor, but "
+                    f"returned {found}. Reduce it, for example with mean()."
+                )
+            # A lane whose parameters are all frozen has no graph; where all are so, torch says it.
+            any_grad = any_grad or value.requires_grad
+            if value.requires_grad or (not any_grad and name == several[-1]):
+                value.backward()
+            losses[name] = value.detach()
+        return losses
+
+    def _places_of(self, x: Tensor, names: list[str]) -> list[int]:
+        """The sub-networks' places, and a check of what a pass is given."""
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"nsn.Network: expected a batch as a torch.Tensor, but got a {type(x).__name__}. "
@@ -246,6 +299,10 @@ class Network(nn.Module):
         places = [self._place(name) for name in names]
         if self._missing:
             self._check_loaded(names)
+        return places
+
+    def _joint(self, x: Tensor, names: list[str]) -> list[Tensor]:
+        places = self._places_of(x, names)
         return _joint(self._core, self._parameters_now(), x, places, self.training)
 
     def _place(self, name: str) -> int:

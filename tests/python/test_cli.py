@@ -163,7 +163,8 @@ def test_an_out_that_cannot_be_made(setting: dict[str, Path]) -> None:
 
 
 def test_help_and_version() -> None:
-    assert run("--version").stdout == f"nsn {nsn.__version__}, torch {torch.__version__}\n"
+    version = f"nsn {nsn.__version__}, torch {torch.__version__}, CPU level {nsn.cpu_level()}\n"
+    assert run("--version").stdout == version
     examples = {
         "train": "nsn train demo --set",
         "eval": "nsn eval runs/demo",

@@ -285,6 +285,21 @@ def image_run(recipe: str) -> Run:
     return Run(load_recipe(recipe), Data(split, split), seed=5)
 
 
+def test_training_by_lane_gives_the_same_weights(small: str) -> None:
+    together = image_run(small)
+    together.train()
+    by_lane = Path(small).with_name("by_lane.toml")
+    by_lane.write_text("by_lane = true\n" + SMALL)
+    one_by_one = image_run(str(by_lane))
+    one_by_one.train()
+    assert load_recipe(small, ["by_lane=true"]).by_lane and not together.recipe.by_lane
+    for a, b in zip(together.network.parameters(), one_by_one.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match="'by_lane' must be true or false, but is 1"):
+        by_lane.write_text("by_lane = 1\n" + SMALL)
+        load_recipe(str(by_lane))
+
+
 def text_run(recipe: str) -> Run:
     tokens = torch.randint(3, (200,), generator=torch.Generator().manual_seed(0))
     data = Data(Windows(tokens[:150], 6, 30), Windows(tokens[150:], 6, 5))

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,16 @@ class NSN_API Core {
   std::vector<at::Tensor> joint(at::TensorList parameters, const at::Tensor& x,
                                 c10::ArrayRef<size_t> subnetworks, bool training) const;
 
+  /// The output of one lane, `subnetworks[lane]`, of a joint pass over `subnetworks`, by itself.
+  /// Its gradients are its part of the merged ones: those of all lanes, one after the other, add up
+  /// to what backward of the joint pass gives. `seed` is the pass's, from draw_seed() in training,
+  /// and the same for all its lanes. For linear rules.
+  ///
+  /// Throws as `joint`; and c10::ValueError where a parameter of the lane has a function rule, or
+  /// where in training several of the lanes share running statistics, which a pass updates once.
+  at::Tensor lane(at::TensorList parameters, const at::Tensor& x, c10::ArrayRef<size_t> subnetworks,
+                  size_t lane, bool training, uint64_t seed) const;
+
   /// One sub-network in evaluation, with `packs` in place of weights: what nsn::Pack runs. Throws
   /// as `joint`.
   at::Tensor packed(at::TensorList parameters, const at::Tensor& x, size_t subnetwork,
@@ -71,14 +82,24 @@ class NSN_API Core {
   std::vector<double> merge_coefficients(const std::string& subnetwork) const;
 
  private:
+  /// How a pass runs.
+  struct Mode {
+    bool training = false;
+    bool calibrating = false;
+    /// Default: none, one is drawn for training.
+    std::optional<uint64_t> seed = std::nullopt;
+    detail::Packs* packs = nullptr;
+    /// The lanes of which this pass's one is a part. Default: none, those of the pass.
+    c10::ArrayRef<size_t> part_of = {};
+  };
   std::vector<at::Tensor> run(at::TensorList parameters, const at::Tensor& x,
-                              c10::ArrayRef<size_t> subnetworks, bool training, bool calibrating,
-                              detail::Packs* packs = nullptr) const;
+                              c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
+  merge::Rule rule_of(size_t block, c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
   void trace_ways();
   void check_input(at::TensorList parameters, const at::Tensor& x) const;
   void check_parameters(at::TensorList parameters, const BlockPass& pass, size_t block,
                         const at::Tensor& x) const;
-  void share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks,
+  void share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks, const Mode& mode,
                   detail::TiedLanes& tied) const;
 
   Description description_;

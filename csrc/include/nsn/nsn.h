@@ -11,6 +11,7 @@
 #include <nsn/blocks/pointwise.h>
 #include <nsn/blocks/pool.h>
 #include <nsn/blocks/wrapped.h>
+#include <nsn/by_lane.h>
 #include <nsn/checkpoint.h>
 #include <nsn/core.h>
 #include <nsn/cpu.h>

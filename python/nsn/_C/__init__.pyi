@@ -39,6 +39,15 @@ class Core:
     def joint(
         self, parameters: Sequence[Tensor], x: Tensor, subnetworks: Sequence[int], training: bool
     ) -> list[Tensor]: ...
+    def lane(
+        self,
+        parameters: Sequence[Tensor],
+        x: Tensor,
+        subnetworks: Sequence[int],
+        lane: int,
+        training: bool,
+        seed: int,
+    ) -> Tensor: ...
     def calibrate(
         self, parameters: Sequence[Tensor], x: Tensor, subnetworks: Sequence[int]
     ) -> None: ...

@@ -58,9 +58,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(
-            f"nsn {nsn.__version__}, torch {torch.__version__}, CPU level {nsn.cpu_level()}"
-        )
+        typer.echo(f"nsn {nsn.__version__}, torch {torch.__version__}, CPU level {nsn.cpu_level()}")
         raise typer.Exit()
 
 

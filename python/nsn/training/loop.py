@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nsn import ALL, Network, joint_loss
 from nsn.training.data import Data, Split
+from nsn.training.errors import InputError
 from nsn.training.recipe import Recipe
 
 _EVALUATION_BATCH = 500
@@ -129,16 +130,28 @@ class Run:
                 group["lr"] = rate * factor
             inputs, targets = train.batch(batch)
             started = time.perf_counter()
-            joint = joint_loss(_rows(self.network(inputs, ALL)), targets.flatten())
             self._optimizer.zero_grad()
-            joint.backward()
+            loss = self._backward(inputs, targets.flatten())
             self._optimizer.step()
-            loss = joint.item()
             self.seconds["steps"] += time.perf_counter() - started
             self._loss += loss * len(batch)
             self._step += 1
             on_step(Progress(epoch + 1, self._step, steps, loss))
         return True
+
+    def _backward(self, inputs: Tensor, targets: Tensor) -> float:
+        """Makes a step's gradients; returns the summed loss."""
+        if self.recipe.by_lane:
+            try:
+                losses = self.network.backward_by_lane(
+                    inputs, lambda name, output: joint_loss(_rows({name: output}), targets)
+                )
+            except ValueError as error:
+                raise InputError(f"recipe: by_lane: {error}") from None
+            return sum(loss.item() for loss in losses.values())
+        joint = joint_loss(_rows(self.network(inputs, ALL)), targets)
+        joint.backward()
+        return joint.item()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, of this moment; for ``torch.save``."""

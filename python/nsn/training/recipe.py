@@ -45,6 +45,7 @@ class Recipe:
         description: the network.
         epochs: passes over the training data, or for text over ``data.windows`` windows of it.
         batch_size: samples a step.
+        by_lane: whether a step runs one sub-network after the other, which takes less memory.
         alone_name: where one sub-network is trained by itself, which.
     """
 
@@ -52,6 +53,7 @@ class Recipe:
     description: Description
     epochs: int
     batch_size: int
+    by_lane: bool = False
     alone_name: str | None = None
 
     def alone(self, name: str) -> "Recipe":
@@ -136,6 +138,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         InputError: where there is no such recipe, it is malformed, or an override fits nothing.
     """
     values = _read(name)
+    values.setdefault("by_lane", False)  # so that it can be overridden
     for override in overrides:
         _override(values, override)
     return check_recipe(values)
@@ -164,9 +167,11 @@ def _read(name: str) -> dict[str, Any]:
 def check_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from its document; completes defaults and refuses what it does not know."""
     values = deepcopy(values)
-    known = {"data", "epochs", "batch_size", "optimizer", "decay", "schedule", "network"}
+    known = {"data", "epochs", "batch_size", "by_lane", "optimizer", "decay", "schedule", "network"}
     _only(values, known, "recipe")
-    for key, kind in (("epochs", int), ("batch_size", int), ("optimizer", dict), ("network", dict)):
+    values.setdefault("by_lane", False)
+    kinds = {"epochs": int, "batch_size": int, "by_lane": bool, "optimizer": dict, "network": dict}
+    for key, kind in kinds.items():
         _check_kind(values, key, kind, "")
     values["data"] = check_data(values.get("data", {"kind": "images"}))
     optimizer = values["optimizer"].get("name")
@@ -182,7 +187,7 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
         description = Description.from_json(json.dumps({"nsn": 1, **values["network"]}))
     except ValueError as error:
         raise InputError(f"recipe: network: {error}") from None
-    return Recipe(values, description, values["epochs"], values["batch_size"])
+    return Recipe(values, description, values["epochs"], values["batch_size"], values["by_lane"])
 
 
 def check_data(table: Any) -> dict[str, Any]:
@@ -217,9 +222,9 @@ def metric_of(values: dict[str, Any]) -> str:
 
 def _check_kind(table: dict[str, Any], key: str, kind: type, where: str) -> None:
     value: Any = table.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"recipe: '{where}{key}' must be {_kind_name(kind)}, but is {value!r}.")
-    if isinstance(value, int) and value < 1:
+    if kind is int and isinstance(value, int) and value < 1:
         raise InputError(f"recipe: '{where}{key}' must be at least 1, but is {value}.")
 
 
