@@ -1,22 +1,22 @@
-"""Inference of each sub-network: nsn's views and packed views beside the engines made for it.
+"""Inference of a network's sub-networks, by nsn and by engines, from Python.
 
-The network of the paper, and beside it the recipes ``cnn`` and ``transformer`` with new weights.
-All run from Python, in one process for each number of threads, in interleaved rounds. Each engine
-gets one model for each sub-network and batch size, as it likes it best; nsn has one network and one
-pack for all of them.
+Each way has a model of its own for each sub-network and, where it asks for one, batch size; nsn has
+one network and one pack for all of them.
 
 - view, packed: ``net.view(name)``, ``net.pack().view(name)``;
 - sequential: ``net.extract(name)``, plain ``torch.nn``, under ``inference_mode``;
-- compiled: ``torch.compile`` of that (the paper's network alone: compilation takes minutes);
+- compiled, aoti: ``torch.compile`` of that, and AOTInductor's package of it (the paper's network
+  alone: compilation takes minutes);
 - onnxruntime, openvino: from an ONNX graph of that, in float32; executorch: with XNNPACK.
 
-Bytes are those of the weights that each way holds to serve all sub-networks, for engines by the
-sizes of the model files that they load.
+Engines are set up as their documentation advises for latency: ONNX Runtime with inputs and outputs
+bound to memory that is there (I/O binding), OpenVINO with one stream and tensors that share the
+caller's memory, all with as many threads as torch. Bytes are those of the weights that each way
+holds to serve all sub-networks, for engines by the sizes of the model files that they load.
 
     python benchmarks/inference.py --out build/bench/inference.json
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -30,18 +30,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import THREADS, child, machine, write_json
+from common import arguments_of, child, configurations, machine, spread, title, write_json
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
 import nsn
 from nsn.training.recipe import load_recipe
 
 BATCHES = (1, 8, 128)
-ROUNDS = 12
+ROUNDS = 9
 #: Of batches that take longer than SLOW_SECONDS.
 SLOW_ROUNDS, SLOW_SECONDS = 3, 0.02
 #: Of one way in one round, and its warm-up before.
-SECONDS, WARM_SECONDS = 0.04, 0.005
+SECONDS, WARM_SECONDS = 0.02, 0.004
+#: Engines that cannot be held to fewer vectors than the processor has.
+NATIVE = ("onnxruntime", "executorch")
 
 Way = Callable[[], Any]
 
@@ -94,8 +98,19 @@ def onnxruntime(path: Path, x: Tensor) -> Way:
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: torch.from_numpy(session.run(None, feed)[0])
+    given, made = session.get_inputs()[0].name, session.get_outputs()[0].name
+    # One run tells the shape; from then on nothing is allocated or copied.
+    y = torch.from_numpy(session.run(None, {given: x.numpy()})[0]).clone()
+    binding = session.io_binding()
+    dtype = x.numpy().dtype
+    binding.bind_input(given, "cpu", 0, dtype, list(x.shape), x.data_ptr())
+    binding.bind_output(made, "cpu", 0, y.numpy().dtype, list(y.shape), y.data_ptr())
+
+    def run() -> Tensor:
+        session.run_with_iobinding(binding)
+        return y
+
+    return run
 
 
 def openvino(path: Path, x: Tensor) -> Way:
@@ -106,15 +121,28 @@ def openvino(path: Path, x: Tensor) -> Way:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
     }
-    request = ov.Core().compile_model(path, "CPU", settings).create_infer_request()
+    model = ov.Core().compile_model(path, "CPU", settings)
+    request = model.create_infer_request()
+    y = torch.empty(tuple(model.output(0).shape))
     request.set_input_tensor(ov.Tensor(x.numpy(), shared_memory=True))
+    request.set_output_tensor(ov.Tensor(y.numpy(), shared_memory=True))
 
     def run() -> Tensor:
         request.infer()
-        return torch.from_numpy(request.get_output_tensor(0).data)
+        return y
 
     return run
+
+
+def aoti(module: nn.Module, x: Tensor, path: Path) -> Way:
+    """Runs a module on x with AOTInductor."""
+    with quiet():
+        exported = torch.export.export(module, (x,))
+        package = torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+        runner = torch._inductor.aoti_load_package(package)
+    return lambda: runner(x)
 
 
 def executorch(module: nn.Module, x: Tensor, path: Path) -> Way:
@@ -151,13 +179,14 @@ def ways_of(
     if kind == "mlp":
         compiled = torch.compile(module)
         ways["compiled"] = lambda: compiled(x)
+        ways["aoti"] = aoti(module, x, folder / f"{name}.pt2")
     files = {"onnxruntime": path, "openvino": path, "executorch": folder / f"{name}.pte"}
     bytes_of = {way: file.stat().st_size for way, file in files.items()}
     own = sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
-    return ways, bytes_of | {"sequential": own, "compiled": own}
+    return ways, bytes_of | dict.fromkeys(("sequential", "compiled", "aoti"), own)
 
 
-def medians(ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
+def medians(ways: dict[str, Way], seconds: float = SECONDS) -> dict[str, dict[str, Any]]:
     """Medians, and 10th and 90th percentiles, in microseconds; rounds begin with another way."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
@@ -173,19 +202,31 @@ def medians(ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
             end = time.perf_counter() + WARM_SECONDS
             while time.perf_counter() < end:
                 run()
-            end = time.perf_counter() + SECONDS
+            end = time.perf_counter() + seconds
             while time.perf_counter() < end:
                 started = time.perf_counter()
                 run()
                 times[name].append(1e6 * (time.perf_counter() - started))
-    spread = {}
-    for name, each in times.items():
-        quantiles = statistics.quantiles(each, n=10)
-        spread[name] = [round(quantiles[0], 2), round(quantiles[-1], 2)]
     return {
         "median_us": {name: round(statistics.median(each), 2) for name, each in times.items()},
-        "p10_p90_us": spread,
+        "p10_p90_us": {
+            name: [round(value, 2) for value in spread(each)] for name, each in times.items()
+        },
     }
+
+
+def read_bandwidth(count: int) -> float:
+    """Bytes a second at which torch reads so many floats again and again, the best of its ways."""
+    floats = torch.rand(count)
+    rows = floats[: count // 64 * 64].view(64, -1)
+    one = torch.rand(rows.size(1))
+    ways: dict[str, Way] = {
+        "sum": floats.sum,
+        "max": floats.max,
+        "norm": lambda: torch.linalg.vector_norm(floats),
+        "mv": lambda: torch.mv(rows, one),
+    }
+    return 4 * count / (1e-6 * min(medians(ways)["median_us"].values()))
 
 
 def check(ways: dict[str, Way]) -> None:
@@ -219,47 +260,68 @@ def measure(kind: str) -> dict[str, Any]:
                     for way, size in held.items():
                         if way in ways:
                             total[way] = total.get(way, 0) + size
-    return {"batch": batches, "bytes": total}
+    result = {"batch": batches, "bytes": total}
+    if kind == "mlp":
+        weights = {name: parameters_of(network, name) for name in network.subnetworks}
+        result["weights"] = weights
+        result["read_bandwidth"] = {name: read_bandwidth(each) for name, each in weights.items()}
+    return result
+
+
+def parameters_of(network: nsn.Network, name: str) -> int:
+    """How many parameters a sub-network has."""
+    return sum(each.numel() for each in network.extract(name).parameters())
 
 
 def main() -> None:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/bench/inference.json"))
+    parser = arguments_of(__doc__, metavar="KIND")
     parser.add_argument("--kinds", nargs="+", default=["mlp", "cnn", "transformer"])
-    parser.add_argument("--child", metavar="KIND", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print("\n" + json.dumps(measure(arguments.child)))
         return
-    document: dict[str, Any] = {"machine": machine()}
+    levels: dict[str, Any] = {}
+    document: dict[str, Any] = {"machine": machine(), "levels": levels}
     for kind in arguments.kinds:
-        threads = {}
-        for count in THREADS:
-            result = child(count, kind)
-            sizes = result.pop("bytes")
-            threads[count] = result
-        part = {"threads": threads, "bytes": sizes}
-        # The paper's network is the one that targets are set for; the others stand beside it.
-        document |= part if kind == "mlp" else {kind: part}
-        show(kind, part)
-    write_json(arguments.out, document)
+        for level, threads in configurations(arguments):
+            result = child(level, threads, kind)
+            levels.setdefault(level, {}).setdefault(threads, {})[kind] = result
+            show(f"{kind}: {title(level, threads)}", level, result)
+            write_json(arguments.out, document)
 
 
-def show(kind: str, part: dict[str, Any]) -> None:
+def show(above: str, level: str, result: dict[str, Any]) -> None:
     """Prints medians, and how nsn stands beside the others."""
-    for threads, result in part["threads"].items():
-        for batch, names in result["batch"].items():
-            for name, measured in names.items():
-                median = measured["median_us"]
-                best = min(median[way] for way in median if way not in ("view", "packed"))
-                text = "  ".join(f"{way} {value:.1f}" for way, value in median.items())
-                print(
-                    f"{kind}, {threads} thread(s), batch {batch}, {name}: {text} us; "
-                    f"packed / best other {median['packed'] / best:.2f}, "
-                    f"view / sequential {median['view'] / median['sequential']:.2f}"
-                )
-    print(f"{kind}, bytes: " + "  ".join(f"{way} {size:,}" for way, size in part["bytes"].items()))
+    first = next(iter(next(iter(result["batch"].values())).values()))["median_us"]
+    table = Table(title=f"{above}, median us", title_justify="left")
+    table.add_column("batch, sub-network", no_wrap=True)
+    for way in first:
+        is_native = level != "native" and way in NATIVE
+        table.add_column(way + (" (native)" if is_native else ""), justify="right")
+    for column in ("packed / best", "view / seq."):
+        table.add_column(column, justify="right")
+    for batch, names in result["batch"].items():
+        for name, measured in names.items():
+            median = measured["median_us"]
+            others = {way: time for way, time in median.items() if way not in ("view", "packed")}
+            best = min(others, key=lambda way: others[way])
+            table.add_row(
+                f"{batch}, {name}",
+                *(f"{time:.1f}" for time in median.values()),
+                f"{median['packed'] / others[best]:.2f} {best}",
+                f"{median['view'] / median['sequential']:.2f}",
+            )
+    console = Console(width=160)
+    console.print(table)
+    for name, bandwidth in result.get("read_bandwidth", {}).items():
+        time = result["batch"]["1"][name]["median_us"]["packed"]
+        reached = 4 * result["weights"][name] / (1e-6 * time)
+        console.print(
+            f"{name}, batch 1: packed reads its weights at {reached / 1e9:.0f} GB/s, "
+            f"{reached / bandwidth:.0%} of the {bandwidth / 1e9:.0f} at which torch reads as many"
+        )
+    console.print("bytes: " + "  ".join(f"{way} {size:,}" for way, size in result["bytes"].items()))
 
 
 if __name__ == "__main__":

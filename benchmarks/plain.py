@@ -7,6 +7,7 @@ sub-networks of the recipes of these names.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,78 @@ class SlicedMlp(Mlp):
         for layer in self.hidden:
             x = F.relu(F.linear(x, layer.weight[:units, : x.size(1)], layer.bias[:units]))
         return F.linear(x, self.output.weight[:, :units], self.output.bias)
+
+
+class NestedLinear(torch.autograd.Function):
+    """relu(x W^T + b) of several widths at once, the widest first, their inputs stacked.
+
+    Lane i keeps ``outs[i]`` x ``ins[i]`` of W. Those rectangles lie in each other, so W falls into
+    regions, in the r-th of which lanes 0 to r lie: it is read once and multiplied with those lanes'
+    rows, which are the leading ones, and its gradient is written once.
+    """
+
+    @staticmethod
+    def regions(outs: list[int], ins: list[int], batch: int) -> list[tuple[slice, slice, slice]]:
+        """Rows of x and y, rows of W, columns of W; each region has two rectangles."""
+        result = []
+        for r, (out, given) in enumerate(zip(outs, ins, strict=True)):
+            below, left = ([*outs, 0][r + 1], [*ins, 0][r + 1])
+            rows = slice(0, (r + 1) * batch)
+            result.append((rows, slice(below, out), slice(0, given)))
+            result.append((rows, slice(0, below), slice(left, given)))
+        return [each for each in result if all(s.start < s.stop for s in each)]
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        outs: list[int],
+        ins: list[int],
+        relu: bool,
+    ) -> Tensor:
+        batch = len(x) // len(outs)
+        y = x.new_zeros(len(x), outs[0])
+        for rows, out, given in reversed(NestedLinear.regions(outs, ins, batch)):
+            y[rows, out].addmm_(x[rows, given], weight[out, given].t())
+        for lane, out in enumerate(outs):
+            own = y[lane * batch : (lane + 1) * batch, :out].add_(bias[:out])
+            if relu:
+                own.clamp_min_(0)
+        ctx.save_for_backward(x, weight, y)
+        ctx.kept = outs, ins, relu
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, y = ctx.saved_tensors
+        outs, ins, relu = ctx.kept
+        batch = len(x) // len(outs)
+        if relu:
+            dy = torch.ops.aten.threshold_backward(dy, y, 0)
+        dx, dw = torch.zeros_like(x), torch.empty_like(weight)
+        db = dy.new_zeros(outs[0])
+        for rows, out, given in NestedLinear.regions(outs, ins, batch):
+            torch.mm(dy[rows, out].t(), x[rows, given], out=dw[out, given])
+            dx[rows, given].addmm_(dy[rows, out], weight[out, given])
+        for lane, out in enumerate(outs):
+            db[:out] += dy[lane * batch : (lane + 1) * batch, :out].sum(0)
+        return dx, dw, db, None, None, None
+
+
+class NestedMlp(SlicedMlp):
+    """The same with all widths in one pass of NestedLinear; x is every width's input."""
+
+    def all_widths(self, x: Tensor) -> Tensor:
+        """All widths' outputs on top of each other, the widest first."""
+        lanes, ins = len(self.units), [x.size(1)] * len(self.units)
+        x = x.repeat(lanes, 1)
+        for layer in self.hidden:
+            x = NestedLinear.apply(x, layer.weight, layer.bias, self.units, ins, True)
+            ins = self.units
+        outs = [CLASSES] * lanes
+        return NestedLinear.apply(x, self.output.weight, self.output.bias, outs, ins, False)
 
 
 class Cnn(nn.Module):

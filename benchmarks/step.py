@@ -1,13 +1,12 @@
 """One training step of the paper's network, batch 128, dropout on, in all the ways there are.
 
 Each way does a whole step: forward, loss, backward, optimizer (SGD with momentum 0.9 and the
-paper's decay). All run interleaved in one process for each number of threads. Prints tables and
-writes JSON.
+paper's decay). All run interleaved in one process for each level and number of threads. Prints
+tables and writes JSON.
 
     python benchmarks/step.py --library build/benchmarks/libbench_step.so --out step.json
 """
 
-import argparse
 import ctypes
 import json
 import time
@@ -17,7 +16,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import THREADS, Release, Step, child, interleaved, machine, write_json
+from common import (
+    Release,
+    Step,
+    arguments_of,
+    child,
+    configurations,
+    interleaved,
+    machine,
+    title,
+    write_json,
+)
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -27,7 +36,9 @@ import nsn
 BATCH = 128
 PIXELS, CLASSES = 784, 10
 LR, MOMENTUM, DECAY = 0.003, 0.9, 9e-5
-ROUNDS, STEPS = 30, 4
+SECONDS = 12
+#: Dropout of base behind hidden1 and hidden2, and of sub1 behind hidden2.
+DROPOUT = (0.2, 0.5, 0.2)
 
 EXPLAINED = {
     "nsn_cpp": "nsn from C++, nsn::FusedSGD",
@@ -37,6 +48,7 @@ EXPLAINED = {
     "stacked_eager": "the same, stacked by hand",
     "compiled_shared": "torch.compile of shared_eager",
     "compiled_stacked": "torch.compile of stacked_eager",
+    "no_autograd": "stacked, by hand: plain torch's operations into buffers made once",
     "limit": "the matrix products alone, and one fused pass of SGD",
 }
 
@@ -94,10 +106,10 @@ def eager(loss_of: Callable[..., Tensor], x: Tensor, y: Tensor) -> tuple[Step, R
     return step, optimizer.zero_grad
 
 
-def nsn_python(x: Tensor, y: Tensor) -> tuple[Step, Release]:
-    """nsn.Network with torch's fused SGD."""
+def nsn_network() -> nsn.Network:
+    """The network as nsn has it."""
     hidden = {"activation": "relu", "weight_init": "xavier_uniform", "bias_init": 0.01}
-    net = nsn.Network(
+    return nsn.Network(
         input=(PIXELS,),
         blocks={
             "hidden1": nsn.Dense(PIXELS, PIXELS, dropout=0.2, **hidden),
@@ -110,6 +122,11 @@ def nsn_python(x: Tensor, y: Tensor) -> tuple[Step, Release]:
         },
         merge=nsn.merge.two_smallest_mean(),
     )
+
+
+def nsn_python(x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    """nsn.Network with torch's fused SGD."""
+    net = nsn_network()
     groups = nsn.param_groups(net, DECAY, of="base")
     optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM, fused=True)
 
@@ -178,6 +195,91 @@ def paper_way(x: Tensor, y: Tensor) -> tuple[Step, Release]:
     return step, release
 
 
+class ByHand:
+    """The network's step without autograd, into buffers that are made once."""
+
+    def __init__(self, x: Tensor, y: Tensor, dropout: tuple[float, float, float]) -> None:
+        options = {"dtype": x.dtype}
+        self.layers = Linears().to(x.dtype)
+        self.x, self.classes = x, y.repeat(3).unsqueeze(1)
+        self.dropout = dropout
+        self.parameters = [p.detach() for p in self.layers.parameters()]
+        self.gradients = [torch.zeros_like(p) for p in self.parameters]
+        self.momentum = [torch.zeros_like(p) for p in self.parameters]
+        batch = len(x)
+        self.z1, self.mask1, self.d1 = (torch.empty(batch, PIXELS, **options) for _ in range(3))
+        self.z2, self.mask2, self.d2 = (torch.empty(2 * batch, PIXELS, **options) for _ in range(3))
+        self.in2 = torch.cat([x, x])
+        self.in3 = torch.cat([x, x, x])
+        self.logits = torch.empty(3 * batch, CLASSES, **options)
+        self.ones = torch.full_like(self.classes, -1.0, dtype=x.dtype)
+
+    @staticmethod
+    def draw(mask: Tensor, probability: float) -> None:
+        mask.bernoulli_(1 - probability).div_(1 - probability)
+
+    def differentiate(self) -> None:
+        """Forward, and the merged gradients."""
+        w1, b1, w2, b2, w3, b3 = self.parameters
+        dw1, db1, dw2, db2, dw3, db3 = self.gradients
+        batch = len(self.x)
+        torch.mm(self.x, w1.t(), out=self.z1)
+        self.z1.add_(b1).clamp_min_(0)
+        self.draw(self.mask1, self.dropout[0])
+        torch.mul(self.z1, self.mask1, out=self.in2[:batch])
+        torch.mm(self.in2, w2.t(), out=self.z2)
+        self.z2.add_(b2).clamp_min_(0)
+        self.draw(self.mask2[:batch], self.dropout[1])
+        self.draw(self.mask2[batch:], self.dropout[2])
+        torch.mul(self.z2, self.mask2, out=self.in3[: 2 * batch])
+        torch.addmm(b3, self.in3, w3.t(), out=self.logits)
+
+        dy = torch.softmax(self.logits, 1).scatter_add_(1, self.classes, self.ones).div_(batch)
+        # The mean of the two smallest: sub1 and sub2 for the output, base and sub1 for hidden2.
+        torch.addmm(dw3, dy[batch:].t(), self.in3[batch:], beta=0, alpha=0.5, out=dw3)
+        torch.sum(dy[batch:], 0, out=db3).mul_(0.5)
+        torch.mm(dy[: 2 * batch], w3, out=self.d2)
+        self.d2.mul_(self.mask2)
+        torch.ops.aten.threshold_backward.grad_input(self.d2, self.z2, 0, grad_input=self.d2)
+        torch.addmm(dw2, self.d2.t(), self.in2, beta=0, alpha=0.5, out=dw2)
+        torch.sum(self.d2, 0, out=db2).mul_(0.5)
+        torch.mm(self.d2[:batch], w2, out=self.d1)
+        self.d1.mul_(self.mask1)
+        torch.ops.aten.threshold_backward.grad_input(self.d1, self.z1, 0, grad_input=self.d1)
+        torch.mm(self.d1.t(), self.x, out=dw1)
+        torch.sum(self.d1, 0, out=db1)
+
+    def step(self) -> None:
+        self.differentiate()
+        for places, decay in (((0,), DECAY), ((2,), DECAY / 2), ((1, 3, 4, 5), 0.0)):
+            torch._fused_sgd_(
+                [self.parameters[i] for i in places],
+                [self.gradients[i] for i in places],
+                [self.momentum[i] for i in places],
+                weight_decay=decay,
+                momentum=MOMENTUM,
+                lr=LR,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
+
+
+def no_autograd(x: Tensor, y: Tensor) -> tuple[Step, Release]:
+    """ByHand, whose gradients are first checked in float64, without dropout, against nsn's."""
+    by_hand = ByHand(x.double(), y, (0.0, 0.0, 0.0))
+    net = nsn_network().double().eval()
+    with torch.no_grad():
+        for parameter, own in zip(net.parameters(), by_hand.parameters, strict=True):
+            parameter.copy_(own)
+    nsn.joint_loss(net(x.double(), nsn.ALL), y).backward()
+    by_hand.differentiate()
+    for parameter, own in zip(net.parameters(), by_hand.gradients, strict=True):
+        torch.testing.assert_close(own, parameter.grad, rtol=1e-10, atol=1e-12)
+    return ByHand(x, y, DROPOUT).step, lambda: None
+
+
 def limit(x: Tensor) -> tuple[Step, Release]:
     """The products of one step into buffers that are there, and one fused pass of SGD."""
     layers = Linears()
@@ -230,14 +332,10 @@ def measure(library: Path) -> dict[str, Any]:
         "stacked_eager": eager(stacked_loss, x, y),
         "compiled_shared": eager(torch.compile(shared_loss), x, y),
         "compiled_stacked": eager(torch.compile(stacked_loss), x, y),
+        "no_autograd": no_autograd(x, y),
         "limit": limit(x),
     }
-    result = interleaved(ways, ROUNDS, STEPS)
-    median = result["median_ms"]
-    compiled = min(("compiled_shared", "compiled_stacked"), key=lambda name: median[name])
-    for values in result.values():
-        values["compiled"] = values[compiled]
-    return result
+    return interleaved(ways, SECONDS)
 
 
 KINDS = {
@@ -281,11 +379,15 @@ def print_profile(library: Path) -> None:
         Console(width=100).print(table)
 
 
-def print_table(threads: str, result: dict[str, Any]) -> None:
-    """One line a way."""
+#: The ways without nsn that leave differentiation to autograd.
+OTHERS = ("shared_eager", "stacked_eager", "compiled_shared", "compiled_stacked")
+
+
+def print_table(above: str, result: dict[str, Any]) -> None:
+    """One line a way, and nsn's ratios."""
     median, peak = result["median_ms"], result["peak_bytes"]
-    table = Table(title=f"one step, batch {BATCH}, threads: {threads}", title_justify="left")
-    for column in ("way", "median", "p10 - p90", "/ nsn_python", "peak memory"):
+    table = Table(title=f"one step, batch {BATCH}: {above}", title_justify="left")
+    for column in ("way", "median", "p10 - p90", "/ nsn_cpp", "/ nsn_python", "peak memory"):
         table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
     for name in EXPLAINED:
         low, high = result["p10_p90_ms"][name]
@@ -293,19 +395,25 @@ def print_table(threads: str, result: dict[str, Any]) -> None:
             name,
             f"{median[name]:.2f} ms",
             f"{low:.2f} - {high:.2f}",
+            f"{median[name] / median['nsn_cpp']:.2f}",
             f"{median[name] / median['nsn_python']:.2f}",
             f"{peak[name] / 1e6:.1f} MB",
         )
-    Console(width=100).print(table)
+    console = Console(width=110)
+    console.print(table)
+    best = min(median[name] for name in OTHERS)
+    for name in ("nsn_cpp", "nsn_python"):
+        console.print(
+            f"{name}: {median[name] / median['limit']:.2f} times the limit; "
+            f"best other way with autograd / {name}: {best / median[name]:.2f}"
+        )
 
 
 def main() -> None:
-    """Runs one process for each number of threads."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Runs one process for each level and number of threads."""
+    parser = arguments_of(__doc__, action="store_true")
     parser.add_argument("--library", type=Path, required=True)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--profile", action="store_true", help="print where the time goes, only")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments.library)))
@@ -313,20 +421,15 @@ def main() -> None:
     if arguments.profile:
         print_profile(arguments.library)
         return
-    results = {}
-    for threads in THREADS:
-        results[threads] = child(threads, "--library", str(arguments.library))
-        print_table(threads, results[threads])
+    levels: dict[str, Any] = {}
+    document = {"machine": machine(), "batch": BATCH, "levels": levels}
+    for level, threads in configurations(arguments):
+        result = child(level, threads, "--library", str(arguments.library))
+        levels.setdefault(level, {})[threads] = result
+        print_table(title(level, threads), result)
+        write_json(arguments.out, document)
     for name, text in EXPLAINED.items():
         print(f"{name}: {text}")
-    if arguments.out:
-        document = {
-            "machine": machine(),
-            "batch": BATCH,
-            "steps": ROUNDS * STEPS,
-            "threads": results,
-        }
-        write_json(arguments.out, document)
 
 
 if __name__ == "__main__":

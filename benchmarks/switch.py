@@ -23,7 +23,7 @@ from time import perf_counter_ns
 from typing import Any
 
 import torch
-from common import child, machine, write_json
+from common import child, machine, title, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -125,7 +125,9 @@ def run(program: Path) -> Any:
 
 def print_tables(document: dict[str, Any]) -> None:
     """One table for nsn, one for the alternatives."""
-    table = Table(title="median (99.9th percentile), 1 thread, batch 1", title_justify="left")
+    table = Table(
+        title=f"median (99.9th percentile), batch 1: {title('native', '1')}", title_justify="left"
+    )
     for column in ("", "C++", "Python"):
         table.add_column(column, justify="right" if column else "left")
     sides = [document["cpp"], document["python"]]
@@ -162,11 +164,10 @@ def main() -> None:
     document = {
         "machine": {**machine(), "threads": 1},
         "cpp": run(arguments.program),
-        **child("1"),
+        **child("native", "1"),
     }
     print_tables(document)
-    if arguments.out:
-        write_json(arguments.out, document)
+    write_json(arguments.out, document)
 
 
 if __name__ == "__main__":

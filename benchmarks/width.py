@@ -2,14 +2,14 @@
 
 A step is: gradients dropped, forward of all widths, summed cross entropy, backward. It ends with
 gradients in ``.grad``; there is no optimizer, which would cost each way the same. All ways of one
-network run interleaved in one process for each number of threads, from the same weights, and are
-first checked to give the same loss. Prints tables, writes JSON and a plot of the time against the
-number of sub-networks.
+network run interleaved in one process for each level and number of threads, from the same weights,
+and the gradients of each are first checked against those of slicing in float64. Beside them stands
+a step of the full network alone. Prints tables, writes JSON as results come, and a plot of the time
+against the number of sub-networks.
 
     python benchmarks/width.py --out width.json --plot width.png
 """
 
-import argparse
 import copy
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +19,17 @@ from typing import Any
 import plain
 import torch
 import torch.nn.functional as F
-from common import THREADS, Release, Step, child, interleaved, machine, write_json
+from common import (
+    Release,
+    Step,
+    arguments_of,
+    child,
+    configurations,
+    interleaved,
+    machine,
+    title,
+    write_json,
+)
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -30,17 +40,27 @@ from nsn.blocks import BlockOptions
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 COUNTS = (1, 2, 4, 8, 16)
-ROUNDS, STEPS = 12, 3
+SECONDS, SECONDS_OF_COUNT = 16, 3
 
 EXPLAINED = {
     "nsn": "nsn.Network from Python, nsn.ALL and nsn.joint_loss",
+    "nsn_by_lane": "Network.backward_by_lane: the activations of one sub-network at a time",
     "sliced_eager": "leading parts of the full weights under autograd, one summed loss",
-    "sliced_channels_last": "the same with input and weights in torch.channels_last (CNN)",
+    "sliced_loop": "the same with a backward for each width, as slimmable networks are trained",
+    "sliced_channels_last": "sliced_eager with input and weights in torch.channels_last (CNN)",
+    "loop_channels_last": "sliced_loop likewise",
     "sliced_compiled": "torch.compile of sliced_eager",
+    "nested": "a Function in plain torch whose products share what widths share (MLP)",
     "separate": "each width a network of its own with a backward of its own",
+    "nsn_alone": "the full network alone, as a sub-network of nsn",
+    "plain_alone": "the full network alone, in plain torch",
 }
+#: Of a parameter's gradient, as a norm, what float32 may differ from float64 by.
+TOLERANCE = 1e-4
 
 Loss = Callable[[], Tensor]
+#: What makes the gradients and returns the loss, and the modules that they are gradients of.
+Way = tuple[Callable[[], float], list[nn.Module]]
 
 
 def evenly(count: int) -> list[float]:
@@ -138,41 +158,94 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(outputs.flatten(0, -2), y.flatten())
 
 
-def losses(kind: str, widths: Sequence[float]) -> dict[str, tuple[list[Loss], list[nn.Module]]]:
-    """Name to the losses that a step goes through, one after the other, and what has parameters."""
+def backward(*losses: Loss) -> Callable[[], float]:
+    """Goes through losses one after the other, each with a backward of its own."""
+
+    def run() -> float:
+        total = 0.0
+        for loss in losses:
+            value = loss()
+            value.backward()
+            total += value.detach()
+        return float(total)
+
+    return run
+
+
+def sliced_losses(sliced: nn.Module, x: Tensor, y: Tensor, count: int) -> list[Loss]:
+    """One loss for each width."""
+    return [lambda place=place: cross_entropy(sliced(x, place), y) for place in range(count)]
+
+
+def together(losses: list[Loss]) -> Loss:
+    """One loss for all."""
+    return lambda: torch.stack([loss() for loss in losses]).sum()
+
+
+def ways_of(kind: str, widths: Sequence[float]) -> tuple[dict[str, Way], dict[str, Way], Way]:
+    """Ways of a joint step, ways of the full network alone, and slicing in float64."""
     torch.manual_seed(1)
     make_nsn, make_plain, make_sliced = NETWORKS[kind]
     x, y = plain.inputs(make_plain)
+    count = len(widths)
     sliced, separate = make_sliced(widths), [make_plain(width) for width in widths]
-    net, places = make_nsn(widths), range(len(widths))
-    for each in (net, *separate):
+    net, by_lane, alone = make_nsn(widths), make_nsn(widths), make_nsn(widths)
+    for each in (net, by_lane, alone, *separate):
         plain.copy_weights(sliced, each)
+
+    def twin() -> nn.Module:
+        return copy.deepcopy(sliced)
 
     def nsn_loss() -> Tensor:
         outputs = {name: each.flatten(0, -2) for name, each in net(x, nsn.ALL).items()}
         return nsn.joint_loss(outputs, y.flatten())
 
-    def sliced_loss(sliced: nn.Module = sliced, x: Tensor = x) -> Tensor:
-        return torch.stack([cross_entropy(sliced(x, place), y) for place in places]).sum()
+    def nsn_by_lane() -> float:
+        losses = by_lane.backward_by_lane(x, lambda _, output: cross_entropy(output, y))
+        return float(sum(losses.values()))
 
-    ways: dict[str, tuple[list[Loss], list[nn.Module]]] = {
-        "nsn": ([nsn_loss], [net]),
-        "sliced_eager": ([sliced_loss], [sliced]),
+    loop, compiled = twin(), twin()
+    compiled_loss = torch.compile(together(sliced_losses(compiled, x, y, count)))
+    ways: dict[str, Way] = {
+        "nsn": (backward(nsn_loss), [net]),
+        "nsn_by_lane": (nsn_by_lane, [by_lane]),
+        "sliced_eager": (backward(together(sliced_losses(sliced, x, y, count))), [sliced]),
+        "sliced_loop": (backward(*sliced_losses(loop, x, y, count)), [loop]),
     }
     if kind == "cnn":
-        last = copy.deepcopy(sliced).to(memory_format=torch.channels_last)
         x_last = x.contiguous(memory_format=torch.channels_last)
-        ways["sliced_channels_last"] = ([lambda: sliced_loss(last, x_last)], [last])
-    twin = copy.deepcopy(sliced)
-    compiled = torch.compile(lambda: sliced_loss(twin))
-    ways["sliced_compiled"] = ([compiled], [twin])
-    alone = [lambda each=each: cross_entropy(each(x), y) for each in separate]
-    ways["separate"] = (alone, list(separate))
-    return ways
+        for name in ("sliced_channels_last", "loop_channels_last"):
+            last = twin().to(memory_format=torch.channels_last)
+            losses = sliced_losses(last, x_last, y, count)
+            one_by_one = name.startswith("loop")
+            ways[name] = (backward(*(losses if one_by_one else [together(losses)])), [last])
+    ways["sliced_compiled"] = (backward(compiled_loss), [compiled])
+    if kind == "mlp":
+        nested = plain.NestedMlp(widths)
+        plain.copy_weights(sliced, nested)
+        targets = y.repeat(count)
+        ways["nested"] = (
+            backward(
+                lambda: F.cross_entropy(nested.all_widths(x), targets, reduction="sum") / len(y)
+            ),
+            [nested],
+        )
+    each_alone = [lambda each=each: cross_entropy(each(x), y) for each in separate]
+    ways["separate"] = (backward(*each_alone), list(separate))
+
+    full = copy.deepcopy(separate[0])
+    alone_ways: dict[str, Way] = {
+        "nsn_alone": (backward(lambda: cross_entropy(alone(x), y)), [alone]),
+        "plain_alone": (backward(lambda: cross_entropy(full(x), y)), [full]),
+    }
+    exact = twin().double()
+    x_exact = x.double() if x.is_floating_point() else x
+    return ways, alone_ways, (backward(*sliced_losses(exact, x_exact, y, count)), [exact])
 
 
-def way(losses: list[Loss], modules: list[nn.Module]) -> tuple[Step, Release]:
-    """A step through these losses."""
+def step_of(way: Way) -> tuple[Step, Release]:
+    """A step of a way, and what drops the gradients."""
+    run, modules = way
 
     def release() -> None:
         for module in modules:
@@ -180,61 +253,70 @@ def way(losses: list[Loss], modules: list[nn.Module]) -> tuple[Step, Release]:
 
     def step() -> None:
         release()
-        for loss in losses:
-            loss().backward()
+        run()
 
     return step, release
 
 
-def check(ways: dict[str, tuple[list[Loss], list[nn.Module]]]) -> None:
-    """All ways have one loss, and nsn and slicing the same gradients."""
-    for name, (each, modules) in ways.items():
-        values = [loss() for loss in each]
-        for value in values:
-            value.backward()
-        total = sum(value.item() for value in values)
-        if name == "nsn":
-            expected, merged = total, plain.weights(modules[0])
-        torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
-        if name == "sliced_eager":
-            for (_, a), (_, b) in zip(merged, plain.weights(modules[0]), strict=True):
-                # As a whole: float32 rounds single elements against the largest of what is summed.
-                difference = float((a.grad - b.grad).norm() / b.grad.norm())
-                assert difference < 1e-3, difference
+def check(ways: dict[str, Way], exact: Way) -> dict[str, float]:
+    """All ways have the loss and the gradients of float64; returns the largest differences."""
+    expected = exact[0]()
+    differences = {}
+    for name, (run, modules) in ways.items():
+        torch.testing.assert_close(run(), expected, rtol=1e-5, atol=1e-5)
+        if len(modules) > 1:
+            continue  # gradients of their own
+        # As a whole: float32 rounds single elements against the largest of what is summed.
+        differences[name] = max(
+            float((a.grad - b.grad).norm() / b.grad.norm())
+            for (_, a), (_, b) in zip(
+                plain.weights(modules[0]), plain.weights(exact[1][0]), strict=True
+            )
+        )
+        if not differences[name] < TOLERANCE and "channels_last" not in name:
+            raise SystemExit(f"{name}: gradients differ from float64 by {differences[name]:.1e}")
+    return differences
 
 
 def measure(kind: str) -> dict[str, Any]:
     """One process: all ways of one network."""
-    ways = losses(kind, WIDTHS)
-    check(ways)
-    return interleaved({name: way(*each) for name, each in ways.items()}, ROUNDS, STEPS)
+    ways, alone, exact = ways_of(kind, WIDTHS)
+    differences = check(ways, exact)
+    result = interleaved({name: step_of(each) for name, each in ways.items()}, SECONDS)
+    return {
+        **result,
+        "gradients_differ_by": differences,
+        "alone": interleaved({name: step_of(each) for name, each in alone.items()}, 4),
+    }
 
 
 def measure_counts() -> dict[str, Any]:
     """One process: the MLP with more and more sub-networks."""
     result = {}
     for count in COUNTS:
-        ways = losses("mlp", evenly(count))
-        shown = {name: way(*ways[name]) for name in ("nsn", "sliced_eager")}
-        result[str(count)] = interleaved(shown, ROUNDS, STEPS)
+        ways, _, _ = ways_of("mlp", evenly(count))
+        shown = {name: step_of(ways[name]) for name in ("nsn", "sliced_eager")}
+        result[str(count)] = interleaved(shown, SECONDS_OF_COUNT, steps=1)
     return result
 
 
-def print_table(title: str, result: dict[str, Any]) -> None:
+def print_table(above: str, result: dict[str, Any]) -> None:
     """One line a way."""
-    table = Table(title=title, title_justify="left")
-    for column in ("way", "median", "p10 - p90", "/ nsn", "peak memory"):
+    table = Table(title=above, title_justify="left")
+    for column in ("way", "median", "p10 - p90", "/ nsn", "peak memory", "gradients off by"):
         table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
     for name, median in result["median_ms"].items():
         low, high = result["p10_p90_ms"][name]
+        off = result.get("gradients_differ_by", {}).get(name)
         table.add_row(
             name,
             f"{median:.1f} ms",
             f"{low:.1f} - {high:.1f}",
-            f"{median / result['median_ms']['nsn']:.2f}",
+            f"{median / next(iter(result['median_ms'].values())):.2f}",
             f"{result['peak_bytes'][name] / 1e6:.1f} MB",
+            f"{off:.0e}" if off is not None else "",
         )
-    Console(width=100).print(table)
+    Console(width=110).print(table)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -257,40 +339,41 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Runs one process for each network and number of threads."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
+    """Runs one process for each network, level and number of threads."""
+    parser = arguments_of(__doc__, choices=[*NETWORKS, "counts"])
+    parser.add_argument("--kinds", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--child", choices=[*NETWORKS, "counts"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         count = arguments.child == "counts"
         print(json.dumps(measure_counts() if count else measure(arguments.child)))
         return
-    results: dict[str, dict[str, Any]] = {}
+    levels: dict[str, Any] = {}
     counts: dict[str, Any] = {}
-    for threads in THREADS:
-        results[threads] = {}
-        for kind in NETWORKS:
-            results[threads][kind] = child(threads, kind)
-            print_table(f"{kind}, one step, threads: {threads}", results[threads][kind])
-        counts[threads] = child(threads, "counts")
-        for count, result in counts[threads].items():
-            print_table(f"mlp, sub-networks: {count}, threads: {threads}", result)
+    document = {
+        "machine": machine(),
+        "step": "forward, summed cross entropy, backward; no optimizer",
+        "widths": WIDTHS,
+        "levels": levels,
+        "subnetworks": counts,
+    }
+    for level, threads in configurations(arguments):
+        for kind in arguments.kinds:
+            result = child(level, threads, kind)
+            levels.setdefault(level, {}).setdefault(threads, {})[kind] = result
+            print_table(f"{kind}, one step: {title(level, threads)}", result)
+            print_table(f"{kind}, the full network alone", result["alone"])
+            write_json(arguments.out, document)
     for name, text in EXPLAINED.items():
         print(f"{name}: {text}")
-    if arguments.plot:
-        plot(counts, arguments.plot)
-    if arguments.out:
-        document = {
-            "machine": machine(),
-            "step": "forward, summed cross entropy, backward; no optimizer",
-            "widths": WIDTHS,
-            "steps": ROUNDS * STEPS,
-            "threads": results,
-            "subnetworks": counts,
-        }
+    if not arguments.plot:
+        return
+    for threads in arguments.threads:
+        counts[threads] = child("native", threads, "counts")
+        for count, result in counts[threads].items():
+            print_table(f"mlp, sub-networks: {count}: {title('native', threads)}", result)
         write_json(arguments.out, document)
+    plot(counts, arguments.plot)
 
 
 if __name__ == "__main__":
