@@ -16,11 +16,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test fuzz tsan bench format lint clean
+.PHONY: help setup build install demo test fuzz tsan bench bench-products format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 # ---- set-up ---------------------------------------------------------------------------------------
 .venv/.system: tools/system_packages.sh
@@ -99,14 +99,18 @@ tsan: $(BUILD)/tsan/build.ninja ## build the library under ThreadSanitizer, and 
 	OMP_NUM_THREADS=1 $$(setarch -R true 2>/dev/null && echo setarch -R) \
 	  $(BUILD)/tsan/tests/cpp/nsn_thread_tests
 
-bench: install build ## run the benchmark programs; results in build/bench
-	@mkdir -p $(BUILD)/bench
+BENCH := $(BUILD)/bench
+
+bench: install build ## run the benchmark programs, in some 20 minutes; results in build/bench
 	$(BIN)/python benchmarks/switch.py --program $(BUILD)/benchmarks/bench_switch \
-	  --out $(BUILD)/bench/switch.json
+	  --out $(BENCH)/switch.json
 	$(BIN)/python benchmarks/step.py --library $(BUILD)/benchmarks/libbench_step.so \
-	  --out $(BUILD)/bench/step.json
-	$(BIN)/python benchmarks/inference.py --out $(BUILD)/bench/inference.json
-	$(BIN)/python benchmarks/width.py --out $(BUILD)/bench/width.json --plot $(BUILD)/bench/width.png
+	  --out $(BENCH)/step.json
+	$(BIN)/python benchmarks/inference.py --out $(BENCH)/inference.json
+	$(BIN)/python benchmarks/width.py --out $(BENCH)/width.json --plot $(BENCH)/width.png
+
+bench-products: install ## time every route of a product, by level, threads and shape
+	$(BIN)/python benchmarks/products.py --out $(BENCH)/products.json
 
 format: setup ## format C++ and Python in place
 	clang-format -i $(CPP_SOURCES)

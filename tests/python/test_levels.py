@@ -11,7 +11,13 @@ import nsn
 
 ROOT = Path(__file__).parents[2]
 #: What multiplies, in float32 and otherwise: random networks, packs, the paper's steps.
-TESTS = ("test_elastic.py", "test_gradients.py", "test_pack.py", "test_paper_steps.py")
+TESTS = (
+    "test_batch_norm.py",
+    "test_elastic.py",
+    "test_gradients.py",
+    "test_pack.py",
+    "test_paper_steps.py",
+)
 
 
 def run(command: list[str], level: str) -> subprocess.CompletedProcess[str]:

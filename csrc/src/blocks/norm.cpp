@@ -12,6 +12,7 @@
 #include <ostream>
 #include <utility>
 
+#include "batch_norm.h"
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
@@ -318,12 +319,21 @@ std::vector<at::Tensor> BatchNorm::joint(at::TensorList inputs, const BlockPass&
   for (const size_t lane : c10::irange(inputs.size())) {
     const at::Tensor& x = inputs[lane];
     const int64_t features = x.size(1);
+    const at::Tensor weight = options_.affine() ? weights[lane].contiguous() : at::Tensor();
+    const at::Tensor bias = options_.affine() ? biases[lane].contiguous() : at::Tensor();
     std::optional<at::Tensor> mean, variance;
     if (by_batch) {
       TORCH_CHECK_VALUE(x.numel() > features, "nsn::BatchNorm: block '", pass.path(),
                         "' needs more than one value for each feature in training, but got input "
                         "of shape ",
                         to_string(x.sizes().vec()), ". Use a larger batch.");
+      if (detail::takes_batch_norm(x, weight, bias)) {
+        auto normed = detail::batch_norm(x, weight, bias, options_.eps());
+        outputs.push_back(std::move(normed.y));
+        means.push_back(std::move(normed.mean));
+        variances.push_back(std::move(normed.variance));
+        continue;
+      }
       if (updates) {
         // With momentum 1 they become the batch's own.
         const auto options = pass.parameter(statistics, lane).options();
@@ -337,9 +347,8 @@ std::vector<at::Tensor> BatchNorm::joint(at::TensorList inputs, const BlockPass&
       variance = running_variances[lane].contiguous();
     }
     outputs.push_back(at::batch_norm(
-        x, options_.affine() ? std::optional<at::Tensor>(weights[lane].contiguous()) : std::nullopt,
-        options_.affine() ? std::optional<at::Tensor>(biases[lane].contiguous()) : std::nullopt,
-        mean, variance,
+        x, options_.affine() ? std::optional<at::Tensor>(weight) : std::nullopt,
+        options_.affine() ? std::optional<at::Tensor>(bias) : std::nullopt, mean, variance,
         /*training=*/by_batch, /*momentum=*/1.0, options_.eps(), /*cudnn_enabled=*/true));
   }
   if (updates) update(means, variances, pass);

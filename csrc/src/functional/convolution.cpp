@@ -50,7 +50,8 @@ at::Tensor bias_of(const ConvSpec& spec, const at::Tensor& bias, size_t lane) {
 
 /// The leading channels of y, in memory of their own.
 at::Tensor leading_channels(const at::Tensor& y, int64_t channels) {
-  return channels_last(y.narrow(1, 0, channels)).contiguous(y.suggest_memory_format());
+  return y.dim() == 4 ? channels_last(y.narrow(1, 0, channels))
+                      : y.narrow(1, 0, channels).contiguous();
 }
 
 variable_list forward_of(const ConvSpec& spec, at::TensorList inputs, const at::Tensor& weight,
@@ -61,10 +62,12 @@ variable_list forward_of(const ConvSpec& spec, at::TensorList inputs, const at::
     const size_t widest = source.widest;
     const auto own_bias =
         bias.defined() ? std::optional<at::Tensor>(bias_of(spec, bias, widest)) : std::nullopt;
-    const at::Tensor y =
+    // Torch takes an input of one channel for contiguous, and so the output would be; what follows
+    // would run in that format, and each convolution behind bring it to its own.
+    const at::Tensor y = channels_last(
         at::convolution(channels_last(inputs[widest]), weight_of(spec, weight, widest), own_bias,
                         spec.geometry.stride, spec.geometry.padding, spec.geometry.dilation,
-                        /*transposed=*/false, none, /*groups=*/1);
+                        /*transposed=*/false, none, /*groups=*/1));
     for (const size_t lane : source.lanes) {
       // A tensor of its own for each lane, and none a view of another.
       outputs[lane] = spec.kept[lane][0] == y.size(1) ? detail::part(y, 0, y.sizes(), y.strides())
