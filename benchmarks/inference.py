@@ -299,12 +299,14 @@ def show(above: str, level: str, result: dict[str, Any]) -> None:
     for way in first:
         is_native = level != "native" and way in NATIVE
         table.add_column(way + (" (native)" if is_native else ""), justify="right")
+    # Of what is held to the same vectors.
     for column in ("packed / best", "view / seq."):
         table.add_column(column, justify="right")
     for batch, names in result["batch"].items():
         for name, measured in names.items():
             median = measured["median_us"]
-            others = {way: time for way, time in median.items() if way not in ("view", "packed")}
+            beside = ("view", "packed") if level == "native" else ("view", "packed", *NATIVE)
+            others = {way: time for way, time in median.items() if way not in beside}
             best = min(others, key=lambda way: others[way])
             table.add_row(
                 f"{batch}, {name}",

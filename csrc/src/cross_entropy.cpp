@@ -12,9 +12,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "autograd.h"
+#include "kernels/cross_entropy.h"
 #include "lanes.h"
 
 namespace nsn::detail {
@@ -26,20 +26,22 @@ constexpr int64_t kMostClasses = 256;
 constexpr int64_t kElementsPerTask = 4096;
 
 /// The loss of one row, and its gradient scaled by `scale`.
-template <typename scalar_t>
-double row_loss(const scalar_t* logits, scalar_t* gradient, int64_t classes, int64_t target,
+double row_loss(const float* logits, float* gradient, int64_t classes, int64_t target,
                 double scale) {
-  scalar_t largest = -std::numeric_limits<scalar_t>::infinity();
-  for (int64_t c = 0; c < classes; ++c) largest = std::max(largest, logits[c]);
+  return kernels::row_cross_entropy(logits, gradient, classes, target, scale);
+}
+
+double row_loss(const double* logits, double* gradient, int64_t classes, int64_t target,
+                double scale) {
+  const double largest = *std::max_element(logits, logits + classes);
   double sum = 0.0;
   for (int64_t c = 0; c < classes; ++c) {
     gradient[c] = std::exp(logits[c] - largest);
     sum += gradient[c];
   }
-  const auto factor = static_cast<scalar_t>(scale / sum);
-  for (int64_t c = 0; c < classes; ++c) gradient[c] *= factor;
-  gradient[target] -= static_cast<scalar_t>(scale);
-  return std::log(sum) + static_cast<double>(largest) - static_cast<double>(logits[target]);
+  for (int64_t c = 0; c < classes; ++c) gradient[c] *= scale / sum;
+  gradient[target] -= scale;
+  return std::log(sum) + largest - logits[target];
 }
 
 struct JointCrossEntropy : torch::autograd::Function<JointCrossEntropy> {

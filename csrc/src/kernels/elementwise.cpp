@@ -11,6 +11,8 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/elementwise.cpp"
 #include "kernels/per_level.h"
+// After per_level.h.
+#include "kernels/exp_inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nsn::kernels::HWY_NAMESPACE {
@@ -176,29 +178,6 @@ HWY_INLINE void apply(const MaskedApply<T>& pass, int64_t begin, int64_t end) {
 
 // -------------------------------------------------------------------------------------------------
 // GELU
-
-/// e^x for x <= 0, from -87 down e^-87: 2^n times a polynomial on half a binade (coefficients of
-/// Cephes' expf, Moshier). Relative error 2e-7.
-template <typename D>
-HWY_INLINE hn::Vec<D> exp_of_negative(D d, hn::Vec<D> x) {
-  const hn::Rebind<int32_t, D> as_int;
-  // The second operand where there is a NaN, which so passes.
-  const auto bounded = hn::Max(hn::Set(d, -87.0F), x);
-  const auto n = hn::ConvertTo(
-      as_int, hn::MulAdd(bounded, hn::Set(d, 1.44269504F), hn::Set(d, -0.5F)));  // the nearest
-  const auto whole = hn::ConvertTo(d, n);
-  auto r = hn::NegMulAdd(whole, hn::Set(d, 0.693359375F), bounded);
-  r = hn::NegMulAdd(whole, hn::Set(d, -2.12194440e-4F), r);
-  auto p = hn::Set(d, 1.9875691500e-4F);
-  p = hn::MulAdd(p, r, hn::Set(d, 1.3981999507e-3F));
-  p = hn::MulAdd(p, r, hn::Set(d, 8.3334519073e-3F));
-  p = hn::MulAdd(p, r, hn::Set(d, 4.1665795894e-2F));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1F));
-  p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1F));
-  p = hn::Add(hn::MulAdd(hn::Mul(p, r), r, r), hn::Set(d, 1.0F));
-  const auto exponent = hn::ShiftLeft<23>(hn::Add(n, hn::Set(as_int, 127)));
-  return hn::Mul(p, hn::BitCast(d, exponent));
-}
 
 /// GELU of z; puts the derivative in `slope`.
 template <typename D>

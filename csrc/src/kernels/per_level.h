@@ -9,20 +9,21 @@
 //     ... NSN_AT_LEVEL(function)(arguments) ...      // the one for this processor
 //     #endif
 
-// Of Highway's targets for x86 those that are levels, SSE4, AVX2 and AVX3: not AVX3_SPR, _ZEN4 and
-// _DL, which bring no better products, and no AES, which is no part of a level. The build gives
-// -msse4.2 (CMakeLists.txt), which makes SSE4 the least.
 #ifndef NSN_PER_LEVEL
 #define NSN_PER_LEVEL
+#if defined(__x86_64__)
+// Of Highway's targets those that are levels: SSE4, AVX2 and AVX3, not AVX3_SPR, _ZEN4 and _DL,
+// which bring no better products, and no AES, which is no part of a level. The build gives -msse4.2
+// (CMakeLists.txt), which makes SSE4 the least.
 #define HWY_DISABLED_TARGETS ((1LL << 4) | (1LL << 6) | (1LL << 7))
 #define HWY_DISABLE_PCLMUL_AES
-
-#if defined(__x86_64__)
 #define NSN_AT_LEVEL(function)                 \
   (level() == Level::kV4   ? &N_AVX3::function \
    : level() == Level::kV3 ? &N_AVX2::function \
                            : &N_SSE4::function)
 #else
+// The compiler's baseline alone.
+#define HWY_COMPILE_ONLY_STATIC
 #define NSN_AT_LEVEL(function) (&HWY_NAMESPACE::function)
 #endif
 #endif
