@@ -108,6 +108,26 @@ TEST(Kernels, MatrixProductsOfAllShapesAndLayouts) {
   }
 }
 
+TEST(Kernels, MatrixProductsInSeveralPartsOfTheInputs) {
+  // Rows that have to be laid out, so many that they are in parts of fewer inputs.
+  constexpr int64_t kRows = 9000, kColumns = 20, kInputs = 1000;
+  Random random(1);
+  Guarded a(kInputs * kRows, random), b(kInputs * kColumns, random), c(kRows * kColumns, random);
+  kernels::run(
+      {kRows, kColumns, kInputs, a.data(), 1, kRows, b.data(), kColumns, 1, c.data(), kColumns},
+      in_parts);
+  c.expect_untouched();
+  for (int64_t i = 0; i < kRows; i += 97) {
+    for (int64_t j = 0; j < kColumns; ++j) {
+      double sum = 0.0;
+      for (int64_t q = 0; q < kInputs; ++q) {
+        sum += static_cast<double>(a[q * kRows + i]) * b[q * kColumns + j];
+      }
+      ASSERT_NEAR(c[i * kColumns + j], sum, 2e-4);
+    }
+  }
+}
+
 TEST(Kernels, NothingTimesNothingIsZero) {
   float c[6] = {1, 2, 3, 4, 5, 6};
   const float unused = 0.0F;

@@ -97,8 +97,9 @@ template <size_t rows>
 HWY_INLINE void begin_rows(const Product& p, int64_t first, int64_t tap,
                            const float* (&from)[rows]) {
   if (p.positions == nullptr) {
-    for (size_t r = 0; r < rows; ++r)
+    for (size_t r = 0; r < rows; ++r) {
       from[r] = p.x + (first + static_cast<int64_t>(r)) * p.x_stride;
+    }
     return;
   }
   const Positions& at = *p.positions;
@@ -426,12 +427,16 @@ HWY_INLINE void matrix_tile(const MatrixProduct& p, const Turned& t, const float
 void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
   const Turned t = turned(p);
   constexpr int64_t kBlockRows = 128;
-  // Parts of the inputs, of equal size, of which a panel fits into a cache of the second level.
-  constexpr int64_t kMostInputs = 1024;
-  const int64_t parts = std::max<int64_t>(1, (p.k + kMostInputs - 1) / kMostInputs);
+  // Parts of the inputs, of equal size, of which a panel fits into a cache of the second level, and
+  // all rows that are laid out into memory that a thread may keep.
+  constexpr int64_t kMostInputs = 1024, kLeastInputs = 64, kMostLaid = int64_t{1} << 22;
+  const bool lies_in_rows = t.x_step == 1;
+  const int64_t most_inputs = lies_in_rows ? kMostInputs
+                                           : std::clamp(kMostLaid / std::max<int64_t>(1, t.rows),
+                                                        kLeastInputs, kMostInputs);
+  const int64_t parts = std::max<int64_t>(1, (p.k + most_inputs - 1) / most_inputs);
   const int64_t share = (p.k + parts - 1) / parts;
   const Tasks tasks(t.rows, t.columns, share, kBlockRows);
-  const bool lies_in_rows = t.x_step == 1;
   const bool lies_in_panels = t.w_column == 1 && reads_as_it_lies(t.rows) && p.alpha == 1.0F;
   float* laid = lies_in_rows ? nullptr : memory_of_thread<0>(t.rows * share);
   for (int64_t part = 0; part < parts; ++part) {
