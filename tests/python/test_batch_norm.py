@@ -61,17 +61,20 @@ def test_agrees_with_float64(seed: int) -> None:
     y, expected = case.net(case.x), module(x)
     y.backward(case.dy)
     expected.backward(case.dy.double())
-    # float32 resolves x to 6e-8 of its offset, which is up to 500 times its spread.
-    tolerance = 1e-6 * max(1.0, float(case.x.detach().abs().max() / case.x.detach().std()))
+    # float32 resolves a feature's x to 6e-8 of its size, which may be large beside its spread.
+    variances = x.detach().transpose(0, 1).flatten(1).var(1, unbiased=False)
+    size = float(x.detach().abs().max())
+    tolerance = 1e-6 * max(1.0, size / float((variances.min() + 1e-5).sqrt()))
     assert off(y.detach(), expected.detach()) < 4 * tolerance
     # The gradient of x is what is left of terms of this size.
-    inverse = (x.detach().transpose(0, 1).flatten(1).var(1, unbiased=False) + 1e-5).rsqrt()
+    inverse = (variances + 1e-5).rsqrt()
     weight = module.weight.detach().abs() if case.affine else 1.0
     terms = float((weight * inverse).max() * case.dy.abs().max())
     assert float((case.x.grad - x.grad).abs().max()) < 4 * tolerance * terms
     for (name, own), each in zip(case.net.named_parameters(), module.parameters(), strict=True):
         assert float((own.grad - each.grad).abs().max()) < tolerance * 4 * y.numel() ** 0.5, name
-    assert off(case.net.norm.running_mean, module.running_mean) < tolerance
+    mean_off = (case.net.norm.running_mean - module.running_mean).abs().max()
+    assert float(mean_off) < 1e-7 * size  # of which momentum takes a tenth
     assert off(case.net.norm.running_var, module.running_var) < 4 * tolerance
 
 
