@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -64,7 +65,14 @@ def configurations(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
 def child(level: str, threads: str, *arguments: str) -> Any:
     """The JSON that this program prints last with ``--child`` in a process of its own."""
     command = [sys.executable, sys.argv[0], "--child", *arguments]
-    environment = {**os.environ, **LEVELS[level], "OMP_NUM_THREADS": threads}
+    # The compiler's cache does not tell levels apart.
+    cache = Path(tempfile.gettempdir()) / f"torchinductor-{level}-{threads}"
+    environment = {
+        **os.environ,
+        **LEVELS[level],
+        "OMP_NUM_THREADS": threads,
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+    }
     output = subprocess.run(command, env=environment, capture_output=True, check=False)
     if output.returncode != 0:
         sys.exit(output.stderr.decode())

@@ -55,8 +55,10 @@ EXPLAINED = {
     "nsn_alone": "the full network alone, as a sub-network of nsn",
     "plain_alone": "the full network alone, in plain torch",
 }
-#: Of a parameter's gradient, as a norm, what float32 may differ from float64 by.
-TOLERANCE = 1e-4
+#: Of a parameter's gradient, as a norm, what float32 may differ from float64 by. In the CNN one
+#: activation whose sign is rounded the other way makes 5e-3: batch norm's gradient is the small rest
+#: of large sums.
+TOLERANCES = {"mlp": 1e-4, "cnn": 1e-2, "transformer": 1e-4}
 
 Loss = Callable[[], Tensor]
 #: What makes the gradients and returns the loss, and the modules that they are gradients of.
@@ -258,7 +260,7 @@ def step_of(way: Way) -> tuple[Step, Release]:
     return step, release
 
 
-def check(ways: dict[str, Way], exact: Way) -> dict[str, float]:
+def check(ways: dict[str, Way], exact: Way, tolerance: float) -> dict[str, float]:
     """All ways have the loss and the gradients of float64; returns the largest differences."""
     expected = exact[0]()
     differences = {}
@@ -273,7 +275,7 @@ def check(ways: dict[str, Way], exact: Way) -> dict[str, float]:
                 plain.weights(modules[0]), plain.weights(exact[1][0]), strict=True
             )
         )
-        if not differences[name] < TOLERANCE and "channels_last" not in name:
+        if not differences[name] < tolerance:
             raise SystemExit(f"{name}: gradients differ from float64 by {differences[name]:.1e}")
     return differences
 
@@ -281,7 +283,7 @@ def check(ways: dict[str, Way], exact: Way) -> dict[str, float]:
 def measure(kind: str) -> dict[str, Any]:
     """One process: all ways of one network."""
     ways, alone, exact = ways_of(kind, WIDTHS)
-    differences = check(ways, exact)
+    differences = check(ways, exact, TOLERANCES[kind])
     result = interleaved({name: step_of(each) for name, each in ways.items()}, SECONDS)
     return {
         **result,
