@@ -15,12 +15,14 @@ caller's memory, all with as many threads as torch. Bytes are those of the weigh
 holds to serve all sub-networks, for engines by the sizes of the model files that they load.
 
     python benchmarks/inference.py --out build/bench/inference.json
+    python benchmarks/inference.py --kinds transformer --threads 1  # takes minutes to export
 """
 
 import contextlib
 import io
 import json
 import logging
+import os
 import statistics
 import tempfile
 import time
@@ -229,13 +231,22 @@ def read_bandwidth(count: int) -> float:
     return 4 * count / (1e-6 * min(medians(ways)["median_us"].values()))
 
 
-def check(ways: dict[str, Way]) -> None:
-    """All ways give what the view gives."""
+def leave_out_wrong(ways: dict[str, Way]) -> dict[str, float]:
+    """Removes ways that do not give what the view gives; returns how far they are off.
+
+    OpenVINO is wrong for convolutions where oneDNN is held to AVX2 on a processor with AVX-512.
+    """
     expected = ways["view"]()
-    for name, run in ways.items():
-        difference = (run() - expected).abs().max() / expected.abs().max()
-        if not difference < 1e-4:
+    wrong = {}
+    for name, run in list(ways.items()):
+        difference = float((run() - expected).abs().max() / expected.abs().max())
+        if difference < 1e-4:
+            continue
+        if name != "openvino" or "ONEDNN_MAX_CPU_ISA" not in os.environ:
             raise SystemExit(f"{name} differs from the view by {difference:.1e}")
+        wrong[name] = difference
+        del ways[name]
+    return wrong
 
 
 def measure(kind: str) -> dict[str, Any]:
@@ -254,8 +265,8 @@ def measure(kind: str) -> dict[str, Any]:
             for name in network.subnetworks:
                 with torch.inference_mode(False), torch.no_grad():
                     ways, held = ways_of(network, pack, name, kind, x, Path(folder))
-                check(ways)
-                results[name] = medians(ways)
+                wrong = leave_out_wrong(ways)
+                results[name] = {**medians(ways), "wrong": wrong}
                 if batch == BATCHES[0]:
                     for way, size in held.items():
                         if way in ways:
@@ -276,7 +287,7 @@ def parameters_of(network: nsn.Network, name: str) -> int:
 def main() -> None:
     """Measures, prints and writes."""
     parser = arguments_of(__doc__, metavar="KIND")
-    parser.add_argument("--kinds", nargs="+", default=["mlp", "cnn", "transformer"])
+    parser.add_argument("--kinds", nargs="+", choices=list(RECIPES), default=["mlp", "cnn"])
     arguments = parser.parse_args()
     if arguments.child:
         print("\n" + json.dumps(measure(arguments.child)))
@@ -285,6 +296,8 @@ def main() -> None:
     document: dict[str, Any] = {"machine": machine(), "levels": levels}
     for kind in arguments.kinds:
         for level, threads in configurations(arguments):
+            if kind != "mlp" and threads != arguments.threads[0]:
+                continue  # it stands beside
             result = child(level, threads, kind)
             levels.setdefault(level, {}).setdefault(threads, {})[kind] = result
             show(f"{kind}: {title(level, threads)}", level, result)
@@ -293,10 +306,11 @@ def main() -> None:
 
 def show(above: str, level: str, result: dict[str, Any]) -> None:
     """Prints medians, and how nsn stands beside the others."""
-    first = next(iter(next(iter(result["batch"].values())).values()))["median_us"]
+    rows = [each for names in result["batch"].values() for each in names.values()]
+    columns = list(dict.fromkeys(way for row in rows for way in row["median_us"]))
     table = Table(title=f"{above}, median us", title_justify="left")
     table.add_column("batch, sub-network", no_wrap=True)
-    for way in first:
+    for way in columns:
         is_native = level != "native" and way in NATIVE
         table.add_column(way + (" (native)" if is_native else ""), justify="right")
     # Of what is held to the same vectors.
@@ -310,7 +324,7 @@ def show(above: str, level: str, result: dict[str, Any]) -> None:
             best = min(others, key=lambda way: others[way])
             table.add_row(
                 f"{batch}, {name}",
-                *(f"{time:.1f}" for time in median.values()),
+                *(f"{median[way]:.1f}" if way in median else "wrong" for way in columns),
                 f"{median['packed'] / others[best]:.2f} {best}",
                 f"{median['view'] / median['sequential']:.2f}",
             )

@@ -36,7 +36,7 @@ import nsn
 BATCH = 128
 PIXELS, CLASSES = 784, 10
 LR, MOMENTUM, DECAY = 0.003, 0.9, 9e-5
-SECONDS = 12
+SECONDS = 9
 #: Dropout of base behind hidden1 and hidden2, and of sub1 behind hidden2.
 DROPOUT = (0.2, 0.5, 0.2)
 

@@ -40,7 +40,7 @@ from nsn.blocks import BlockOptions
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 COUNTS = (1, 2, 4, 8, 16)
-SECONDS, SECONDS_OF_COUNT = 16, 3
+SECONDS, SECONDS_OF_COUNT = 9, 2
 
 EXPLAINED = {
     "nsn": "nsn.Network from Python, nsn.ALL and nsn.joint_loss",
@@ -56,8 +56,8 @@ EXPLAINED = {
     "plain_alone": "the full network alone, in plain torch",
 }
 #: Of a parameter's gradient, as a norm, what float32 may differ from float64 by. In the CNN one
-#: activation whose sign is rounded the other way makes 5e-3: batch norm's gradient is the small rest
-#: of large sums.
+#: activation whose sign is rounded the other way makes 5e-3: what batch norm leaves of a gradient
+#: is the small rest of large sums.
 TOLERANCES = {"mlp": 1e-4, "cnn": 1e-2, "transformer": 1e-4}
 
 Loss = Callable[[], Tensor]

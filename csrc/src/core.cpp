@@ -272,7 +272,9 @@ std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x
   const size_t lanes = subnetworks.size();
   const uint64_t seed = mode.seed ? *mode.seed : mode.training ? draw_seed() : 0;
   functional::Memory memory;
-  if (at::GradMode::is_enabled()) {
+  // Not for one lane after the other, which is to take little memory: their sizes differ, so that
+  // much would lie idle.
+  if (at::GradMode::is_enabled() && mode.part_of.empty()) {
     workspace_->begin_pass();
     memory.workspace = workspace_;
   }

@@ -250,9 +250,8 @@ class Network(nn.Module):
         """A joint step that holds the activations of one sub-network at a time.
 
         Forward, loss and backward of each sub-network, one after the other. Leaves in ``.grad``
-        what ``net(x, names)``, the sum of the losses and one backward would leave, and takes as
-        little memory as the widest of them alone; what sub-networks have in common is computed anew
-        for each. For linear rules.
+        what ``net(x, names)``, the sum of the losses and one backward would leave; what
+        sub-networks have in common is computed anew for each. For linear rules.
 
         Args:
             x: ``(B, *input)``.
@@ -287,6 +286,7 @@ class Network(nn.Module):
             if value.requires_grad or (not any_grad and name == several[-1]):
                 value.backward()
             losses[name] = value.detach()
+            del output, value  # and with them what the lane's graph still holds
         return losses
 
     def _places_of(self, x: Tensor, names: list[str]) -> list[int]:
