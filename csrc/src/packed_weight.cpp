@@ -30,7 +30,7 @@ PackedWeight::PackedWeight(const at::Tensor& weight) : out_(weight.size(0)), in_
       at::zeros({(out_ + kHalfPanel - 1) / kHalfPanel * kHalfPanel * inner}, weight.options());
   for (int64_t first = 0; first < out_; first += kPanel) {
     const int64_t count = std::min(kPanel, out_ - first);
-    const int64_t width = count > kHalfPanel ? kPanel : kHalfPanel;
+    const int64_t width = kernels::panel_width(count);
     panels_.narrow(0, first * inner, inner * width)
         .view({height_ * width_, in_, width})
         .narrow(2, 0, count)

@@ -1,7 +1,6 @@
 #include "kernels/norm.h"
 
 #include <algorithm>
-#include <cstddef>
 #include <numeric>
 
 #include "kernels/level.h"
@@ -23,35 +22,26 @@ constexpr int64_t kLanes = std::min<int64_t>(64, HWY_MAX_BYTES) / sizeof(float);
 /// Sums of so many rows are kept in float32, and added up in float64.
 constexpr int64_t kRowsInFloat = 64;
 
-/// The two terms of an element, or of a vector of them.
-template <bool has_dy, typename Tag>
-HWY_INLINE void terms(Tag d, const NormSums& pass, int64_t at, int64_t column, hn::Vec<Tag>& first,
-                      hn::Vec<Tag>& second) {
-  const auto centred = hn::Sub(hn::LoadU(d, pass.x + at), hn::LoadU(d, pass.shift + column));
-  first = has_dy ? hn::LoadU(d, pass.dy + at) : centred;
-  second = centred;
-}
-
 /// Adds the sums of one vector of columns over whole rows.
-template <bool has_dy, typename Tag>
-HWY_INLINE void sum_columns(Tag d, const NormSums& pass, int64_t begin, int64_t end,
-                            int64_t column) {
-  constexpr size_t kWidth = hn::MaxLanes(Tag());
-  HWY_ALIGN float part[2][kWidth];
+template <bool has_dy>
+HWY_INLINE void sum_columns(const NormSums& pass, int64_t begin, int64_t end, int64_t column) {
+  const D d;
+  HWY_ALIGN float part[2][kLanes];
   for (int64_t row = begin; row < end; row += kRowsInFloat) {
     auto sum = hn::Zero(d), product = hn::Zero(d);
     const int64_t last = std::min(end, row + kRowsInFloat);
     for (int64_t r = row; r < last; ++r) {
-      hn::Vec<Tag> first, second;
-      terms<has_dy>(d, pass, r * pass.columns + column, column, first, second);
+      const int64_t at = r * pass.columns + column;
+      const auto centred = hn::Sub(hn::LoadU(d, pass.x + at), hn::LoadU(d, pass.shift + column));
+      const auto first = has_dy ? hn::LoadU(d, pass.dy + at) : centred;
       sum = hn::Add(sum, first);
-      product = hn::MulAdd(first, second, product);
+      product = hn::MulAdd(first, centred, product);
     }
     hn::Store(sum, d, part[0]);
     hn::Store(product, d, part[1]);
-    for (size_t i = 0; i < kWidth; ++i) {
-      pass.sums[column + static_cast<int64_t>(i)] += part[0][i];
-      pass.sums[pass.columns + column + static_cast<int64_t>(i)] += part[1][i];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      pass.sums[column + i] += part[0][i];
+      pass.sums[pass.columns + column + i] += part[1][i];
     }
   }
 }
@@ -60,7 +50,7 @@ template <bool has_dy>
 HWY_INLINE void sums_of(const NormSums& pass, int64_t begin, int64_t end) {
   const int64_t whole = std::min(end, pass.numel / pass.columns);
   for (int64_t column = 0; column < pass.columns; column += kLanes) {
-    sum_columns<has_dy>(D(), pass, begin, whole, column);
+    sum_columns<has_dy>(pass, begin, whole, column);
   }
   for (int64_t at = whole * pass.columns; whole < end && at < pass.numel; ++at) {
     const int64_t column = at - whole * pass.columns;

@@ -236,9 +236,6 @@ HWY_INLINE void over_rows(int64_t first, int64_t end, const Each& each) {
   remaining_rows<kRows - 1>(first, end - first, each);
 }
 
-/// The width that a panel of `features` features has.
-int64_t width_for(int64_t features) { return features > kHalfPanel ? kPanel : kHalfPanel; }
-
 /// How a product is cut into tasks, each a block of rows times one panel.
 struct Tasks {
   int64_t block_rows, blocks, panels;
@@ -270,7 +267,7 @@ void run_packed(const Product& p, const ParallelFor& parallel_for) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t feature = task % tasks.panels * kPanel;
       const int64_t first = task / tasks.panels * tasks.block_rows;
-      const int64_t width = width_for(p.packed_out - feature);
+      const int64_t width = panel_width(p.packed_out - feature);
       const float* weights = p.panels + feature * p.packed_in * taps;
       const int64_t used = std::min(width, p.out - feature);
       const int64_t end_row = std::min(first + tasks.block_rows, p.rows);
@@ -462,7 +459,7 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
             const float* w = t.w + i * t.w_step + column * t.w_column;
             int64_t width = t.w_step;
             if (!lies_in_panels || columns < kPanel) {
-              width = width_for(columns);
+              width = panel_width(columns);
               lay_out(t, w, k, columns, width, p.alpha, panel);
               w = panel;
             }

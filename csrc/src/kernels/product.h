@@ -11,6 +11,11 @@ namespace nsn::kernels {
 /// Output features of a panel; the last one may have half as many.
 constexpr int64_t kPanel = 32, kHalfPanel = 16;
 
+/// The width of the panel that begins where so many features are left.
+constexpr int64_t panel_width(int64_t features) {
+  return features > kHalfPanel ? kPanel : kHalfPanel;
+}
+
 /// What is done to each element z of a product: relu(scale * z + bias), each where it is there.
 struct Epilogue {
   /// Of the output features, contiguous, or null.
