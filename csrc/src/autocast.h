@@ -6,9 +6,12 @@
 
 namespace nsn::detail {
 
-/// The dtype in which autocast wants products to run; none where it is off.
-inline std::optional<at::ScalarType> autocast_dtype(at::DeviceType device) {
-  if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device)) {
+/// The dtype in which autocast wants products of `tensor` to run; none where it is off, and for
+/// float64, which it leaves alone.
+inline std::optional<at::ScalarType> autocast_dtype(const at::Tensor& tensor) {
+  const auto device = tensor.device().type();
+  if (tensor.scalar_type() == at::kDouble || !at::autocast::is_autocast_available(device) ||
+      !at::autocast::is_autocast_enabled(device)) {
     return std::nullopt;
   }
   return at::autocast::get_autocast_dtype(device);

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "lanes.h"
 #include "mix.h"
 #include "nsn/functional.h"
 #include "packs.h"
@@ -108,7 +109,9 @@ std::vector<at::Tensor> Block::joint(at::TensorList inputs, const BlockPass& pas
   }
   std::vector<at::Tensor> outputs;
   for (const size_t lane : c10::irange(inputs.size())) {
-    outputs.push_back(forward(inputs[lane], own[lane], pass.lanes[lane], pass));
+    outputs.push_back(detail::compute_outside(
+        inputs[lane], "nsn::Block: block '" + pass.path() + "' (" + type() + ")",
+        [&](const at::Tensor& x) { return forward(x, own[lane], pass.lanes[lane], pass); }));
   }
   return outputs;
 }

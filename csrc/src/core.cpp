@@ -1,7 +1,6 @@
 #include "nsn/core.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
@@ -12,12 +11,14 @@
 #include <mutex>
 #include <utility>
 
+#include "autocast.h"
 #include "by_lane.h"
 #include "lanes.h"
 #include "mix.h"
 #include "modules.h"
 #include "nsn/cpu.h"
 #include "nsn/functional.h"
+#include "packs.h"
 #include "regions.h"
 #include "slices.h"
 #include "tied.h"
@@ -28,13 +29,6 @@ namespace nsn {
 namespace {
 
 constexpr size_t kNone = static_cast<size_t>(-1);
-
-/// Whether nobody else holds the tensor, and it lies alone in its storage. A block may return its
-/// input, and then the caller holds the tensor too.
-bool owns_storage(const at::Tensor& tensor) {
-  return tensor.use_count() == 1 && tensor.storage().nbytes() == tensor.nbytes() &&
-         tensor.storage().use_count() == 1;
-}
 
 void check_lanes(const Description& description, c10::ArrayRef<size_t> subnetworks) {
   const auto& described = description.subnetworks();
@@ -150,10 +144,8 @@ void Core::check_parameters(at::TensorList parameters, const BlockPass& pass, si
                       "nsn::Network: parameter '", expected.name, "' must have shape ",
                       to_string(expected.shape), ", but has ", to_string(parameter.sizes().vec()),
                       ". Put a tensor of that shape there.");
-    // Autocast brings all floating dtypes to one.
-    const auto device = parameter.device().type();
-    const bool casts =
-        at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+    // Autocast brings floating dtypes to one, but for float64.
+    const bool casts = detail::autocast_dtype(parameter) && x.scalar_type() != at::kDouble;
     TORCH_CHECK_VALUE(casts || expected.is_buffer || !at::isFloatingType(x.scalar_type()) ||
                           x.scalar_type() == parameter.scalar_type(),
                       "nsn::Network: the input has dtype ", x.scalar_type(), ", but parameter '",
@@ -189,6 +181,33 @@ void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetwor
     for (const size_t i : c10::irange(lanes.size())) {
       tied.slices[{place, lanes[i]}] = shared[i];
     }
+  }
+}
+
+/// Blocks may be anybody's: what comes out has to be what their fit said.
+void Core::check_outputs(at::TensorList outputs, const Description::NamedBlock& block,
+                         const BlockPass& pass, const c10::SymInt& batch) {
+  const auto name = [&] {
+    return "nsn::Network: block '" + block.name + "' (" + block.block->type() + ")";
+  };
+  TORCH_CHECK_VALUE(outputs.size() == pass.lanes.size(), name(), " gave ", outputs.size(),
+                    " outputs for ", pass.lanes.size(),
+                    " sub-networks. Let its `joint` return one for each input, in order.");
+  for (const size_t lane : c10::irange(outputs.size())) {
+    const at::Tensor& output = outputs[lane];
+    const Layout& expected = pass.lanes[lane].fit->output.layout;
+    bool fits = output.defined() && output.dim() == static_cast<int64_t>(expected.size()) + 1 &&
+                output.sym_size(0) == batch;
+    for (size_t i = 0; fits && i < expected.size(); ++i) {
+      fits = output.size(static_cast<int64_t>(i) + 1) == expected[i].kept();
+    }
+    if (fits) continue;
+    std::string wanted = "(B";
+    for (const Axis& axis : expected) wanted += ", " + std::to_string(axis.kept());
+    TORCH_CHECK_VALUE(false, name(), " must give sub-network '", pass.lanes[lane].lane.name,
+                      "' an output of shape ", wanted, "), as its fit says, but gave ",
+                      output.defined() ? to_string(output.sizes().vec()) : "an undefined tensor",
+                      ". Change its `fit` (or `output_shape`), or what it computes.");
   }
 }
 
@@ -243,30 +262,83 @@ void Core::calibrate(at::TensorList parameters, const at::Tensor& x,
   run(parameters, x, subnetworks, {/*training=*/false, /*calibrating=*/true});
 }
 
-void Core::reset_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const {
+std::vector<at::Tensor> Core::start_statistics(at::TensorList parameters,
+                                               c10::ArrayRef<size_t> subnetworks) const {
   const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> result = parameters.vec();
   bool found = false;
   for (const size_t s : subnetworks) {
     const auto& subnetwork = description_.subnetworks()[s];
     for (const size_t i : c10::irange(subnetwork.blocks.size())) {
       const auto& block = description_.blocks()[subnetwork.blocks[i]];
       if (block.block->module()) continue;  // keeps its statistics by itself
-      for (const ParameterPlace& place : subnetwork.places[i]) {
-        const auto& parameter = description_.parameters()[place.place];
-        if (!parameter.is_buffer || parameter.dtype != at::kLong) continue;
-        parameters[place.place].zero_();
-        found = true;
+      const auto& places = subnetwork.places[i];
+      const bool counts = std::any_of(places.begin(), places.end(), [&](const auto& place) {
+        return description_.parameters()[place.place].counts_batches;
+      });
+      if (!counts) continue;
+      found = true;
+      for (const ParameterPlace& at : places) {
+        const auto& parameter = description_.parameters()[at.place];
+        at::Tensor& own = result[at.place];
+        if (!parameter.is_buffer || !own.is_same(parameters[at.place])) continue;
+        own = own.clone();
+        if (parameter.counts_batches) own.zero_();
       }
     }
   }
   TORCH_CHECK_VALUE(found,
                     "nsn::recalibrate: the network has no running statistics. Only BatchNorm "
                     "has.");
+  return result;
 }
 
-std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x,
+void Core::take_statistics(at::TensorList parameters, at::TensorList made) const {
+  const at::NoGradGuard no_grad;
+  for (const size_t place : c10::irange(made.size())) {
+    if (!made[place].is_same(parameters[place])) parameters[place].copy_(made[place]);
+  }
+}
+
+/// Refuses to evaluate by running statistics that were never made while other sub-networks' were: a
+/// network that was never trained evaluates by those it starts with, as torch's modules do.
+void Core::check_statistics(at::TensorList parameters, const BlockPass& pass, size_t place) const {
+  const auto is_made = [&](size_t at) {
+    return parameters[at].defined() && !parameters[at].is_meta() &&
+           parameters[at].item<double>() > 0.0;
+  };
+  const auto& specs = description_.blocks()[place].parameters;
+  for (const size_t p : c10::irange(specs.size())) {
+    if (!specs[p].counts_batches || !specs[p].per_subnetwork) continue;
+    for (const LanePass& lane : pass.lanes) {
+      const size_t own = lane.parameters[p].place;
+      if (is_made(own)) continue;
+      for (const size_t other : description_.siblings_of(own)) {
+        TORCH_CHECK_VALUE(!is_made(other), "nsn::Network: the running statistics '",
+                          description_.parameters()[own].name,
+                          "' were never made for sub-network '", lane.lane.name,
+                          "', while those of others were ('", description_.parameters()[other].name,
+                          "'), so it cannot be evaluated. Train it too, or make them: "
+                          "recalibrate with some batches.");
+      }
+    }
+  }
+}
+
+std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_x,
                                   c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
-  check_input(parameters, x);
+  check_input(given, given_x);
+  // Kernels read memory: a sign that torch has yet to apply would be lost.
+  const at::Tensor x = given_x.is_neg() ? given_x.resolve_neg() : given_x;
+  std::vector<at::Tensor> resolved;
+  if (std::any_of(given.begin(), given.end(),
+                  [](const at::Tensor& each) { return each.defined() && each.is_neg(); })) {
+    for (const size_t i : c10::irange(given.size())) {
+      const bool resolves = given[i].defined() && !description_.parameters()[i].is_buffer;
+      resolved.push_back(resolves ? given[i].resolve_neg() : given[i]);
+    }
+  }
+  const at::TensorList parameters = resolved.empty() ? given : at::TensorList(resolved);
   check_lanes(description_, subnetworks);
   const auto& described = description_.subnetworks();
   const size_t lanes = subnetworks.size();
@@ -310,6 +382,10 @@ std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x
     }
     if (passing.empty()) continue;
     check_parameters(parameters, pass, place, x);
+    const bool by_statistics = !mode.training && !mode.calibrating;
+    if (by_statistics && (mode.packs == nullptr || mode.packs->is_filling())) {
+      check_statistics(parameters, pass, place);
+    }
 
     // Lanes that enter at the block where all these go on: the outputs get room for their input
     // behind them, so that the block finds all that it reads stacked.
@@ -326,6 +402,7 @@ std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x
     if (!entering.empty()) pass.memory.room = x.numel();
 
     auto outputs = block.block->joint(inputs, pass);
+    check_outputs(outputs, block, pass, x.sym_size(0));
     for (const size_t i : c10::irange(passing.size())) {
       activations[passing[i]] = std::move(outputs[i]);
     }
@@ -338,7 +415,8 @@ std::vector<at::Tensor> Core::run(at::TensorList parameters, const at::Tensor& x
   }
   // Inside the pass lanes lie together in one buffer; a caller may write into what it gets.
   for (at::Tensor& output : activations) {
-    if (!owns_storage(output)) output = output.clone();
+    const bool is_alone = detail::is_spare(output) && output.storage().nbytes() == output.nbytes();
+    if (!is_alone) output = output.clone();
   }
   return activations;
 }

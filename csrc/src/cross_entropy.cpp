@@ -41,7 +41,7 @@ double row_loss(const double* logits, double* gradient, int64_t classes, int64_t
   }
   for (int64_t c = 0; c < classes; ++c) gradient[c] *= scale / sum;
   gradient[target] -= scale;
-  return std::log(sum) + largest - logits[target];
+  return std::log(sum) + (largest - logits[target]);
 }
 
 struct JointCrossEntropy : torch::autograd::Function<JointCrossEntropy> {
@@ -65,7 +65,7 @@ struct JointCrossEntropy : torch::autograd::Function<JointCrossEntropy> {
     if (at::GradMode::is_enabled()) {
       // By operations that autograd can differentiate again.
       const at::Tensor counted = targets.ne(kIgnored).unsqueeze(1);
-      const at::Tensor scale = outer[0] * counted / counted.sum();
+      const at::Tensor scale = outer[0] * counted / counted.sum().clamp_min(1);
       const at::Tensor ones =
           at::one_hot(targets.masked_fill(targets.eq(kIgnored), 0), logits[0].size(1));
       for (const size_t lane : c10::irange(logits.size())) {

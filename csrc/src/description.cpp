@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "blocks/reading.h"
 #include "blocks/support.h"
 #include "nsn/blocks/embedding.h"
 
@@ -64,6 +65,27 @@ void check_name(const std::string& name, const char* what) {
                     "it.");
 }
 
+/// A block of one's own may give any text for its options.
+void check_options(const std::string& name, const Block& block) {
+  if (!detail::is_builtin(block.type())) {
+    const auto options = detail::Json::parse(block.options_json(), /*cb=*/nullptr,
+                                             /*allow_exceptions=*/false);
+    TORCH_CHECK_VALUE(options.is_object(), "nsn::Description: block '", name, "' (", block.type(),
+                      "): its options_json must be a JSON object, but is ",
+                      block.options_json().substr(0, 60), ". Return {} where it has no options.");
+  }
+  for (const InnerBlock& inner : block.inner()) {
+    check_options(name + "." + inner.name, *inner.block);
+  }
+}
+
+void check_inner_names(const Block& block) {
+  for (const InnerBlock& inner : block.inner()) {
+    check_name(inner.name, "inner block");
+    check_inner_names(*inner.block);
+  }
+}
+
 /// Where a sub-network keeps a block, among the places of those that it keeps, in order.
 std::optional<size_t> position(const std::vector<size_t>& kept, size_t block) {
   const auto found = std::lower_bound(kept.begin(), kept.end(), block);
@@ -78,6 +100,26 @@ std::string quoted(const std::vector<std::string>& names) {
     result += (i > 0 ? ", '" : "'") + names[i] + "'";
   }
   return names.size() > kMost ? result + ", ..." : result;
+}
+
+}  // namespace
+
+namespace {
+
+/// Refuses a rule of a block's own that would merge nothing.
+void check_own_rule(const Description::NamedBlock& block) {
+  const std::string prefix = "nsn::Description: block '" + block.name + "' (" +
+                             block.block->type() + ") has a merge rule of its own, but ";
+  bool merges = false;
+  for (const ParameterSpec& spec : block.parameters) {
+    TORCH_CHECK_VALUE(spec.tied_to.empty() || !block.block->inner().empty(), prefix, "'",
+                      spec.tied_to, "', which it uses, belongs to another block, whose rule ",
+                      "merges its gradients. Give the rule to that block.");
+    merges = merges || (spec.tied_to.empty() && !spec.is_buffer && !spec.per_subnetwork);
+  }
+  TORCH_CHECK_VALUE(merges, prefix,
+                    "no parameter that sub-networks share, so that there is nothing to merge. "
+                    "Leave the rule out.");
 }
 
 }  // namespace
@@ -199,7 +241,8 @@ void Description::add_blocks(const NetworkOptions& options) {
                       given.name, "'. Rename one.");
     TORCH_CHECK_VALUE(given.block != nullptr, "nsn::Description: block '", given.name,
                       "' is null. Give its options, for example DenseOptions(784, 10).");
-    for (const InnerBlock& inner : given.block->inner()) check_name(inner.name, "inner block");
+    check_inner_names(*given.block);
+    check_options(given.name, *given.block);
     blocks_.push_back({given.name, given.block, given.block->parameters(),
                        given.rule.value_or(merge_), given.rule.has_value()});
     for (const ParameterSpec& parameter : blocks_.back().parameters) {
@@ -327,8 +370,8 @@ void Description::add_parameters() {
         const auto dtype = spec.dtype.value_or(parameter_dtype());
         if (!ties && !spec.per_subnetwork) {
           table.emplace(name, parameters_.size());
-          parameters_.push_back(
-              {name, spec.shape, dtype, spec.decays, spec.is_buffer, b, p, std::nullopt});
+          parameters_.push_back({name, spec.shape, dtype, spec.decays, spec.is_buffer, b, p,
+                                 std::nullopt, spec.counts_batches});
         }
         for (const size_t s : c10::irange(subnetworks_.size())) {
           Subnetwork& subnetwork = subnetworks_[s];
@@ -340,7 +383,7 @@ void Description::add_parameters() {
             places[p] = {parameters_.size(), /*is_private=*/true};
             parameters_.push_back({name + "_" + subnetwork.name,
                                    kept_shape(subnetwork.fits[*at].slices[p]), dtype, spec.decays,
-                                   spec.is_buffer, b, p, s});
+                                   spec.is_buffer, b, p, s, spec.counts_batches});
           } else {
             places[p] = {ties ? table.at(spec.tied_to) : parameters_.size() - 1};
           }
@@ -408,6 +451,22 @@ std::vector<Description::User> Description::users_of(size_t parameter) const {
   return result;
 }
 
+std::vector<size_t> Description::siblings_of(size_t parameter) const {
+  std::vector<size_t> result;
+  const Parameter& own = parameters_[parameter];
+  // Those of one block and specification stand beside each other.
+  const auto is_sibling = [&](size_t other) {
+    return parameters_[other].block == own.block && parameters_[other].spec == own.spec;
+  };
+  size_t first = parameter, last = parameter;
+  while (first > 0 && is_sibling(first - 1)) --first;
+  while (last + 1 < parameters_.size() && is_sibling(last + 1)) ++last;
+  for (const size_t other : c10::irange(first, last + 1)) {
+    if (other != parameter) result.push_back(other);
+  }
+  return result;
+}
+
 void Description::count_parameters() {
   for (const size_t p : c10::irange(parameters_.size())) {
     const auto users = users_of(p);
@@ -449,6 +508,7 @@ void Description::check_rules() const {
     }
   }
   for (const NamedBlock& block : blocks_) {
+    if (block.overrides_rule) check_own_rule(block);
     try {
       block.block->check_rule(block.rule);
     } catch (const Misfit& problem) {

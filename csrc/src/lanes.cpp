@@ -27,6 +27,11 @@ at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes,
   return result;
 }
 
+bool is_spare(const at::Tensor& tensor) {
+  return tensor.use_count() == 1 && !tensor.is_view() && tensor.has_storage() &&
+         tensor.storage().use_count() == 1;
+}
+
 at::Tensor as_rows(const at::Tensor& tensor) {
   const auto are_rows = [](const at::Tensor& matrix) {
     return matrix.dim() == 2 && (matrix.stride(1) == 1 || matrix.size(1) == 1) &&

@@ -2,10 +2,12 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 // How lanes lie in memory: one after the other in one buffer, so that what reads them next finds
@@ -19,6 +21,27 @@ at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes);
 
 at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes,
                 at::IntArrayRef strides);
+
+/// Whether nobody but its one holder can read the tensor's memory: then an operation may write into
+/// it. Asked here alone. Parts of one buffer, views, what autograd saved and what a caller holds
+/// are not spare.
+bool is_spare(const at::Tensor& tensor);
+
+/// `compute(x)` of a block that is not nsn's, which might work in place: on memory that is not
+/// spare that would change what other lanes, the backward or the caller read. Throws
+/// c10::ValueError, beginning with `who`, where it did.
+template <typename Compute>
+at::Tensor compute_outside(const at::Tensor& x, const std::string& who, const Compute& compute) {
+  if (is_spare(x)) return compute(x);
+  if (x.is_inference()) return compute(x.clone());  // keeps no count of versions
+  const auto version = x._version();
+  at::Tensor y = compute(x);
+  TORCH_CHECK_VALUE(x._version() == version, who,
+                    " works in place on its input, which other sub-networks, the backward or the "
+                    "caller may still read. Let it compute a new tensor, or work on a copy, "
+                    "x.clone().");
+  return y;
+}
 
 /// `tensor` as a matrix of its last dimension whose rows are contiguous.
 at::Tensor as_rows(const at::Tensor& tensor);

@@ -8,9 +8,11 @@
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "cross_entropy.h"
+#include "nsn/layout.h"
 
 namespace nsn {
 
@@ -27,12 +29,45 @@ at::Tensor stacked_cross_entropy(const std::vector<at::Tensor>& outputs, const a
   const at::Tensor losses = at::cross_entropy_loss(at::cat(outputs), targets.repeat(repeats),
                                                    /*weight=*/{}, at::Reduction::None, kIgnored);
   const bool indices = !at::isFloatingType(targets.scalar_type());
-  // One number a lane, then the mean as torch takes it: over what is not left out.
-  const at::Tensor sums = losses.reshape({lanes, losses.numel() / lanes}).sum(1);
+  // One number a lane, then the mean as torch takes it: over what is not left out. Narrow dtypes
+  // would overflow before the division.
+  const auto dtype = losses.scalar_type();
+  const auto computed = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor sums = losses.reshape({lanes, losses.numel() / lanes}).sum(1, false, computed);
   const at::Tensor coefficients = at::tensor(weights).to(sums.options());
   const at::Tensor total = sums.dot(coefficients);
-  if (indices) return total / targets.ne(kIgnored).sum();
-  return total / (losses.numel() / lanes);
+  if (indices) return (total / targets.ne(kIgnored).sum()).to(dtype);
+  return (total / (losses.numel() / lanes)).to(dtype);
+}
+
+/// What the default loss takes for `output`: classes in dimension 1. Class indices may also belong
+/// to outputs that have their classes last, as a transformer's (B, T, C).
+at::Tensor with_classes_second(const std::string& name, const at::Tensor& output,
+                               const at::Tensor& targets) {
+  const auto classes_are_one = [&](int64_t dim) {
+    TORCH_CHECK_VALUE(output.size(dim) != 1, "nsn::joint_loss: output '", name, "' of shape ",
+                      to_string(output.sizes().vec()),
+                      " has one class, whose cross entropy is always 0. Name another loss=, for "
+                      "example the binary cross entropy or the mean squared error.");
+  };
+  if (output.dim() == 0) return output;
+  const int64_t dim = output.dim() == 1 ? 0 : 1;
+  const bool indices = at::isIntegralType(targets.scalar_type(), /*includeBool=*/false);
+  const bool may_be_last = output.dim() > 2 && indices && targets.dim() == output.dim() - 1;
+  if (!may_be_last) {
+    classes_are_one(dim);
+    return output;
+  }
+  const at::IntArrayRef sizes = output.sizes(), wanted = targets.sizes();
+  const bool last = wanted == sizes.slice(0, sizes.size() - 1);
+  const bool second = wanted[0] == sizes[0] && wanted.slice(1) == sizes.slice(2);
+  TORCH_CHECK_VALUE(
+      !last || !second, "nsn::joint_loss: output '", name, "' of shape ", to_string(sizes.vec()),
+      " and targets of shape ", to_string(wanted.vec()),
+      " do not tell whether its classes are dimension 1 or the last one. Flatten both "
+      "to (N, C) and (N), or name loss=.");
+  classes_are_one(last ? -1 : dim);
+  return last ? output.movedim(-1, 1) : output;
 }
 
 }  // namespace
@@ -53,7 +88,8 @@ at::Tensor joint_loss(const Outputs& outputs, const at::Tensor& targets, const L
   std::vector<double> factors;
   for (const auto& output : outputs) {
     const auto found = weights.find(output.key());
-    values.push_back(output.value());
+    values.push_back(loss ? output.value()
+                          : with_classes_second(output.key(), output.value(), targets));
     factors.push_back(found == weights.end() ? 1.0 : found->second);
   }
   if (!loss) {

@@ -37,6 +37,19 @@ class BlockParameters : public torch::nn::Module {
     }
   }
 
+  // Counters stay what they are, as with Python's Module.to(): torch's own casts all buffers.
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking) override {
+    const auto counters = integral_buffers();
+    Module::to(device, dtype, non_blocking);
+    restore(counters);
+  }
+  void to(torch::Dtype dtype, bool non_blocking) override {
+    const auto counters = integral_buffers();
+    Module::to(dtype, non_blocking);
+    restore(counters);
+  }
+  using Module::to;
+
   void pretty_print(std::ostream& stream) const override {
     if (!block_) {
       stream << "parameters";
@@ -48,8 +61,62 @@ class BlockParameters : public torch::nn::Module {
   }
 
  private:
+  std::vector<std::pair<std::string, at::Tensor>> integral_buffers() const {
+    std::vector<std::pair<std::string, at::Tensor>> result;
+    for (const auto& buffer : named_buffers(/*recurse=*/false)) {
+      if (at::isFloatingType(buffer.value().scalar_type())) continue;
+      result.emplace_back(buffer.key(), buffer.value().detach());
+    }
+    return result;
+  }
+  void restore(const std::vector<std::pair<std::string, at::Tensor>>& buffers) {
+    auto own = named_buffers(/*recurse=*/false);
+    for (const auto& [name, value] : buffers) {
+      own[name].set_data(value.to(own[name].device()));
+    }
+  }
+
   BlockPtr block_;
 };
+
+/// Whether it is trained, and its gradient.
+void copy_autograd(const at::Tensor& from, const at::Tensor& to,
+                   const std::optional<torch::Device>& device) {
+  if (!at::isFloatingType(to.scalar_type())) return;
+  to.set_requires_grad(from.requires_grad());
+  if (!from.grad().defined()) return;
+  to.mutable_grad() =
+      device ? from.grad().to(*device, /*non_blocking=*/false, /*copy=*/true) : from.grad().clone();
+}
+
+/// Each module's own mode.
+void copy_modes(const torch::nn::Module& from, torch::nn::Module& to) {
+  to.train(from.is_training());
+  const auto theirs = from.named_children();
+  for (const auto& child : to.named_children()) {
+    if (const auto* other = theirs.find(child.key())) copy_modes(**other, *child.value());
+  }
+}
+
+void check_tensors(const Description& description, const std::vector<at::Tensor>& tensors) {
+  const auto& expected = description.parameters();
+  TORCH_CHECK_VALUE(tensors.size() == expected.size(), "nsn::Network: expected ", expected.size(),
+                    " parameters, but got ", tensors.size(),
+                    ". Give those of Description::parameters(), in order.");
+  for (const size_t p : c10::irange(expected.size())) {
+    const bool fits =
+        tensors[p].defined() && tensors[p].sizes() == at::IntArrayRef(expected[p].shape);
+    TORCH_CHECK_VALUE(
+        fits, "nsn::Network: parameter '", expected[p].name, "' must have shape ",
+        to_string(expected[p].shape), ", but ",
+        tensors[p].defined() ? "has " + to_string(tensors[p].sizes().vec()) : "is undefined",
+        ". Put a tensor of that shape there.");
+    const auto dtype = tensors[p].scalar_type();
+    TORCH_CHECK_VALUE(at::isFloatingType(dtype) == at::isFloatingType(expected[p].dtype),
+                      "nsn::Network: parameter '", expected[p].name, "' must have dtype ",
+                      expected[p].dtype, ", but has ", dtype, ". Convert it with to().");
+  }
+}
 
 }  // namespace
 
@@ -63,8 +130,7 @@ NetworkImpl::NetworkImpl(Description description, std::vector<at::Tensor> parame
       table_(std::move(parameters)),
       report_(std::move(report)) {
   const auto& expected = this->description().parameters();
-  TORCH_CHECK_VALUE(table_.size() == expected.size(), "nsn::Network: expected ", expected.size(),
-                    " parameters, but got ", table_.size(), ".");
+  check_tensors(this->description(), table_);
   for (const size_t b : c10::irange(this->description().blocks().size())) {
     const auto& block = this->description().blocks()[b];
     if (const auto module = block.block->module()) {
@@ -173,14 +239,25 @@ std::shared_ptr<torch::nn::Module> NetworkImpl::clone(
   auto copy = std::make_shared<NetworkImpl>(
       description().with_blocks([](const Block& block) { return block.copy(); }), std::move(copies),
       report_);
-  const auto& cloned = copy->table_;
-  for (const size_t i : c10::irange(own.size())) {
-    if (description().parameters()[i].is_buffer) continue;
-    cloned[i].set_requires_grad(own[i].requires_grad());
-    if (own[i].grad().defined()) cloned[i].mutable_grad() = own[i].grad().clone();
-  }
-  copy->train(is_training());
+  for (const size_t i : c10::irange(own.size())) copy_autograd(own[i], copy->table_[i], device);
+  copy_modes(*this, *copy);
   return copy;
+}
+
+void NetworkImpl::clone_(torch::nn::Module& other, const std::optional<torch::Device>& device) {
+  auto* network = other.as<NetworkImpl>();
+  TORCH_CHECK_VALUE(network != nullptr && network->description() == description(),
+                    "nsn::Network: a module that is cloned makes another network in its reset() "
+                    "than the one it has. Let reset() make it from the same description.");
+  const torch::NoGradGuard no_grad;
+  for (const size_t i : c10::irange(table_.size())) {
+    const at::Tensor& from = network->table_[i];
+    table_[i].set_data(device ? from.detach().to(*device, /*non_blocking=*/false, /*copy=*/true)
+                              : from.detach().clone());
+    copy_autograd(from, table_[i], device);
+  }
+  report_ = network->report_;
+  copy_modes(*network, *this);
 }
 
 void NetworkImpl::pretty_print(std::ostream& stream) const {

@@ -93,6 +93,10 @@ struct Pack::State {
       for (const auto& places : description.subnetworks()[s].places) {
         for (const ParameterPlace& at : places) {
           table[at.place] = parameters[at.place].detach();
+          if (!at.is_private || !description.parameters()[at.place].counts_batches) continue;
+          for (const size_t other : description.siblings_of(at.place)) {
+            table[other] = parameters[other].detach();
+          }
         }
       }
     }

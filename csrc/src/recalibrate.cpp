@@ -14,10 +14,10 @@ void recalibrate(const Network& net, const std::vector<at::Tensor>& batches,
     subnetworks.push_back(net->description().index_of(name));
   }
   net->check_loaded(subnetworks);
-  net->core().reset_statistics(net->parameter_table(), subnetworks);
-  for (const at::Tensor& batch : batches) {
-    net->core().calibrate(net->parameter_table(), batch, subnetworks);
-  }
+  // Aside, so that batches that do not fit leave the old statistics as they are.
+  const auto made = net->core().start_statistics(net->parameter_table(), subnetworks);
+  for (const at::Tensor& batch : batches) net->core().calibrate(made, batch, subnetworks);
+  net->core().take_statistics(net->parameter_table(), made);
 }
 
 }  // namespace nsn

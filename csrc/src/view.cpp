@@ -26,6 +26,11 @@ View::View(std::shared_ptr<const Core> core, const std::string& subnetwork,
     for (const ParameterPlace& at : places) {
       // detach: the storage of this moment, even when the parameter is pointed to another one.
       held[at.place] = parameters[at.place].detach();
+      // Whether other sub-networks' statistics were made is known from their counters.
+      if (!at.is_private || !description.parameters()[at.place].counts_batches) continue;
+      for (const size_t other : description.siblings_of(at.place)) {
+        held[other] = parameters[other].detach();
+      }
     }
   }
   const auto& blocks = description.blocks();

@@ -303,11 +303,14 @@ void bind_core(py::module_& m) {
             core.calibrate(parameters, x, subnetworks);
           },
           ReleaseGil())
-      .def("reset_statistics",
+      .def("start_statistics",
            [](const Core& core, const std::vector<at::Tensor>& parameters,
               const std::vector<size_t>& subnetworks) {
-             core.reset_statistics(parameters, subnetworks);
+             return core.start_statistics(parameters, subnetworks);
            })
+      .def("take_statistics",
+           [](const Core& core, const std::vector<at::Tensor>& parameters,
+              const std::vector<at::Tensor>& made) { core.take_statistics(parameters, made); })
       .def(
           "dropout_mask",
           [](const Core& core, uint64_t seed, const std::string& subnetwork,

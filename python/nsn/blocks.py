@@ -26,6 +26,9 @@ class BlockOptions:
             value = getattr(self, field.name)
             if field.name == "blocks":
                 value = _documents(value, f"nsn.{type(self).__name__}")
+            elif field.name == "keeps_dropout":
+                _mark(document["blocks"], value, f"nsn.{type(self).__name__}")
+                continue
             elif field.name == "per_subnetwork":
                 value = _names(value, type(self).__name__)
             elif isinstance(value, tuple):
@@ -49,6 +52,19 @@ def _documents(blocks: Mapping[str, BlockOptions], owner: str) -> list[dict[str,
                 f"{type(block).__name__}."
             )
     return [{"name": name, **block._document()} for name, block in blocks.items()]
+
+
+def _mark(blocks: list[dict[str, Any]], keeps_dropout: Iterable[str], owner: str) -> None:
+    """Writes down which inner blocks a sub-network's own dropout does not hold for."""
+    names = [keeps_dropout] if isinstance(keeps_dropout, str) else list(keeps_dropout)
+    known = {block["name"]: block for block in blocks}
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"{owner}: keeps_dropout names '{name}', which is no block inside. They are "
+                f"{', '.join(map(repr, known))}."
+            )
+        known[name]["takes_dropout"] = False
 
 
 def _names(parts: Iterable[str], owner: str) -> list[str]:
@@ -461,9 +477,11 @@ class Sequence(BlockOptions):
 
     Attributes:
         blocks: name to block, from input to output.
+        keeps_dropout: those whose dropout stays their own where a sub-network sets one.
     """
 
     blocks: Mapping[str, BlockOptions]
+    keeps_dropout: Iterable[str] = ()
 
 
 @dataclass(frozen=True)
@@ -475,9 +493,11 @@ class Residual(BlockOptions):
 
     Attributes:
         blocks: name to block, from input to output.
+        keeps_dropout: those whose dropout stays their own where a sub-network sets one.
     """
 
     blocks: Mapping[str, BlockOptions]
+    keeps_dropout: Iterable[str] = ()
 
 
 @dataclass(frozen=True)

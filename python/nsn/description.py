@@ -1,6 +1,7 @@
 """A network as a value: input, blocks, sub-networks and merge rules, without tensors."""
 
 import json
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,9 +177,18 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return _DTYPES[dtype]
 
 
+def _plain(value: Any) -> int | float:
+    """Numbers of other libraries, such as numpy's, as Python's."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"it is a {type(value).__name__}")
+
+
 def _dump(document: dict[str, Any]) -> str:
     try:
-        return json.dumps(document, allow_nan=False)
+        return json.dumps(document, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"nsn.Description: an option is neither a finite number, a string nor a bool: {error}."

@@ -328,7 +328,9 @@ class Network(nn.Module):
         return self._description.describe()
 
     def recalibrate(
-        self, batches: Iterable[Tensor], names: All | Sequence[str] | str = ALL
+        self,
+        batches: Iterable[Tensor | Sequence[Tensor]],
+        names: All | Sequence[str] | str = ALL,
     ) -> None:
         """Makes the running statistics of batch norms anew, each as the mean over batches.
 
@@ -337,11 +339,14 @@ class Network(nn.Module):
         Training Techniques", 2019.
 
         Args:
-            batches: of the training data, each ``(B, *input)``.
+            batches: of the training data, each ``(B, *input)``, or a tuple or list of which that is
+                the first element, as a ``DataLoader`` gives.
             names: whose statistics; default: all sub-networks'.
 
         Raises:
-            ValueError: where there is no batch, no batch norm, or no such sub-network.
+            ValueError: where there is no batch, no batch norm, or no such sub-network; the old
+                statistics then stay.
+            TypeError: where a batch holds no tensor.
         """
         chosen = self.subnetworks if isinstance(names, All) else names
         chosen = [chosen] if isinstance(chosen, str) else list(chosen)
@@ -354,9 +359,18 @@ class Network(nn.Module):
                 "nsn.Network.recalibrate: there are no batches. Give some of the training data."
             )
         parameters = [tensor.detach() for tensor in self._parameters_now()]
-        self._core.reset_statistics(parameters, places)
+        # Aside, so that batches that do not fit leave the old statistics as they are.
+        made = self._core.start_statistics(parameters, places)
         for batch in chain([first], batches):
-            self._core.calibrate(parameters, batch, places)
+            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"nsn.Network.recalibrate: expected batches as tensors, or as tuples or lists "
+                    f"whose first element is one, but got a {type(batch).__name__}. Iterate over "
+                    f"tensors or a DataLoader."
+                )
+            self._core.calibrate(made, x, places)
+        self._core.take_statistics(parameters, made)
 
     def view(self, name: str) -> View:
         """A zero-copy handle on one sub-network, for inference.

@@ -189,6 +189,7 @@ def test_running_statistics_belong_to_the_snapshot() -> None:
         },
     )
     x = torch.randn(6, 3, 8, 8)
+    net(x, "half")
     with pytest.raises(ValueError, match=r"never made for sub-network 'base'"):
         net.pack()
     net(x, nsn.ALL)

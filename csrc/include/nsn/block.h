@@ -62,6 +62,9 @@ struct ParameterSpec {
   std::optional<at::ScalarType> dtype = std::nullopt;
   /// "<block>.<parameter>" of the other block whose parameter this is. Default: none, its own.
   std::string tied_to = {};
+  /// Whether it is the buffer that counts the batches from which the block's running statistics
+  /// were made: they exist where it is above 0.
+  bool counts_batches = false;
 };
 
 /// A dimension of a block that sub-networks may narrow.

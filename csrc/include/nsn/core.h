@@ -66,9 +66,13 @@ class NSN_API Core {
   void calibrate(at::TensorList parameters, const at::Tensor& x,
                  c10::ArrayRef<size_t> subnetworks) const;
 
-  /// Puts `num_batches_tracked` of these sub-networks to 0: their running statistics are to be made
-  /// anew. Throws c10::ValueError where they have none.
-  void reset_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const;
+  /// A table in which these sub-networks have running statistics of their own, to be made anew by
+  /// `calibrate`; all else is `parameters`' own. Throws c10::ValueError where they have none.
+  std::vector<at::Tensor> start_statistics(at::TensorList parameters,
+                                           c10::ArrayRef<size_t> subnetworks) const;
+
+  /// Writes what `start_statistics` began into `parameters`.
+  void take_statistics(at::TensorList parameters, at::TensorList made) const;
 
   /// The mask that the pass whose seed is `seed` applies behind `block` ("stage.conv1" for a block
   /// inside another) on the way of `subnetwork`, for activations of `shape`: true where an element
@@ -99,6 +103,9 @@ class NSN_API Core {
   void check_input(at::TensorList parameters, const at::Tensor& x) const;
   void check_parameters(at::TensorList parameters, const BlockPass& pass, size_t block,
                         const at::Tensor& x) const;
+  void check_statistics(at::TensorList parameters, const BlockPass& pass, size_t block) const;
+  static void check_outputs(at::TensorList outputs, const Description::NamedBlock& block,
+                            const BlockPass& pass, const c10::SymInt& batch);
   void share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks, const Mode& mode,
                   detail::TiedLanes& tied) const;
 

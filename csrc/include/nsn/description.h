@@ -137,6 +137,8 @@ class NSN_API Description {
     /// the sub-network.
     size_t block, spec;
     std::optional<size_t> subnetwork;
+    /// ParameterSpec::counts_batches.
+    bool counts_batches = false;
   };
   struct Subnetwork {
     std::string name;
@@ -160,6 +162,9 @@ class NSN_API Description {
 
   /// Throws c10::ValueError naming the block or sub-network, what was found, and the remedy.
   Description(const NetworkOptions& options);  // NOLINT(google-explicit-constructor)
+
+  /// The places of the other sub-networks' private parameters that stand where this one does.
+  std::vector<size_t> siblings_of(size_t parameter) const;
 
   /// From JSON. Throws c10::ValueError as above, and for text that is no such document.
   static Description from_json(const std::string& text, const Supplied& supplied = {});

@@ -12,7 +12,9 @@ namespace nsn {
 ///
 ///     nsn::FusedSGD optimizer(net->parameters(), torch::optim::SGDOptions(0.03).momentum(0.9));
 ///
-/// Parameters and gradients must be dense, floating, and of one dtype and device a parameter.
+/// Parameters and gradients must be dense and floating, a parameter and its gradient of one dtype
+/// and device; layouts are free. Throws c10::ValueError, before anything is changed, where they are
+/// not.
 class NSN_API FusedSGD : public torch::optim::SGD {
  public:
   using SGD::SGD;

@@ -18,9 +18,11 @@ using Loss = std::function<at::Tensor(const at::Tensor& output, const at::Tensor
 /// does not name the sub-network. A weight scales the lane's gradients of parameters and input.
 ///
 /// `loss` defaults to cross entropy, mean over the batch, of logits (B, C, *) and class indices
-/// (B, *) (-100 is left out) or probabilities (B, C, *); outputs of one shape go through it in one
-/// pass. Throws c10::ValueError where there is no output, where a weight names none of them, or
-/// where `loss` returns no scalar.
+/// (B, *) (-100 is left out) or probabilities (B, C, *); with indices (B, T) also of logits
+/// (B, T, C), as transformers give. Outputs of one shape go through it in one pass. Throws
+/// c10::ValueError where there is no output, where a weight names none of them, where the default
+/// loss gets one class, or cannot tell which dimension has the classes, or where `loss` returns no
+/// scalar.
 NSN_API at::Tensor joint_loss(const Outputs& outputs, const at::Tensor& targets,
                               const Loss& loss = nullptr,
                               const std::map<std::string, double>& weights = {});

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <torch/nn/module.h>
+#include <torch/nn/modules/common.h>
+#include <torch/nn/modules/container/any.h>
 #include <torch/nn/pimpl.h>
 #include <torch/ordered_dict.h>
 
@@ -94,7 +96,14 @@ class NSN_API NetworkImpl : public torch::nn::Module {
 
   void pretty_print(std::ostream& stream) const override;
 
+ protected:
+  // What torch::nn::Sequential calls `forward` with where it gives x alone.
+  FORWARD_HAS_DEFAULT_ARGS({1, torch::nn::AnyValue(std::string("base"))})
+
  private:
+  /// What an outer module's clone() calls: takes over the other's values.
+  void clone_(torch::nn::Module& other, const std::optional<torch::Device>& device) override;
+
   friend NSN_API void load_rest(const Network& net, const std::string& path,
                                 const std::optional<std::string>& only, const Supplied& supplied);
 

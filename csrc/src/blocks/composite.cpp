@@ -194,7 +194,8 @@ std::vector<InnerBlock> Composite::narrowed_inner(const Fit& fit) const {
   std::vector<InnerBlock> result;
   for (const size_t i : c10::irange(blocks_.size())) {
     const BlockPtr narrowed = blocks_[i].block->narrowed(fit.inner[i]);
-    result.push_back({blocks_[i].name, narrowed ? narrowed : blocks_[i].block});
+    result.push_back(
+        {blocks_[i].name, narrowed ? narrowed : blocks_[i].block, blocks_[i].takes_dropout});
   }
   return result;
 }

@@ -208,7 +208,7 @@ std::vector<at::Tensor> Conv<D>::joint(at::TensorList inputs, const BlockPass& p
   std::vector<at::Tensor> outputs;
   detail::Epilogue epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1};
   if (o.scale()) epilogue.scale = scale;
-  if (o.groups() == 1 && !detail::autocast_dtype(x[0].device().type())) {
+  if (o.groups() == 1 && !detail::autocast_dtype(x[0])) {
     const bool fused = adds_bias && pass.is_shared(bias);
     outputs = functional::convolution(
         x, pass.parameter(kWeight), fused ? pass.parameter(bias) : at::Tensor(),

@@ -274,7 +274,10 @@ std::vector<ParameterSpec> BatchNorm::parameters() const {
   const Shape features{options_.features()};
   result.push_back({"running_mean", features, false, is_private, /*is_buffer=*/true});
   result.push_back({"running_var", features, false, is_private, /*is_buffer=*/true});
-  result.push_back({"num_batches_tracked", {}, false, is_private, /*is_buffer=*/true, at::kLong});
+  ParameterSpec counter{"num_batches_tracked", {},       false, is_private,
+                        /*is_buffer=*/true,    at::kLong};
+  counter.counts_batches = true;
+  result.push_back(std::move(counter));
   return result;
 }
 
@@ -284,24 +287,9 @@ Fit BatchNorm::fit(const Signal& input, const BlockUse& use) const {
   return result;
 }
 
-namespace {
-
-/// `count` is the number of batches that a lane's running statistics were made from.
-void check_statistics(const at::Tensor& count, const BlockPass& pass, size_t lane) {
-  TORCH_CHECK_VALUE(count.item<int64_t>() > 0, "nsn::BatchNorm: the running statistics of block '",
-                    pass.path(), "' were never made for sub-network '", pass.lanes[lane].lane.name,
-                    "', so it cannot be evaluated. Train it first, or call "
-                    "nsn::recalibrate(net, batches).");
-}
-
-}  // namespace
-
 std::vector<at::Tensor> BatchNorm::joint(at::TensorList inputs, const BlockPass& pass) const {
-  const size_t statistics = options_.affine() ? 2 : 0, counter = statistics + 2;
+  const size_t statistics = options_.affine() ? 2 : 0;
   if (pass.packs != nullptr) {
-    if (pass.packs->is_filling()) {
-      check_statistics(pass.table[pass.lanes[0].parameters[counter].place], pass, 0);
-    }
     detail::NormPlaces places{statistics, statistics + 1};
     if (options_.affine()) {
       places.weight = 0;
@@ -341,7 +329,6 @@ std::vector<at::Tensor> BatchNorm::joint(at::TensorList inputs, const BlockPass&
         variance = variances.emplace_back(at::zeros({features}, options));
       }
     } else {
-      check_statistics(pass.parameter(counter, lane), pass, lane);
       // Parts of several groups lie apart, and torch's backward takes strided statistics wrongly.
       mean = running_means[lane].contiguous();
       variance = running_variances[lane].contiguous();

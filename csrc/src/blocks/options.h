@@ -43,7 +43,10 @@ Json to_json(const torch::ExpandingArray<D>& value) {
 }
 inline Json to_json(const std::vector<InnerBlock>& value) {
   Json result = Json::array();
-  for (const InnerBlock& inner : value) result.push_back(write_block(inner.name, *inner.block));
+  for (const InnerBlock& inner : value) {
+    result.push_back(write_block(inner.name, *inner.block));
+    if (!inner.takes_dropout) result.back()["takes_dropout"] = false;
+  }
   return result;
 }
 
@@ -106,8 +109,13 @@ inline void read(Fields& fields, const std::string& name, const Supplied& suppli
                  std::vector<InnerBlock>& value) {
   value.clear();
   for (const Json& inner : fields.as_array(fields.get(name), name)) {
-    value.push_back({Fields(inner, "a block in " + fields.where()).string("name"),
-                     read_block(inner, supplied)});
+    // A field of its place, which the block itself does not know.
+    Json block = inner;
+    Fields own(inner, "a block in " + fields.where());
+    const std::string own_name = own.string("name");
+    const bool takes_dropout = own.has("takes_dropout") ? own.boolean("takes_dropout") : true;
+    block.erase("takes_dropout");
+    value.push_back({own_name, read_block(block, supplied), takes_dropout});
   }
 }
 

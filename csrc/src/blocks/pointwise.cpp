@@ -12,6 +12,7 @@
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
+#include "lanes.h"
 #include "nsn/functional.h"
 
 namespace nsn {
@@ -68,10 +69,10 @@ Fit ActivationBlock::fit(const Signal& input, const BlockUse& use) const {
 
 namespace {
 
-/// Whether nobody needs the tensor but the block that reads it: then it may write into it. Batch
-/// norm's backward does without its result; others may not.
-bool is_spare(const at::Tensor& x) {
-  if (x.use_count() != 1 || x.is_view()) return false;
+/// Whether ReLU may write over its input. Batch norm's backward does without its result; others may
+/// not.
+bool may_overwrite(const at::Tensor& x) {
+  if (!detail::is_spare(x)) return false;
   if (!x.requires_grad()) return true;
   const auto& maker = x.grad_fn();
   return maker && maker->name() == "NativeBatchNormBackward0";
@@ -91,7 +92,7 @@ std::vector<at::Tensor> ActivationBlock::joint(at::TensorList inputs, const Bloc
   const bool relu = std::holds_alternative<torch::enumtype::kReLU>(options_.function());
   std::vector<at::Tensor> outputs;
   for (const at::Tensor& x : inputs) {
-    const bool in_place = relu && is_spare(x);
+    const bool in_place = relu && may_overwrite(x);
     const at::Tensor y = in_place ? at::Tensor(x).relu_() : activate(x, options_.function());
     if (y.requires_grad() && y.is_contiguous(at::MemoryFormat::ChannelsLast)) {
       // Behind Flatten a gradient has the other format, and element-wise backwards of two formats

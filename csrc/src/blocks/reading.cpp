@@ -53,6 +53,8 @@ BlockPtr read_supplied(const Json& json, const BlockFactory& factory, const std:
 
 }  // namespace
 
+bool is_builtin(const std::string& type) { return readers().count(type) > 0; }
+
 BlockPtr read_block(const Json& json, const Supplied& supplied) {
   const std::string name = Fields(json, "a block").string("name");
   Fields fields(json, "block '" + name + "'");

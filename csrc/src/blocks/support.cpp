@@ -9,6 +9,8 @@
 #include <limits>
 #include <utility>
 
+#include "blocks/reading.h"
+
 namespace nsn::detail {
 
 void check_parts(const std::string& type, const Parts& given, const Parts& known) {
@@ -32,8 +34,41 @@ void check_size(const std::string& type, const char* name, int64_t size) {
                     ". Give a positive size.");
 }
 
+namespace {
+
+/// A fit is anybody's: what it keeps has to be part of what there is.
+void check_fit(const Block& block, const Fit& fit) {
+  const auto specs = block.parameters();
+  if (fit.slices.size() != specs.size()) {
+    throw Misfit("has " + std::to_string(specs.size()) + " parameters, but its fit has " +
+                 std::to_string(fit.slices.size()) +
+                 " slices, of which it needs one for each parameter,");
+  }
+  for (size_t p = 0; p < specs.size(); ++p) {
+    const Layout& slice = fit.slices[p];
+    bool fits = slice.size() == specs[p].shape.size();
+    for (size_t i = 0; fits && i < slice.size(); ++i) {
+      fits = slice[i].full() == specs[p].shape[i] && slice[i].kept() >= 1 &&
+             slice[i].kept() <= slice[i].full();
+    }
+    if (fits) continue;
+    throw Misfit("keeps " + to_string(slice) + " of its parameter '" + specs[p].name +
+                 "' of shape " + to_string(specs[p].shape) +
+                 ", which is no part of it. Its fit has to give a slice of that shape, for what " +
+                 "comes");
+  }
+  if (fit.inner.size() != block.inner().size()) {
+    throw Misfit("has " + std::to_string(block.inner().size()) +
+                 " blocks inside, but its fit has " + std::to_string(fit.inner.size()) +
+                 " of them, for what comes");
+  }
+}
+
+}  // namespace
+
 Fit checked_fit(const Block& block, const Signal& input, const BlockUse& use) {
   Fit fit = block.fit(input, use);
+  if (!is_builtin(block.type())) check_fit(block, fit);
   int64_t numel = 1;
   for (const Axis& axis : fit.output.layout) numel = saturating_product({numel, axis.full()});
   if (numel > int64_t{1} << 60) throw Misfit("would make more than 2^60 elements of the input");

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "autograd.h"
+#include "lanes.h"
 #include "modules.h"
 
 namespace nsn {
@@ -83,7 +84,9 @@ Fit Wrapped::fit(const Signal& input, const BlockUse& use) const {
     const at::NoGradGuard no_grad;
     const auto clone = frozen_clone(*options_.module_);
     clone->eval();
-    y = call(*clone, at::zeros(shape, at::TensorOptions().dtype(dtype)));
+    const at::Tensor x = at::zeros(shape, at::TensorOptions().dtype(dtype));
+    const at::Tensor held = x;  // as a caller does
+    y = call(*clone, held);
   } catch (const c10::Error& error) {
     misfit(std::string("an input that its module takes (it says: ") +
                error.what_without_backtrace() + ")",
@@ -98,13 +101,9 @@ Fit Wrapped::fit(const Signal& input, const BlockUse& use) const {
 }
 
 at::Tensor Wrapped::call(torch::nn::Module& module, const at::Tensor& x) const {
-  const auto version = x.is_inference() ? 0 : x._version();
-  at::Tensor y = options_.call_(module, x);
-  TORCH_CHECK(x.is_inference() || x._version() == version, "nsn::Wrapped: the module of type '",
-              options_.type_,
-              "' works in place on its input, which other lanes may share. Make it "
-              "work on a copy.");
-  return y;
+  return detail::compute_outside(
+      x, "nsn::Wrapped: the module of type '" + options_.type_ + "'",
+      [&](const at::Tensor& input) { return options_.call_(module, input); });
 }
 
 std::vector<at::Tensor> Wrapped::joint(at::TensorList inputs, const BlockPass& pass) const {

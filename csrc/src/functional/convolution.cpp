@@ -255,10 +255,19 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
 
 }  // namespace
 
-std::vector<at::Tensor> convolution(at::TensorList inputs, const at::Tensor& weight,
-                                    const at::Tensor& bias, const SharedLanes& lanes,
+std::vector<at::Tensor> convolution(at::TensorList given, const at::Tensor& given_weight,
+                                    const at::Tensor& its_bias, const SharedLanes& lanes,
                                     const ConvGeometry& geometry) {
-  variable_list tensors = inputs.vec();
+  const auto rank = static_cast<int64_t>(geometry.stride.size());
+  TORCH_CHECK_VALUE(rank >= 1 && geometry.padding.size() == geometry.stride.size() &&
+                        geometry.dilation.size() == geometry.stride.size(),
+                    "nsn::convolution: stride, padding and dilation must have one number for each "
+                    "dimension, but have ",
+                    geometry.stride.size(), ", ", geometry.padding.size(), " and ",
+                    geometry.dilation.size(), ".");
+  const auto [inputs, weight, bias] = detail::checked_operands(
+      given, given_weight, its_bias, lanes, rank + 2, /*channel_dim=*/1, "nsn::convolution");
+  variable_list tensors = inputs;
   tensors.push_back(weight);
   tensors.push_back(bias);
   detail::check_transforms(tensors);
@@ -272,7 +281,7 @@ std::vector<at::Tensor> convolution(at::TensorList inputs, const at::Tensor& wei
                       detail::sources_of(lanes)};
   if (!detail::is_recorded(tensors)) return forward_of(spec, inputs, weight, bias);
   const auto given_bias = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
-  return ConvFunction::apply(weight, inputs, given_bias, spec);
+  return ConvFunction::apply(weight, at::TensorList(inputs), given_bias, spec);
 }
 
 }  // namespace nsn::functional

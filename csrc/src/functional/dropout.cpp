@@ -6,10 +6,12 @@
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
 #include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "autograd.h"
@@ -28,16 +30,39 @@ at::Tensor apply_bool(const at::Tensor& mask, const at::Tensor& x, double scale)
   return at::where(mask, x * scale, at::zeros({}, x.options()));
 }
 
+}  // namespace
+
+void move_to_saved(Masks& masks, variable_list& saved) {
+  for (auto* tensors : {&masks.masks, &masks.outputs}) {
+    for (at::Tensor& each : *tensors) saved.push_back(std::move(each));
+  }
+}
+
+Masks from_saved(const Masks& masks, const variable_list& saved, size_t first) {
+  Masks result = masks;
+  for (auto* tensors : {&result.masks, &result.outputs}) {
+    for (at::Tensor& each : *tensors) each = saved[first++];
+  }
+  return result;
+}
+
+namespace {
+
 /// One tensor a lane, masked; linear in them, so it is its own backward, of any order.
 struct ApplyMasks : torch::autograd::Function<ApplyMasks> {
   static variable_list forward(AutogradContext* ctx, at::TensorList inputs, const Masks& masks) {
     ctx->set_materialize_grads(false);
-    keep(ctx, masks);
+    Masks rest = masks;
+    variable_list saved;
+    move_to_saved(rest, saved);
+    ctx->save_for_backward(std::move(saved));
+    keep(ctx, std::move(rest));
     return compute(masks, inputs);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    variable_list results = relu_dropout_backward(kept<Masks>(ctx), gradients);
+    const Masks masks = from_saved(kept<Masks>(ctx), ctx->get_saved_variables(), 0);
+    variable_list results = relu_dropout_backward(masks, gradients);
     results.emplace_back();  // for the masks
     return results;
   }
@@ -66,6 +91,28 @@ struct ApplyMasks : torch::autograd::Function<ApplyMasks> {
 };
 
 }  // namespace
+
+functional::ReluDropout checked_options(functional::ReluDropout options, size_t lanes) {
+  if (options.dropout.empty()) options.dropout.resize(lanes);
+  if (options.same_as.empty()) {
+    for (const size_t lane : c10::irange(lanes)) options.same_as.push_back(lane);
+  }
+  TORCH_CHECK_VALUE(options.dropout.size() == lanes && options.same_as.size() == lanes,
+                    "nsn::relu_dropout: dropout and same_as must have one value for each of ",
+                    lanes, " lanes, or none, but have ", options.dropout.size(), " and ",
+                    options.same_as.size(), ".");
+  for (const size_t lane : c10::irange(lanes)) {
+    const size_t first = options.same_as[lane];
+    TORCH_CHECK_VALUE(first <= lane && options.same_as[first] == first,
+                      "nsn::relu_dropout: same_as[", lane,
+                      "] must be the first lane of the same activations, but is ", first, ".");
+    const double probability = options.dropout[lane].probability;
+    TORCH_CHECK_VALUE(probability >= 0.0 && probability <= 1.0,
+                      "nsn::relu_dropout: a probability must be from 0 to 1, but is ", probability,
+                      ".");
+  }
+  return options;
+}
 
 bool takes_kernels(const at::Tensor& tensor) { return tensor.device().is_cpu() && !plain_forced(); }
 
@@ -118,7 +165,7 @@ variable_list relu_dropout_forward(at::TensorList inputs, const at::Tensor& bias
 }
 
 variable_list relu_dropout_backward(const Masks& masks, const variable_list& gradients) {
-  Masks active{{}, {}, {}, masks.workspace};
+  Masks active{{}, {}, {}, masks.workspace};  // `outputs` stays empty: masks alone are applied
   variable_list defined;
   std::vector<size_t> masked;
   variable_list results(gradients.size());
@@ -156,13 +203,18 @@ struct ReluDropoutFunction : torch::autograd::Function<ReluDropoutFunction> {
     detail::Masks masks;
     auto outputs =
         detail::relu_dropout_forward(inputs, {}, options, memory, /*in_place=*/false, &masks);
+    detail::variable_list saved;
+    detail::move_to_saved(masks, saved);
+    ctx->save_for_backward(std::move(saved));
     detail::keep(ctx, std::move(masks));
     return outputs;
   }
 
   static detail::variable_list backward(detail::AutogradContext* ctx,
                                         const detail::variable_list& gradients) {
-    auto results = detail::relu_dropout_backward(detail::kept<detail::Masks>(ctx), gradients);
+    const detail::Masks masks =
+        detail::from_saved(detail::kept<detail::Masks>(ctx), ctx->get_saved_variables(), 0);
+    auto results = detail::relu_dropout_backward(masks, gradients);
     results.resize(results.size() + 2);  // for the options and the memory
     return results;
   }
@@ -175,10 +227,23 @@ bool ReluDropout::is_identity() const {
                               [](const Dropout& each) { return each.probability <= 0.0; });
 }
 
-std::vector<at::Tensor> relu_dropout(at::TensorList inputs, const ReluDropout& options,
+std::vector<at::Tensor> relu_dropout(at::TensorList given, const ReluDropout& given_options,
                                      const Memory& memory) {
+  const ReluDropout options = detail::checked_options(given_options, given.size());
+  std::vector<at::Tensor> inputs;
+  for (const at::Tensor& each : given) {
+    TORCH_CHECK_VALUE(each.defined() && at::isFloatingType(each.scalar_type()),
+                      "nsn::relu_dropout: the inputs must be floating tensors, but one ",
+                      each.defined() ? std::string("has dtype ") + c10::toString(each.scalar_type())
+                                     : std::string("is undefined"),
+                      ".");
+    inputs.push_back(each.resolve_neg());
+  }
+  if (inputs.empty()) return inputs;
   detail::check_transforms(inputs);
-  if (detail::is_recorded(inputs)) return ReluDropoutFunction::apply(inputs, options, memory);
+  if (detail::is_recorded(inputs)) {
+    return ReluDropoutFunction::apply(at::TensorList(inputs), options, memory);
+  }
   return detail::relu_dropout_forward(inputs, {}, options, memory, /*in_place=*/false, nullptr);
 }
 

@@ -8,6 +8,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
@@ -387,19 +388,27 @@ at::Tensor merge_weight(const LinearSpec& spec, const Shape& shape, const LaneRo
       terms.push_back({rows.dy[first], rows.x[first], (*coefficients)[first], first});
       continue;
     }
-    // Lanes of one input: their dY are added up before the one product.
+    // Lanes of one input: their dY are added up before the one product, each times its coefficient;
+    // one that all have comes behind.
     const double scale = (*coefficients)[first];
+    const bool uniform = std::all_of(counted.begin(), counted.end(),
+                                     [&](size_t lane) { return (*coefficients)[lane] == scale; });
     at::Tensor total = detail::empty_in({spec.memory.workspace}, rows.dy[first].sizes(), options);
-    total.copy_(rows.dy[first]);
+    if (uniform) {
+      total.copy_(rows.dy[first]);
+    } else {
+      at::mul_out(total, rows.dy[first], at::scalar_tensor(scale, options));
+    }
     const at::Tensor target = with_rows(total, spec.bias.slices[first]);
     for (const size_t lane : counted) {
       if (lane == first) continue;
       std::vector<int64_t> extents = spec.bias.slices[lane];
       extents.insert(extents.begin(), total.size(0));
       merge::leading(target, extents)
-          .add_(with_rows(rows.dy[lane], spec.bias.slices[lane]), (*coefficients)[lane] / scale);
+          .add_(with_rows(rows.dy[lane], spec.bias.slices[lane]),
+                uniform ? 1.0 : (*coefficients)[lane]);
     }
-    terms.push_back({total, rows.x[first], scale, first});
+    terms.push_back({total, rows.x[first], uniform ? scale : 1.0, first});
   }
   at::Tensor result;
   if (spec.is_leading()) {
@@ -465,19 +474,30 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     detail::Masks masks;
     Forward result = forward_of(spec, inputs, weight, bias, &masks);
-    detail::keep(ctx, LinearState{spec, std::move(masks), std::move(result.rows)});
-    // The inputs for the second derivative, the rest for the first.
-    variable_list saved{weight, bias, result.weight};
+    // The inputs for the second derivative, the rest for the first; nothing twice.
+    variable_list saved{weight, bias, result.weight.is_same(weight) ? at::Tensor() : result.weight};
     saved.insert(saved.end(), inputs.begin(), inputs.end());
-    saved.insert(saved.end(), result.stacked.begin(), result.stacked.end());
+    for (const at::Tensor& stacked : result.stacked) {
+      const bool is_input = std::any_of(inputs.begin(), inputs.end(), [&](const at::Tensor& each) {
+        return stacked.is_alias_of(each);
+      });
+      saved.push_back(is_input ? at::Tensor() : stacked);
+    }
+    detail::move_to_saved(masks, saved);
     ctx->save_for_backward(std::move(saved));
+    detail::keep(ctx, LinearState{spec, std::move(masks), std::move(result.rows)});
     return result.outputs;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    const auto& state = detail::kept<LinearState>(ctx);
-    const LinearSpec& spec = state.spec;
+    const auto& kept = detail::kept<LinearState>(ctx);
+    const LinearSpec& spec = kept.spec;
     const variable_list saved = ctx->get_saved_variables();
+    const LinearState state{
+        spec,
+        detail::from_saved(kept.masks, saved,
+                           kSavedInputs + gradients.size() + spec.batches.size()),
+        kept.rows};
     const at::Tensor &weight = saved[0], &bias = saved[1];
     const variable_list inputs(saved.begin() + kSavedInputs,
                                saved.begin() + kSavedInputs + gradients.size());
@@ -521,6 +541,30 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
  private:
   static constexpr size_t kSavedInputs = 3;
 
+  /// The inputs of each batch, on top of each other, as the forward had them.
+  static variable_list stacked_inputs(const LinearState& state, const variable_list& saved,
+                                      size_t lanes) {
+    const LinearSpec& spec = state.spec;
+    variable_list result;
+    for (const size_t b : c10::irange(spec.batches.size())) {
+      const at::Tensor& stacked = saved[kSavedInputs + lanes + b];
+      if (stacked.defined()) {
+        result.push_back(stacked);
+        continue;
+      }
+      Batch batch = spec.batches[b];
+      std::sort(batch.begin(), batch.end(), [&](size_t one, size_t other) {
+        return state.rows[one].first < state.rows[other].first;
+      });
+      variable_list rows;
+      for (const size_t source : batch) {
+        rows.push_back(detail::as_rows(saved[kSavedInputs + spec.sources[source].lanes[0]]));
+      }
+      result.push_back(stack_rows(rows));
+    }
+    return result;
+  }
+
   /// The gradients of the product.
   static variable_list before_masks(const LinearState& state, const variable_list& gradients) {
     if (state.spec.gelu) return before_gelu(state, gradients);
@@ -554,15 +598,17 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   static variable_list first_order(AutogradContext* ctx, const LinearState& state,
                                    const variable_list& saved, const variable_list& gradients) {
     const LinearSpec& spec = state.spec;
-    const at::Tensor &weight = saved[0], &bias = saved[1], &weight_used = saved[2];
+    const at::Tensor &weight = saved[0], &bias = saved[1];
+    const at::Tensor& weight_used = saved[2].defined() ? saved[2] : weight;
     const size_t lanes = gradients.size();
+    const variable_list stacked_of = stacked_inputs(state, saved, lanes);
     const variable_list dz = before_masks(state, gradients);
     LaneRows rows{variable_list(lanes), variable_list(lanes)};
     at::TensorOptions options;
     bool any = false;
     for (const size_t lane : c10::irange(lanes)) {
       const Rows& own = state.rows[spec.source_of[lane]];
-      const at::Tensor& stacked = saved[kSavedInputs + lanes + own.batch];
+      const at::Tensor& stacked = stacked_of[own.batch];
       const bool is_all = own.count == stacked.size(0);
       // Only a batch of several sources is stacked, and then in one piece.
       rows.x[lane] = is_all
@@ -651,20 +697,26 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 
 namespace {
 
-std::vector<at::Tensor> run(at::TensorList inputs, const at::Tensor& weight, const at::Tensor& bias,
-                            LinearSpec spec) {
-  variable_list sources = inputs.vec();
+std::vector<at::Tensor> run(const detail::Operands& operands, LinearSpec spec) {
+  const auto& [inputs, weight, bias] = operands;
+  variable_list sources = inputs;
   sources.push_back(weight);
   sources.push_back(bias);
   detail::check_transforms(sources);
   const auto device = weight.device().type();
-  spec.autocast = detail::autocast_dtype(device);
+  spec.autocast = detail::autocast_dtype(weight);
   const detail::WithoutAutocast guard(device);
   if (!detail::is_recorded(sources)) {
     return forward_of(spec, inputs, weight, bias, /*masks=*/nullptr).outputs;
   }
   const auto given_bias = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
-  return LinearFunction::apply(weight, inputs, given_bias, spec);
+  return LinearFunction::apply(weight, at::TensorList(inputs), given_bias, spec);
+}
+
+detail::Operands operands_of(at::TensorList inputs, const at::Tensor& weight,
+                             const at::Tensor& bias, const SharedLanes& lanes) {
+  return detail::checked_operands(inputs, weight, bias, lanes, /*dims=*/2, /*channel_dim=*/-1,
+                                  "nsn::linear");
 }
 
 }  // namespace
@@ -672,17 +724,20 @@ std::vector<at::Tensor> run(at::TensorList inputs, const at::Tensor& weight, con
 std::vector<at::Tensor> linear(at::TensorList inputs, const at::Tensor& weight,
                                const at::Tensor& bias, const SharedLanes& lanes,
                                const ReluDropout& after, const Memory& memory) {
-  return run(inputs, weight, bias, make_spec(weight, lanes, after, memory));
+  const auto operands = operands_of(inputs, weight, bias, lanes);
+  return run(operands,
+             make_spec(weight, lanes, detail::checked_options(after, inputs.size()), memory));
 }
 
 std::vector<at::Tensor> linear_gelu(at::TensorList inputs, const at::Tensor& weight,
                                     const at::Tensor& bias, const SharedLanes& lanes,
                                     const Memory& memory) {
   const bool kernel = detail::takes_kernels(weight) && weight.scalar_type() == at::kFloat &&
-                      !detail::autocast_dtype(weight.device().type());
+                      !detail::autocast_dtype(weight);
+  const auto operands = operands_of(inputs, weight, bias, lanes);
   LinearSpec spec = make_spec(weight, lanes, {}, memory);
   spec.gelu = kernel;
-  auto outputs = run(inputs, weight, bias, std::move(spec));
+  auto outputs = run(operands, std::move(spec));
   if (!kernel) {
     for (at::Tensor& output : outputs) output = at::gelu(output);
   }

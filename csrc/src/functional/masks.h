@@ -24,8 +24,18 @@ struct Masks {
   std::shared_ptr<Workspace> workspace;
 };
 
+/// `options` with what is left out filled in, for so many lanes: no dropout, and each lane by
+/// itself. Throws c10::ValueError where there are other numbers of them than lanes.
+functional::ReluDropout checked_options(functional::ReluDropout options, size_t lanes);
+
 /// Whether nsn's kernels take a tensor: on the CPU, unless plain operations are forced.
 bool takes_kernels(const at::Tensor& tensor);
+
+/// For saved tensors: the masks' tensors behind those in `saved`, and `masks` without them; and
+/// back, from place `first` on. `save_for_backward` frees them when the backward is done, and shows
+/// them to hooks.
+void move_to_saved(Masks& masks, variable_list& saved);
+Masks from_saved(const Masks& masks, const variable_list& saved, size_t first);
 
 /// relu_dropout(x_l + bias) for each lane; not recorded. `masks`, where given, gets what backward
 /// needs. With `in_place` the results of the kernels overwrite the inputs, which must then be

@@ -51,7 +51,7 @@ double row_loss(const float* logits, float* gradient, int64_t classes, int64_t t
   }
   for (int64_t c = whole; c < classes; ++c) gradient[c] *= factor;
   gradient[target] -= static_cast<float>(scale);
-  return std::log(sum) + static_cast<double>(largest) - static_cast<double>(logits[target]);
+  return std::log(sum) + (static_cast<double>(largest) - static_cast<double>(logits[target]));
 }
 
 }  // namespace nsn::kernels::HWY_NAMESPACE

@@ -47,8 +47,8 @@ class NSN_API Composite : public Block {
 ///
 ///     SequenceOptions().block("conv", Conv2dOptions(1, 32, 3)).block("norm", BatchNormOptions(32))
 struct NSN_API SequenceOptions {
-  SequenceOptions& block(std::string name, BlockPtr block) {
-    blocks_.push_back({std::move(name), std::move(block)});
+  SequenceOptions& block(std::string name, BlockPtr block, bool takes_dropout = true) {
+    blocks_.push_back({std::move(name), std::move(block), takes_dropout});
     return *this;
   }
   const std::vector<InnerBlock>& blocks() const noexcept { return blocks_; }

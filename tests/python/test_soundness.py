@@ -1,0 +1,180 @@
+"""Tables over what users hand in: numbers of other libraries, statistics, saved tensors, autocast."""
+
+import dataclasses
+import gc
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nsn
+
+
+def normed(**options: object) -> nsn.Network:
+    return nsn.Network(
+        input=(4,),
+        blocks={"norm": nsn.BatchNorm(4, **options), "out": nsn.Dense(4, 3)},
+        subnetworks={"other": ["norm", "out"]},
+    )
+
+
+def test_an_untrained_network_evaluates_as_torchs_do() -> None:
+    net = normed(per_subnetwork=["statistics"]).eval()
+    x = torch.randn(5, 4)
+    expected = net.out.weight @ (x / (1 + 1e-5) ** 0.5).T + net.out.bias[:, None]
+    torch.testing.assert_close(net(x, "other"), expected.T)
+    torch.testing.assert_close(net.pack().view("other")(x), expected.T)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, 1), lambda x: [x, torch.ones(2)]])
+def test_recalibrate_takes_what_loaders_give(wrap: object) -> None:
+    net, x = normed(), torch.randn(6, 4)
+    net.recalibrate([wrap(x)])
+    torch.testing.assert_close(net.norm.running_mean, x.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"), [(torch.randn(6, 5), ValueError), ({"x": 1}, TypeError), ((), TypeError)]
+)
+def test_recalibrate_leaves_the_old_statistics_where_a_batch_does_not_fit(
+    bad: object, error: type[Exception]
+) -> None:
+    net = normed()
+    net.recalibrate([torch.randn(6, 4)])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(error):
+        net.recalibrate([torch.randn(6, 4), bad])
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_recalibrate_touches_no_other_integers() -> None:
+    net = normed()
+    net(torch.randn(6, 4))
+    net.recalibrate([torch.randn(6, 4)] * 3, "base")
+    assert net.norm.num_batches_tracked.item() == 3
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    description = nsn.Description(
+        input=(np.int64(4),),
+        blocks={"a": nsn.Dense(np.int32(4), np.int64(6), dropout=np.float32(0.5))},
+        subnetworks={"half": nsn.Subnetwork(["a"], width={"a": np.float64(0.5)})},
+    )
+    assert description.output_shape("half") == (3,)
+
+
+def test_a_blocks_own_dropout_survives_everywhere() -> None:
+    inner = {"a": nsn.Dense(4, 4, dropout=0.5), "b": nsn.Dense(4, 4, dropout=0.5)}
+    for kind in (nsn.Sequence, nsn.Residual):
+        plain, kept = kind(inner), kind(inner, keeps_dropout=["a"])
+        assert dataclasses.replace(plain, keeps_dropout=["a"]) == kept
+        subnetworks = {"calm": nsn.Subnetwork(["stage"], dropout={"stage": 0.0})}
+        one, other = (
+            nsn.Description(input=(4,), blocks={"stage": each}, subnetworks=subnetworks)
+            for each in (plain, kept)
+        )
+        assert one != other
+        assert nsn.Description.from_json(other.to_json()) == other
+        assert '"takes_dropout":false' in other.alone("calm").to_json()
+        x = torch.ones(64, 4)
+        net = nsn.Network(other)
+        assert not torch.equal(net(x, "calm"), net(x, "calm"))  # a still drops
+        net = nsn.Network(one)
+        assert torch.equal(net(x, "calm"), net(x, "calm"))
+    with pytest.raises(ValueError, match="keeps_dropout names 'c'"):
+        nsn.Description(input=(4,), blocks={"s": nsn.Sequence(inner, keeps_dropout=["c"])})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_float64_alone(dtype: torch.dtype) -> None:
+    net = nsn.Network(
+        input=(2, 6, 6),
+        blocks={
+            "conv": nsn.Conv2d(2, 3, 3, activation="relu"),
+            "flat": nsn.Flatten(),
+            "gelu": nsn.Dense(48, 8, activation="gelu"),
+            "out": nsn.Dense(8, 3),
+        },
+        dtype=torch.float64,
+    )
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    expected = net(x)
+    with torch.autocast("cpu", dtype=dtype):
+        y = net(x)
+    assert y.dtype == torch.float64
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        nsn.Dense(256, 256, activation="gelu"),
+        nsn.Dense(256, 256, activation="relu", dropout=0.5),
+        nsn.Dropout(0.5),
+        nsn.Activation("relu"),
+    ],
+    ids=["gelu", "relu", "dropout", "activation"],
+)
+def test_what_a_pass_saves_is_seen_by_hooks_and_freed_by_backward(block: object) -> None:
+    blocks = {"first": nsn.Dense(256, 256), **{f"b{i}": block for i in range(6)}}
+    net = nsn.Network(input=(256,), blocks=blocks)
+    x = torch.randn(512, 256)
+    saved: list[tuple[int, int]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append((tensor.data_ptr(), tensor.numel()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = net(x).square().mean()
+    assert len(saved) == len(set(saved)) or not isinstance(block, nsn.Dense)
+    packed = sum(numel for _, numel in saved)
+    assert packed >= 6 * 512 * 256 // 64
+    expected = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+    with torch.autograd.graph.save_on_cpu():
+        torch.manual_seed(0)
+        offloaded = net(x).square().mean()
+    torch.manual_seed(0)
+    plain = net(x).square().mean()
+    for one, other in zip(
+        torch.autograd.grad(offloaded, list(net.parameters())),
+        torch.autograd.grad(plain, list(net.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+    assert len(expected) == len(list(net.parameters()))
+    loss.backward()
+    gc.collect()
+    with pytest.raises(RuntimeError, match="second time|already been freed"):
+        loss.backward()
+
+
+def test_one_class_is_refused_by_the_default_loss() -> None:
+    net = nsn.Network(input=(4,), blocks={"out": nsn.Dense(4, 1)})
+    outputs = net(torch.randn(5, 4), nsn.ALL)
+    with pytest.raises(ValueError, match="one class.*loss="):
+        nsn.joint_loss(outputs, torch.rand(5, 1))
+    nsn.joint_loss(outputs, torch.rand(5, 1), nn.functional.mse_loss)
+
+
+def test_the_default_loss_takes_a_transformers_outputs() -> None:
+    net = nsn.Network(
+        input=(6,),
+        dtype=torch.int64,
+        blocks={
+            "embedding": nsn.Embedding(11, 8),
+            "block": nsn.Transformer(8, 2, 16, causal=True),
+            "out": nsn.Dense(8, 11),
+        },
+        subnetworks={"short": ["embedding", "out"]},
+    )
+    x = torch.randint(11, (3, 6))
+    targets = torch.randint(11, (3, 6))
+    targets[0, 2] = -100
+    outputs = net(x, nsn.ALL)
+    expected = sum(
+        nn.functional.cross_entropy(y.flatten(0, 1), targets.flatten()) for y in outputs.values()
+    )
+    torch.testing.assert_close(nsn.joint_loss(outputs, targets), expected)
