@@ -104,20 +104,17 @@ at::Tensor parameter_for(const Description& description, size_t place, const at:
   if (!parameter.requires_grad()) return parameter;
   const auto view = common_view(users.slices);
   ShareSpec spec{view->view, {}, block.rule};
-  bool is_whole = true, takes_part = false, any_does = false;
+  bool is_whole = true;
   for (const merge::Region& region :
        merge::regions(block.rule, users.lanes, view->slices, view->view)) {
     for (const size_t i : c10::irange(region.lanes.size())) {
-      any_does = any_does || region.coefficients[i] != 0.0;
       if (region.lanes[i] != *users.own) continue;
-      takes_part = takes_part || region.coefficients[i] != 0.0;
       is_whole = is_whole && region.coefficients[i] == 1.0;
       spec.shares.push_back({region.begin, region.end, region.coefficients[i]});
     }
   }
   if (is_whole) return parameter;
-  // Where no lane takes part, the gradient is zeros and not none: the first one brings them.
-  if (!takes_part && (any_does || *users.own != 0)) return parameter.detach();
+  // Also where its coefficient is 0: the merged gradient is then zeros and not none.
   return ScaleFunction::apply(parameter, spec);
 }
 

@@ -106,20 +106,15 @@ std::string quoted(const std::vector<std::string>& names) {
 
 namespace {
 
-/// Refuses a rule of a block's own that would merge nothing.
+/// Refuses a rule of a block's own for a parameter that belongs to another block.
 void check_own_rule(const Description::NamedBlock& block) {
-  const std::string prefix = "nsn::Description: block '" + block.name + "' (" +
-                             block.block->type() + ") has a merge rule of its own, but ";
-  bool merges = false;
   for (const ParameterSpec& spec : block.parameters) {
-    TORCH_CHECK_VALUE(spec.tied_to.empty() || !block.block->inner().empty(), prefix, "'",
-                      spec.tied_to, "', which it uses, belongs to another block, whose rule ",
-                      "merges its gradients. Give the rule to that block.");
-    merges = merges || (spec.tied_to.empty() && !spec.is_buffer && !spec.per_subnetwork);
+    TORCH_CHECK_VALUE(spec.tied_to.empty() || !block.block->inner().empty(),
+                      "nsn::Description: block '", block.name, "' (", block.block->type(),
+                      ") has a merge rule of its own, but '", spec.tied_to,
+                      "', which it uses, belongs to another block, whose rule merges its "
+                      "gradients. Give the rule to that block.");
   }
-  TORCH_CHECK_VALUE(merges, prefix,
-                    "no parameter that sub-networks share, so that there is nothing to merge. "
-                    "Leave the rule out.");
 }
 
 }  // namespace

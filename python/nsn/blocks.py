@@ -16,6 +16,9 @@ from typing import Any
 Extents = int | abc.Sequence[int]
 
 
+_EXTENTS = ("kernel_size", "stride", "padding", "dilation", "output_padding", "scale_factor")
+
+
 class BlockOptions:
     """What all blocks have in common."""
 
@@ -33,6 +36,16 @@ class BlockOptions:
                 value = _names(value, type(self).__name__)
             elif isinstance(value, tuple):
                 value = list(value)
+            elif field.name in ("activation", "function") and not isinstance(value, str):
+                raise TypeError(
+                    f"nsn.{type(self).__name__}: {field.name} must be a name, but is a "
+                    f'{getattr(value, "__name__", type(value).__name__)}. Write "relu", "gelu", ...'
+                )
+            elif field.name in _EXTENTS and isinstance(value, str):
+                raise TypeError(
+                    f"nsn.{type(self).__name__}: {field.name} must be a number, or one for each "
+                    f"dimension, but is '{value}'. Write it as a number."
+                )
             if value is not None:
                 document[field.name] = value
         return document

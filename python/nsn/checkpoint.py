@@ -34,9 +34,17 @@ def save(
         OSError: where the system refuses.
         ValueError: where a metadata key is the library's own, a parameter does not fit, or the
             network was loaded in part.
+        TypeError: where metadata is no text, or a parameter has no plain memory.
     """
     network._check_loaded(network.subnetworks)
-    parameters = [tensor.detach() for tensor in network._parameters_now()]
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(
+                f"nsn.save: metadata must map strings to strings, but {key!r} has a "
+                f"{type(value).__name__}, {value!r}. Write it as text, for example with str() or "
+                f"json.dumps()."
+            )
+    parameters = [tensor.detach() for tensor in network._plain_parameters("save")]
     _C.write_checkpoint(network.description, parameters, os.fspath(path), dict(metadata or {}))
 
 

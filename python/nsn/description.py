@@ -65,6 +65,7 @@ class Description(_C.Description):
         merge: the merge rule; default ``nsn.merge.sum()``.
         block_merge: block's name to the rule in that block, in place of ``merge``.
         dtype: of the input; parameters have it too where it is a floating one, else float32.
+            Default: torch's default dtype.
 
     Raises:
         ValueError: where parts do not fit together; names the part, what was found and the remedy.
@@ -79,13 +80,16 @@ class Description(_C.Description):
         subnetworks: Mapping[str, Subnetwork | Sequence[str]] | None = None,
         merge: Rule | None = None,
         block_merge: Mapping[str, Rule] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         functions: dict[str, Callable[..., torch.Tensor]] = {}
         own_rules = dict(block_merge or {})
         document: dict[str, Any] = {
             "nsn": 1,
-            "input": {"shape": _extents(input), "dtype": _dtype_name(dtype)},
+            "input": {
+                "shape": _extents(input),
+                "dtype": _dtype_name(dtype or torch.get_default_dtype()),
+            },
             "blocks": [],
             "subnetworks": [],
         }
@@ -160,6 +164,11 @@ def _items(subnetworks: Any) -> list[tuple[str, Any]]:
 
 
 def _extents(shape: Sequence[int]) -> list[int]:
+    if isinstance(shape, (Mapping, str)):
+        raise TypeError(
+            f"nsn.Description: input must be the shape of one sample, a tuple, but is a "
+            f"{type(shape).__name__}. A network has one input."
+        )
     if isinstance(shape, int):
         raise TypeError(
             f"nsn.Description: input must be the shape of one sample, a tuple, but is an int. "

@@ -65,4 +65,21 @@ def joint_loss(
             f"nsn.joint_loss: expected a dict of outputs, but got a {type(outputs).__name__}. Pass "
             f"what net(x, nsn.ALL) returned."
         )
+    if not isinstance(targets, Tensor):
+        raise TypeError(
+            f"nsn.joint_loss: expected targets as a torch.Tensor, but got a "
+            f"{type(targets).__name__}. Convert them with torch.as_tensor, or pass the one that is "
+            f"meant."
+        )
+    for name, output in outputs.items():
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"nsn.joint_loss: output '{name}' must be a torch.Tensor, but is a "
+                f"{type(output).__name__}. Pass what net(x, nsn.ALL) returned."
+            )
+    if weights is not None and not isinstance(weights, Mapping):
+        raise TypeError(
+            f"nsn.joint_loss: weights must be a dict of names, but is a {type(weights).__name__}. "
+            f'Write {{"base": 1.0, ...}}.'
+        )
     return _C.joint_loss(list(outputs.items()), targets, loss, dict(weights or {}))

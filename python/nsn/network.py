@@ -1,11 +1,16 @@
 """The network as a ``torch.nn.Module``."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from nsn import _C
 from nsn._C.merge import Rule
@@ -14,7 +19,22 @@ from nsn.description import Description, Subnetwork
 from nsn.extract import extract
 from nsn.pack import Pack
 from nsn.summary import Summary
-from nsn.view import View
+from nsn.view import View, refuse_tracing
+
+
+def _blocks_with_modes(description: Description) -> list[str]:
+    """The blocks that compute something else in training."""
+    document = json.loads(description.to_json())
+    own = {name for each in document["subnetworks"] for name in each.get("dropout", ())}
+
+    def differs(block: dict[str, Any]) -> bool:
+        return (
+            block["type"] in ("BatchNorm", "Dropout")
+            or block.get("dropout", 0.0) > 0.0
+            or any(map(differs, block.get("blocks", ())))
+        )
+
+    return [block["name"] for block in document["blocks"] if block["name"] in own or differs(block)]
 
 
 class All:
@@ -31,23 +51,87 @@ class All:
 ALL: Final = All()
 
 
+def _run_joint(
+    core: _C.Core, parameters: list[Tensor], x: Tensor, places: list[int], training: bool
+) -> list[Tensor]:
+    refuse_tracing()
+    return core.joint(parameters, x, places, training)
+
+
+def _run_lane(
+    core: _C.Core,
+    parameters: list[Tensor],
+    x: Tensor,
+    places: list[int],
+    lane: int,
+    training: bool,
+    seed: int,
+) -> Tensor:
+    refuse_tracing()
+    return core.lane(parameters, x, places, lane, training, seed)
+
+
 # torch.compile leaves the C++ operation as it is: a graph break around it.
 _joint: Callable[[_C.Core, list[Tensor], Tensor, list[int], bool], list[Tensor]]
 _joint = torch.compiler.disable(
-    _C.Core.joint, reason="nsn runs its joint pass as one C++ operation, which cannot be traced"
+    _run_joint, reason="nsn runs its joint pass as one C++ operation, which cannot be traced"
 )
 _lane: Callable[[_C.Core, list[Tensor], Tensor, list[int], int, bool, int], Tensor]
 _lane = torch.compiler.disable(
-    _C.Core.lane, reason="nsn runs each lane as one C++ operation, which cannot be traced"
+    _run_lane, reason="nsn runs each lane as one C++ operation, which cannot be traced"
 )
+
+#: Hooks of torch.nn.utils that make a parameter anew before each pass; a network calls them.
+_REPARAMETRIZING = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
 
 
 class Block(nn.Module):
-    """The parameters of one block, or of a part of one, under the block's names."""
+    """The parameters of one block, or of a part of one, under the block's names.
+
+    It computes nothing: the network does, from what it finds here. So what would change a block's
+    computation elsewhere (hooks, another module in its place) is refused.
+    """
 
     def __init__(self, summary: str = "parameters") -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # BatchNormBlock has another base behind this one
         self._summary = summary
+
+    def register_forward_pre_hook(self, hook: Any, **options: Any) -> Any:
+        """Refused, but for those of ``torch.nn.utils`` that make a parameter anew."""
+        if not isinstance(hook, _REPARAMETRIZING):
+            raise _no_hooks("register_forward_pre_hook")
+        return super().register_forward_pre_hook(hook, **options)
+
+    def register_forward_hook(self, *args: Any, **options: Any) -> Any:
+        """Refused: a block is not called by itself."""
+        raise _no_hooks("register_forward_hook")
+
+    def register_full_backward_hook(self, *args: Any, **options: Any) -> Any:
+        """Refused: a block is not called by itself."""
+        raise _no_hooks("register_full_backward_hook")
+
+    def register_full_backward_pre_hook(self, *args: Any, **options: Any) -> Any:
+        """Refused: a block is not called by itself."""
+        raise _no_hooks("register_full_backward_pre_hook")
+
+    def register_backward_hook(self, *args: Any, **options: Any) -> Any:
+        """Refused: a block is not called by itself."""
+        raise _no_hooks("register_backward_hook")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is None and self.__dict__.get("_parameters", {}).get(name) is not None:
+            raise ValueError(
+                f"nsn.Network: parameter '{name}' of a block cannot be removed, since the "
+                f"network's description has it. Describe the block without it, or fill it with "
+                f"zeros and freeze it."
+            )
+        _check_module(self, name, value)
+        super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As elsewhere, but not in the place of a part of the block."""
+        _check_module(self, name, module)
+        super().add_module(name, module)
 
     def forward(self, *args: Any) -> Tensor:
         raise TypeError(
@@ -78,6 +162,59 @@ class Block(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor))
 
 
+class BatchNormBlock(Block, _BatchNorm):
+    """A batch norm's parameters; known as one to torch, whose tools for them are refused."""
+
+    def __init__(self, summary: str) -> None:
+        Block.__init__(self, summary)
+
+    @property
+    def num_features(self) -> int:  # type: ignore[override]
+        """Refused: ``SyncBatchNorm.convert_sync_batchnorm`` asks for it."""
+        raise ValueError(
+            "nsn.Network: a batch norm is a block of the network's description, which "
+            "SyncBatchNorm cannot take the place of. Under DDP each process normalises by its own "
+            "batch; use larger batches, or GroupNorm or LayerNorm."
+        )
+
+    def reset_running_stats(self) -> None:
+        """Refused: what ``update_bn`` does is ``recalibrate`` here."""
+        raise ValueError(
+            "nsn.Network: running statistics belong to sub-networks and are not reset by "
+            "themselves, as torch.optim.swa_utils.update_bn would. Call "
+            "net.recalibrate(batches), which makes them anew."
+        )
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)
+
+    def extra_repr(self) -> str:
+        return ""
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        nn.Module._load_from_state_dict(self, *args, **options)
+
+
+def _no_hooks(name: str) -> ValueError:
+    return ValueError(
+        f"nsn.Network: {name} on a block would never run, since the network runs all "
+        f"sub-networks that pass a block together. Put the hook on the network, or on a "
+        f"parameter: net.block.weight.register_hook(...)."
+    )
+
+
+def _check_module(owner: nn.Module, name: str, module: object) -> None:
+    """Refuses a module in the place of a block, or of a part of one."""
+    there = owner.__dict__.get("_modules", {}).get(name)
+    if isinstance(there, Block) and module is not there:
+        raise ValueError(
+            f"nsn.Network: '{name}' is a block of the network's description, and a "
+            f"{type(module).__name__} in its place would not be run. Describe another network "
+            f"and load the weights that stay; or change parameters in place (LoRA and the like: "
+            f"torch.nn.utils.parametrize)."
+        )
+
+
 class Network(nn.Module):
     """A network together with the sub-networks that live inside it.
 
@@ -89,6 +226,7 @@ class Network(nn.Module):
 
     Args:
         description: a :class:`Description`; or else its arguments, by name.
+        device: where the parameters are; default: torch's default device.
 
     Raises:
         ValueError, TypeError: as :class:`Description`.
@@ -103,7 +241,8 @@ class Network(nn.Module):
         subnetworks: Mapping[str, Subnetwork | Sequence[str]] | None = None,
         merge: Rule | None = None,
         block_merge: Mapping[str, Rule] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         if description is None:
             if input is None or blocks is None:
@@ -125,12 +264,17 @@ class Network(nn.Module):
                 f"{type(description).__name__}. Give input=, blocks=, ... by name, or "
                 f"Description.from_json(text)."
             )
-        elif any(each is not None for each in (input, blocks, subnetworks, merge, block_merge)):
+        elif any(
+            each is not None for each in (input, blocks, subnetworks, merge, block_merge, dtype)
+        ):
             raise TypeError(
                 "nsn.Network: give either a Description or its arguments by name, not both."
             )
         core = _C.Core(description)
-        self._build(description, core, core.initial_parameters())
+        # Drawn on the CPU, so that a seed gives the same weights everywhere.
+        where = torch.get_default_device() if device is None else torch.device(device)
+        parameters = [tensor.to(where) for tensor in core.initial_parameters()]
+        self._build(description, core, parameters)
 
     def _build(self, description: Description, core: _C.Core, parameters: list[Tensor]) -> None:
         super().__init__()
@@ -142,13 +286,16 @@ class Network(nn.Module):
         # Each tensor's place: the modules on the way to it, and its name there.
         self._table = [tuple(name.split(".")) for name, _ in description.parameters]
         self._trainable = [not is_buffer for _, is_buffer in description.parameters]
+        self._with_modes = _blocks_with_modes(description)
         for name in description.blocks:
             if hasattr(self, name):
                 raise ValueError(
                     f"nsn.Network: block '{name}' has the name of an attribute of torch.nn.Module. "
                     f"Rename the block."
                 )
-            self.add_module(name, Block(description.summary_of(name)))
+            summary = description.summary_of(name)
+            kind = BatchNormBlock if summary.startswith("BatchNorm(") else Block
+            self.add_module(name, kind(summary))
         for path, trainable, tensor in zip(self._table, self._trainable, parameters, strict=True):
             block = self._modules[path[0]]
             assert isinstance(block, Block)
@@ -299,7 +446,42 @@ class Network(nn.Module):
         places = [self._place(name) for name in names]
         if self._missing:
             self._check_loaded(names)
+        for name in self._with_modes:
+            block = self._modules[name]
+            if block is not None and block.training != self.training:
+                mine, its = ("train", "eval") if self.training else ("eval", "train")
+                raise ValueError(
+                    f"nsn.Network: block '{name}' is in {its}() mode, but the network in {mine}(), "
+                    f"and a network runs in one mode. Call net.{mine}() or net.{its}(); to keep "
+                    f"running statistics while training, describe the batch norm with "
+                    f"track=False."
+                )
         return places
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _check_module(self, name, value)
+        super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As elsewhere, but not in the place of a block."""
+        _check_module(self, name, module)
+        super().add_module(name, module)
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """As elsewhere.
+
+        Raises:
+            ValueError: where the network was loaded in part.
+        """
+        self._check_loaded(self.subnetworks)
+        return super().state_dict(*args, **options)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """As elsewhere; with all parameters in it a network that was loaded in part is whole."""
+        result = super().load_state_dict(state_dict, *args, **options)
+        if self._missing and all(".".join(path) in state_dict for path in self._table):
+            self._missing = frozenset()
+        return result
 
     def _joint(self, x: Tensor, names: list[str]) -> list[Tensor]:
         places = self._places_of(x, names)
@@ -312,11 +494,34 @@ class Network(nn.Module):
     def _parameters_now(self) -> list[Tensor]:
         """The tensors that the blocks have at this moment, whoever put them there."""
         tensors = []
+        made: set[nn.Module] = set()
         for path in self._table:
             module: Any = self
             for name in path[:-1]:
                 module = module._modules[name]
+            if module._forward_pre_hooks and module not in made:
+                made.add(module)
+                for hook in module._forward_pre_hooks.values():
+                    hook(module, ())
             tensors.append(getattr(module, path[-1]))
+        return tensors
+
+    def _plain_parameters(self, what: str) -> list[Tensor]:
+        """The tensors, for ``what`` reads their memory itself.
+
+        Raises:
+            TypeError: where one has no memory of its own.
+        """
+        tensors = self._parameters_now()
+        for path, tensor in zip(self._table, tensors, strict=True):
+            wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+            if wraps or tensor.is_meta:
+                kind = "meta tensor" if tensor.is_meta else type(tensor).__name__
+                raise TypeError(
+                    f"nsn.{what}: parameter '{'.'.join(path)}' is a {kind}, which has no plain "
+                    f"memory to read. Make plain tensors of all first, for example with "
+                    f"full_tensor(), dequantize() or to_empty()."
+                )
         return tensors
 
     def _module_of(self, path: tuple[str, ...]) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nsn import _C
+from nsn.view import refuse_tracing
 
 if TYPE_CHECKING:
     from nsn.network import Network
@@ -43,6 +44,7 @@ class PackedView:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The sub-network's output: ``(B, *input)`` to ``(B, *output)``, without gradients."""
+        refuse_tracing()
         return self._view(x)
 
     def stale(self) -> bool:
@@ -70,7 +72,9 @@ class Pack:
     def __init__(self, network: Network, subnetworks: Sequence[str] = ()) -> None:
         self._network = weakref.ref(network)
         with torch.no_grad():
-            self._pack = _C.Pack(network._core, network._parameters_now(), list(subnetworks))
+            self._pack = _C.Pack(
+                network._core, network._plain_parameters("Pack"), list(subnetworks)
+            )
 
     def view(self, name: str) -> PackedView:
         """A handle on one sub-network.
@@ -89,7 +93,7 @@ class Pack:
         if network is None:
             return False
         with torch.no_grad():
-            return self._pack.stale(network._parameters_now())
+            return self._pack.stale(network._plain_parameters("Pack.stale"))
 
     def refresh(self) -> None:
         """Packs anew; all views made of this pack see it.
@@ -104,7 +108,7 @@ class Pack:
                 "pack anew. Keep the network, or use the pack as it is."
             )
         with torch.no_grad():
-            self._pack.refresh(network._parameters_now())
+            self._pack.refresh(network._plain_parameters("Pack.refresh"))
 
     @property
     def entries(self) -> list[PackEntry]:

@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from nsn.network import Network
 
 
+def refuse_tracing() -> None:
+    """Where torch records operations, nsn's own would become constants.
+
+    Raises:
+        RuntimeError: while tracing or exporting.
+    """
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+        raise RuntimeError(
+            "nsn: a network, view or pack runs as one C++ operation, which torch.jit.trace, "
+            "torch.onnx.export and torch.export cannot see: the graph would hold its result as a "
+            "constant. Trace net.extract(name), a plain torch module, or use nsn.export."
+        )
+
+
 class View:
     """A const handle on one sub-network, made by :meth:`Network.view`.
 
@@ -42,6 +56,7 @@ class View:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The sub-network's output: ``(B, *input)`` to ``(B, *output)``."""
+        refuse_tracing()
         return self._view(x)
 
     def stale(self) -> bool:

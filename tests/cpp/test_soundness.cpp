@@ -359,11 +359,6 @@ TEST(Descriptions, KeepWhatWasSetInside) {
     EXPECT_FALSE(each.blocks()[0].block->inner()[0].takes_dropout);
     EXPECT_TRUE(each.blocks()[0].block->inner()[1].takes_dropout);
   }
-  const auto with_rule = [](BlockPtr block) {
-    return NetworkOptions().input({4}).block("own", std::move(block), merge::mean());
-  };
-  expect_throws_with([&] { Description(with_rule(ActivationOptions(torch::kReLU))); },
-                     {"'own'", "nothing to merge"});
   expect_throws_with(
       [&] {
         Description(NetworkOptions()

@@ -563,7 +563,8 @@ class _Maker:
         if self.chance(0.9):
             self.document["merge"] = self.rule(list(everyone))
         for block in self.document["blocks"]:
-            if self.chance(0.2):
+            # The owner's rule merges what is tied.
+            if self.chance(0.2) and block["type"] != "TiedOutput":
                 ties = [
                     each["name"]
                     for each in self.document["blocks"]

@@ -178,3 +178,186 @@ def test_the_default_loss_takes_a_transformers_outputs() -> None:
         nn.functional.cross_entropy(y.flatten(0, 1), targets.flatten()) for y in outputs.values()
     )
     torch.testing.assert_close(nsn.joint_loss(outputs, targets), expected)
+
+
+def small(**options: object) -> nsn.Network:
+    return nsn.Network(
+        input=(4,),
+        blocks={
+            "hidden": nsn.Dense(4, 4, activation="relu"),
+            "norm": nsn.BatchNorm(4),
+            "drop": nsn.Dropout(0.5),
+            "out": nsn.Dense(4, 3),
+        },
+        subnetworks={"short": ["norm", "out"]},
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net, "out", nn.Linear(4, 3)),
+        lambda net: setattr(net, "out", nn.Identity()),
+        lambda net: setattr(net, "out", None),
+        lambda net: setattr(net.out, "bias", None),
+        lambda net: net.add_module("out", nn.Linear(4, 3)),
+        lambda net: net.out.register_forward_hook(print),
+        lambda net: net.out.register_forward_pre_hook(print),
+        lambda net: net.out.register_full_backward_hook(print),
+        lambda net: net.out.register_full_backward_pre_hook(print),
+        nn.SyncBatchNorm.convert_sync_batchnorm,
+        lambda net: torch.optim.swa_utils.update_bn([torch.randn(4, 4)], net),
+        lambda net: (net.norm.eval(), net(torch.randn(4, 4))),
+        lambda net: (net.eval(), net.drop.train(), net(torch.randn(4, 4))),
+    ],
+)
+def test_what_a_network_would_ignore_is_refused_at_once(change: object) -> None:
+    net = small()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^nsn\.Network: "):
+        change(net)
+    assert isinstance(net.out.weight, nn.Parameter)
+    assert net.out.bias is not None
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda m: nn.utils.prune.l1_unstructured(m, "weight", 0.5),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+    ],
+    ids=["prune", "weight_norm", "spectral_norm", "parametrization"],
+)
+def test_weights_that_are_made_anew_before_each_pass(apply: object) -> None:
+    torch.manual_seed(0)
+    net = nsn.Network(input=(4,), blocks={"out": nsn.Dense(4, 3)})
+    plain = nn.Linear(4, 3)
+    plain.load_state_dict(net.out.state_dict())
+    x = torch.randn(5, 4)
+    for module in (net.out, plain):
+        torch.manual_seed(1)
+        apply(module)
+    for module in (net, plain):
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(net(x), plain(x))
+    torch.testing.assert_close(net.eval().view("base")(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda net: net,
+        lambda net: net.view("short"),
+        lambda net: net.pack().view("short"),
+        lambda net: net.requires_grad_(False),
+    ],
+    ids=["network", "view", "pack", "frozen"],
+)
+def test_tracing_is_refused(of: object) -> None:
+    net = small().eval()
+    call = of(net)
+
+    class Outer(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return call(x) + x.sum()
+
+    with pytest.raises(RuntimeError, match=r"net\.extract"):
+        torch.jit.trace(Outer(), torch.randn(2, 4), check_trace=False)
+    with pytest.raises(RuntimeError, match=r"net\.extract"):
+        torch.export.export(Outer(), (torch.randn(2, 4),), strict=False)
+
+
+def test_a_network_loaded_in_part_gives_no_zeros_away(tmp_path: object) -> None:
+    net, path = small(), tmp_path / "net.safetensors"
+    net(torch.randn(6, 4), nsn.ALL)
+    nsn.save(net, path)
+    part = nsn.load(path, only="short")
+    with pytest.raises(ValueError, match="'base' was not loaded"):
+        part.state_dict()
+    part.load_state_dict(net.state_dict())
+    assert part.loaded == ["base", "short"]
+    x = torch.randn(3, 4)
+    assert torch.equal(part.eval()(x), net.eval()(x))
+
+
+def test_devices_and_dtypes_that_are_set_as_defaults() -> None:
+    with torch.device("meta"):
+        assert small().out.weight.is_meta
+    net = small(device="meta")
+    assert net.hidden.weight.is_meta
+    for call in (net.pack, lambda: nsn.save(net, "never.safetensors")):
+        with pytest.raises(TypeError, match=r"'hidden.weight' is a meta tensor"):
+            call()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert small().out.weight.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class Wrapper(torch.Tensor):
+    """A tensor without memory of its own."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "Wrapper":
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner: torch.Tensor) -> None:
+        self.inner = inner
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return Wrapper(args[0].inner)
+        raise NotImplementedError(func)
+
+
+def test_parameters_without_memory_are_named() -> None:
+    net = small()
+    pack = net.pack()
+    net.out.weight = nn.Parameter(Wrapper(torch.ones(3, 4)), requires_grad=False)
+    for call in (net.pack, pack.stale, pack.refresh, lambda: nsn.save(net, "never.safetensors")):
+        with pytest.raises(TypeError, match=r"'out.weight' is a Wrapper"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nsn.save(small(), "never", {"epoch": 3}), "'epoch' has a int, 3"),
+        (lambda: nsn.joint_loss({"a": torch.ones(2, 3)}, {"y": 1}), "got a dict"),
+        (lambda: nsn.joint_loss({"a": torch.ones(2, 3)}, np.zeros(2)), "got a ndarray"),
+        (
+            lambda: nsn.joint_loss({"a": torch.ones(2, 3)}, torch.zeros(2).long(), weights=[1, 1]),
+            "a dict of names, but is a list",
+        ),
+        (
+            lambda: nsn.Network(input=(4,), blocks={"a": nsn.Dense(4, 4, activation=nn.ReLU())}),
+            "must be a name, but is a ReLU",
+        ),
+        (
+            lambda: nsn.Network(input=(1, 4, 4), blocks={"a": nsn.Conv2d(1, 2, 3, padding="same")}),
+            "but is 'same'",
+        ),
+        (
+            lambda: nsn.Network(input={"image": (4,)}, blocks={"a": nsn.Dense(4, 4)}),
+            "but is a dict",
+        ),
+    ],
+)
+def test_messages_are_in_pythons_words(call: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message) as error:
+        call()
+    assert "incompatible function arguments" not in str(error.value)

@@ -391,8 +391,9 @@ at::Tensor merge_weight(const LinearSpec& spec, const Shape& shape, const LaneRo
     // Lanes of one input: their dY are added up before the one product, each times its coefficient;
     // one that all have comes behind.
     const double scale = (*coefficients)[first];
+    const std::vector<double>& of_lanes = *coefficients;  // not a binding, for the lambda
     const bool uniform = std::all_of(counted.begin(), counted.end(),
-                                     [&](size_t lane) { return (*coefficients)[lane] == scale; });
+                                     [&](size_t lane) { return of_lanes[lane] == scale; });
     at::Tensor total = detail::empty_in({spec.memory.workspace}, rows.dy[first].sizes(), options);
     if (uniform) {
       total.copy_(rows.dy[first]);
