@@ -222,7 +222,12 @@ class Network(nn.Module):
     ``state_dict``, ``to``, ``deepcopy``, pickle, optimizers, hooks, ``functional_call``, DDP and
     autocast act on them as they do elsewhere. Merge rules act within a process: under DDP each
     process merges its own lanes' gradients, and DDP averages what they merged, which for linear
-    rules is the gradient of the joined batch.
+    rules is the gradient of the joined batch. Running statistics of batch norms are each process's
+    own, as in torch: DDP copies those of the first process to the others before each pass.
+
+    What it would ignore is refused when it is asked for: hooks on blocks and modules in their place
+    (``torch.nn.utils.prune``, ``weight_norm``, ``spectral_norm`` and ``parametrize`` work), modes
+    of single blocks, tracing, ``state_dict`` of a network that was loaded in part.
 
     Args:
         description: a :class:`Description`; or else its arguments, by name.

@@ -575,16 +575,23 @@ def test_private_statistics_are_the_lanes_own() -> None:
     "options",
     [{}, {"per_subnetwork": ["statistics"]}, {"per_subnetwork": ["statistics"], "track": False}],
 )
-def test_evaluation_without_statistics_is_refused(options: dict[str, Any]) -> None:
+def test_evaluation_without_statistics_is_as_in_torch_until_others_have_some(
+    options: dict[str, Any],
+) -> None:
     net = normed(**options)
     x = torch.randn(5, 4, dtype=torch.float64)
     if not options.get("track", True):
         net(x, nsn.ALL)  # leaves none
     net.eval()
+    assert torch.equal(net(x, "slim"), net.view("slim")(x))
+    net.recalibrate([x], "base")
+    if "per_subnetwork" not in options:
+        assert torch.equal(net(x, "slim"), net.view("slim")(x))
+        return
     for call in (lambda: net(x, "slim"), lambda: net.view("slim")(x)):
         with pytest.raises(ValueError, match="slim") as caught:
             call()
-        assert "'norm'" in str(caught.value) and "recalibrate" in str(caught.value)
+        assert "'norm." in str(caught.value) and "recalibrate" in str(caught.value)
 
 
 # ---- the blocks in Python and in JSON -----------------------------------------------------------

@@ -109,11 +109,15 @@ inline void read(Fields& fields, const std::string& name, const Supplied& suppli
                  std::vector<InnerBlock>& value) {
   value.clear();
   for (const Json& inner : fields.as_array(fields.get(name), name)) {
-    // A field of its place, which the block itself does not know.
-    Json block = inner;
     Fields own(inner, "a block in " + fields.where());
     const std::string own_name = own.string("name");
-    const bool takes_dropout = own.has("takes_dropout") ? own.boolean("takes_dropout") : true;
+    if (!own.has("takes_dropout")) {
+      value.push_back({own_name, read_block(inner, supplied)});
+      continue;
+    }
+    // A field of its place, which the block itself does not know.
+    const bool takes_dropout = own.boolean("takes_dropout");
+    Json block = inner;
     block.erase("takes_dropout");
     value.push_back({own_name, read_block(block, supplied), takes_dropout});
   }
