@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "blocks/reading.h"
 #include "lanes.h"
 #include "mix.h"
 #include "nsn/functional.h"
@@ -108,10 +109,15 @@ std::vector<at::Tensor> Block::joint(at::TensorList inputs, const BlockPass& pas
     for (const size_t lane : c10::irange(inputs.size())) own[lane].push_back(shared[lane]);
   }
   std::vector<at::Tensor> outputs;
+  const bool builtin = detail::is_builtin(type());
+  const auto who = [&] { return "nsn::Block: block '" + pass.path() + "' (" + type() + ")"; };
   for (const size_t lane : c10::irange(inputs.size())) {
-    outputs.push_back(detail::compute_outside(
-        inputs[lane], "nsn::Block: block '" + pass.path() + "' (" + type() + ")",
-        [&](const at::Tensor& x) { return forward(x, own[lane], pass.lanes[lane], pass); }));
+    const auto compute = [&](const at::Tensor& x) {
+      return forward(x, own[lane], pass.lanes[lane], pass);
+    };
+    // nsn's own blocks do not work in place, and need no copy.
+    outputs.push_back(builtin ? compute(inputs[lane])
+                              : detail::compute_outside(inputs[lane], who, compute));
   }
   return outputs;
 }

@@ -65,8 +65,8 @@ void check_name(const std::string& name, const char* what) {
                     "it.");
 }
 
-/// A block of one's own may give any text for its options.
-void check_options(const std::string& name, const Block& block) {
+/// The names inside, and the options of a block of one's own, which may be any text.
+void check_block(const std::string& name, const Block& block) {
   if (!detail::is_builtin(block.type())) {
     const auto options = detail::Json::parse(block.options_json(), /*cb=*/nullptr,
                                              /*allow_exceptions=*/false);
@@ -75,14 +75,8 @@ void check_options(const std::string& name, const Block& block) {
                       block.options_json().substr(0, 60), ". Return {} where it has no options.");
   }
   for (const InnerBlock& inner : block.inner()) {
-    check_options(name + "." + inner.name, *inner.block);
-  }
-}
-
-void check_inner_names(const Block& block) {
-  for (const InnerBlock& inner : block.inner()) {
     check_name(inner.name, "inner block");
-    check_inner_names(*inner.block);
+    check_block(name + "." + inner.name, *inner.block);
   }
 }
 
@@ -101,10 +95,6 @@ std::string quoted(const std::vector<std::string>& names) {
   }
   return names.size() > kMost ? result + ", ..." : result;
 }
-
-}  // namespace
-
-namespace {
 
 /// Refuses a rule of a block's own for a parameter that belongs to another block.
 void check_own_rule(const Description::NamedBlock& block) {
@@ -236,8 +226,7 @@ void Description::add_blocks(const NetworkOptions& options) {
                       given.name, "'. Rename one.");
     TORCH_CHECK_VALUE(given.block != nullptr, "nsn::Description: block '", given.name,
                       "' is null. Give its options, for example DenseOptions(784, 10).");
-    check_inner_names(*given.block);
-    check_options(given.name, *given.block);
+    check_block(given.name, *given.block);
     blocks_.push_back({given.name, given.block, given.block->parameters(),
                        given.rule.value_or(merge_), given.rule.has_value()});
     for (const ParameterSpec& parameter : blocks_.back().parameters) {

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 // How lanes lie in memory: one after the other in one buffer, so that what reads them next finds
@@ -29,14 +28,14 @@ bool is_spare(const at::Tensor& tensor);
 
 /// `compute(x)` of a block that is not nsn's, which might work in place: on memory that is not
 /// spare that would change what other lanes, the backward or the caller read. Throws
-/// c10::ValueError, beginning with `who`, where it did.
-template <typename Compute>
-at::Tensor compute_outside(const at::Tensor& x, const std::string& who, const Compute& compute) {
+/// c10::ValueError, beginning with what `who()` gives, where it did.
+template <typename Who, typename Compute>
+at::Tensor compute_outside(const at::Tensor& x, const Who& who, const Compute& compute) {
   if (is_spare(x)) return compute(x);
   if (x.is_inference()) return compute(x.clone());  // keeps no count of versions
   const auto version = x._version();
   at::Tensor y = compute(x);
-  TORCH_CHECK_VALUE(x._version() == version, who,
+  TORCH_CHECK_VALUE(x._version() == version, who(),
                     " works in place on its input, which other sub-networks, the backward or the "
                     "caller may still read. Let it compute a new tensor, or work on a copy, "
                     "x.clone().");

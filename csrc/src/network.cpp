@@ -79,14 +79,19 @@ class BlockParameters : public torch::nn::Module {
   BlockPtr block_;
 };
 
+/// The values in memory of their own, on `device` where one is given.
+at::Tensor copy_of(const at::Tensor& tensor, const std::optional<torch::Device>& device) {
+  return device ? tensor.detach().to(*device, /*non_blocking=*/false, /*copy=*/true)
+                : tensor.detach().clone();
+}
+
 /// Whether it is trained, and its gradient.
 void copy_autograd(const at::Tensor& from, const at::Tensor& to,
                    const std::optional<torch::Device>& device) {
   if (!at::isFloatingType(to.scalar_type())) return;
   to.set_requires_grad(from.requires_grad());
   if (!from.grad().defined()) return;
-  to.mutable_grad() =
-      device ? from.grad().to(*device, /*non_blocking=*/false, /*copy=*/true) : from.grad().clone();
+  to.mutable_grad() = copy_of(from.grad(), device);
 }
 
 /// Each module's own mode.
@@ -233,8 +238,7 @@ std::shared_ptr<torch::nn::Module> NetworkImpl::clone(
   std::vector<at::Tensor> copies;
   const auto& own = table_;
   for (const at::Tensor& parameter : own) {
-    copies.push_back(device ? parameter.detach().to(*device, /*non_blocking=*/false, /*copy=*/true)
-                            : parameter.detach().clone());
+    copies.push_back(copy_of(parameter, device));
   }
   auto copy = std::make_shared<NetworkImpl>(
       description().with_blocks([](const Block& block) { return block.copy(); }), std::move(copies),
@@ -252,8 +256,7 @@ void NetworkImpl::clone_(torch::nn::Module& other, const std::optional<torch::De
   const torch::NoGradGuard no_grad;
   for (const size_t i : c10::irange(table_.size())) {
     const at::Tensor& from = network->table_[i];
-    table_[i].set_data(device ? from.detach().to(*device, /*non_blocking=*/false, /*copy=*/true)
-                              : from.detach().clone());
+    table_[i].set_data(copy_of(from, device));
     copy_autograd(from, table_[i], device);
   }
   report_ = network->report_;

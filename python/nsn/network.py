@@ -185,9 +185,6 @@ class BatchNormBlock(Block, _BatchNorm):
             "net.recalibrate(batches), which makes them anew."
         )
 
-    def __repr__(self) -> str:
-        return nn.Module.__repr__(self)
-
     def extra_repr(self) -> str:
         return ""
 

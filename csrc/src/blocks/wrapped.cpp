@@ -102,7 +102,7 @@ Fit Wrapped::fit(const Signal& input, const BlockUse& use) const {
 
 at::Tensor Wrapped::call(torch::nn::Module& module, const at::Tensor& x) const {
   return detail::compute_outside(
-      x, "nsn::Wrapped: the module of type '" + options_.type_ + "'",
+      x, [&] { return "nsn::Wrapped: the module of type '" + options_.type_ + "'"; },
       [&](const at::Tensor& input) { return options_.call_(module, input); });
 }
 
