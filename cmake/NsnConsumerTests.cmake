@@ -3,16 +3,14 @@
 foreach(kind installed python_package)
   set(build "")
   if(kind STREQUAL installed)
-    set(build -DBUILD=${PROJECT_BINARY_DIR})
+    set(build --build ${PROJECT_BINARY_DIR})
   endif()
   add_test(NAME consumer.${kind}
-    COMMAND ${CMAKE_COMMAND}
-      -DSOURCE=${PROJECT_SOURCE_DIR}/tests/consumer
-      -DWORK=${PROJECT_BINARY_DIR}/consumer/${kind}
-      -DEXAMPLE=${PROJECT_SOURCE_DIR}/examples/cpp/train_mnist.cpp
-      -DDATA=${PROJECT_BINARY_DIR}/data/mnist
-      -DPYTHON=${Python_EXECUTABLE}
-      ${build}
-      -P ${PROJECT_SOURCE_DIR}/tests/consumer/run.cmake)
+    COMMAND ${Python_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/consumer/run.py
+      --work ${PROJECT_BINARY_DIR}/consumer/${kind}
+      --data ${PROJECT_BINARY_DIR}/data/mnist
+      --compiler ${CMAKE_CXX_COMPILER}
+      "--sanitize=${NSN_SANITIZE}"
+      ${build})
   set_tests_properties(consumer.${kind} PROPERTIES LABELS consumer TIMEOUT 600)
 endforeach()

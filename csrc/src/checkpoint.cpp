@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
 #include <sys/mman.h>
 
@@ -134,8 +135,8 @@ void check_whole(const safetensors::File& file, const Description& description,
   const std::string remedy =
       whole.empty() ? "No sub-network is whole in it; save the network again."
                     : "Whole in it are " + quoted(whole) +
-                          ": load one of them alone (load_only in C++, only= in Python), or save "
-                          "the network again.";
+                          ": load one of them alone (load_only, or `only`), or save the "
+                          "network again.";
   TORCH_CHECK_VALUE(false, "nsn::load: '", file.path(), "': the header describes ",
                     file.described_bytes(), " bytes of tensors, but the file has ",
                     file.data_bytes(), ": it is truncated. ", remedy);
@@ -257,6 +258,28 @@ class RunReader {
   std::vector<char> buffer_;
 };
 
+/// Refuses what no memory of this machine holds: a sparse file may say that it is of any length.
+void check_memory(const safetensors::File& file, uint64_t bytes) {
+  static const uint64_t most = detail::most_memory();
+  TORCH_CHECK_VALUE(bytes <= most, "nsn::load: '", file.path(), "' has ", bytes,
+                    " bytes of tensors to load, but this machine has ", most,
+                    " bytes of memory. Load a smaller sub-network, or use a machine with more.");
+}
+
+/// How many bytes the sub-networks of `wanted` use: as many, or more where they overlap.
+uint64_t bytes_used(const Description& description, const std::vector<const Entry*>& entries,
+                    const std::vector<bool>& wanted) {
+  uint64_t result = 0;
+  for (const size_t p : c10::irange(entries.size())) {
+    uint64_t used = 0;
+    for (const Shape& box : detail::largest(detail::uses_of(description, p), wanted)) {
+      used += static_cast<uint64_t>(c10::multiply_integers(box)) * element_size(*entries[p]);
+    }
+    result += std::min(used, entries[p]->end - entries[p]->begin);
+  }
+  return result;
+}
+
 /// Fills in what the sub-networks of `wanted` use and those of `present` do not.
 void read_missing(safetensors::File& file, const Description& description,
                   const std::vector<const Entry*>& entries, at::TensorList parameters,
@@ -269,6 +292,7 @@ void read_missing(safetensors::File& file, const Description& description,
                       ": the file is truncated. Load a smaller sub-network, or save the network "
                       "again.");
   }
+  check_memory(file, bytes_used(description, entries, wanted));
   for (const size_t p : c10::irange(entries.size())) {
     const auto uses = detail::uses_of(description, p);
     const uint64_t size = element_size(*entries[p]);
@@ -333,6 +357,7 @@ Checkpoint read_checkpoint(const std::string& path, const Supplied& supplied,
     result.report.missing = missing_beside(description, wanted);
   } else {
     check_whole(file, description, entries);
+    check_memory(file, file.described_bytes());
     for (const Entry* entry : entries) {
       const auto options = at::TensorOptions().dtype(entry->dtype);
       at::Tensor& tensor = result.parameters.emplace_back(at::empty(entry->shape, options));

@@ -114,7 +114,7 @@ void Core::check_input(at::TensorList parameters, const at::Tensor& x) const {
   const size_t expected = description_.parameters().size();
   TORCH_CHECK_VALUE(parameters.size() == expected, "nsn::Core: expected ", expected,
                     " parameters, but got ", parameters.size(),
-                    ". Give those of Description::parameters(), in order.");
+                    ". Give those of the description, in its order.");
   TORCH_CHECK_VALUE(x.defined(), "nsn::Network: the input is an undefined tensor. Pass a batch.");
   const Shape& shape = description_.input();
   const bool fits = x.dim() == static_cast<int64_t>(shape.size()) + 1 &&

@@ -14,6 +14,7 @@
 #include "blocks/reading.h"
 #include "blocks/support.h"
 #include "nsn/blocks/embedding.h"
+#include "widths.h"
 
 namespace nsn {
 
@@ -42,6 +43,9 @@ NetworkOptions& NetworkOptions::merge(merge::Rule rule) {
 namespace {
 
 constexpr const char* kBase = "base";
+/// At the end of each message about a width.
+constexpr const char* kWidths =
+    "A whole number is a count (1 keeps one), a number with a point a fraction (1.0 keeps all).";
 constexpr size_t kMostSubnetworks = 1024;
 /// Of all sub-networks together: each keeps a Fit of each block, which a few bytes of JSON ask for.
 constexpr size_t kMostFits = 100'000;
@@ -107,21 +111,65 @@ void check_own_rule(const Description::NamedBlock& block) {
   }
 }
 
+/// Refuses blocks that do not fit, and widths that name no dimension and change the output; moves
+/// the others into `use`.
+void settle_widths(const std::string& prefix, const std::vector<std::string>& names,
+                   std::vector<detail::KeptBlock>& kept, const Signal& input,
+                   at::ScalarType dtype) {
+  auto narrowed = kept;
+  for (detail::KeptBlock& block : narrowed) {
+    for (const auto& [dimension, count] : block.unnamed) block.use.width[dimension] = count;
+    block.unnamed.clear();
+  }
+  std::vector<Fit> fits, without;
+  try {
+    detail::fit_row(narrowed, input, fits);
+  } catch (const Misfit& problem) {
+    const size_t i = fits.size();
+    const std::string source = i == 0 ? "the network's input" : "block '" + names[i - 1] + "'";
+    TORCH_CHECK_VALUE(false, prefix, ": block '", names[i], "' (", kept[i].block->type(), ") ",
+                      problem.what(), " from ", source, i == 0 ? ", of dtype " : "",
+                      i == 0 ? c10::toString(dtype) : "", ". Change the options of '", names[i],
+                      "' or of ", source,
+                      ", or keep a block between them that makes the one shape of the other.");
+  }
+  try {
+    detail::fit_row(kept, input, without);
+  } catch (const Misfit&) {
+    // The blocks fit only as narrow as this, so that there is no other output.
+    kept = std::move(narrowed);
+    return;
+  }
+  const Shape output = kept_shape(fits.back().output.layout);
+  const Shape whole = kept_shape(without.back().output.layout);
+  if (output != whole) {
+    const auto widened = detail::narrow(kept, input);
+    const auto& [place, dimension] = widened.front();
+    const std::string& block = names[place];
+    TORCH_CHECK_VALUE(false, prefix, ": the width of block '", block,
+                      "' would change the sub-network's output from ", to_string(whole), " to ",
+                      to_string(output),
+                      ". Leave it out; or, where that is what you want, name the dimension: {'",
+                      block, "': {'", dimension, "': ...}}. ", kWidths);
+  }
+  kept = std::move(narrowed);
+}
+
 }  // namespace
 
 int64_t Width::of(const Dimension& dimension, const std::string& what) const {
   if (const auto* count = std::get_if<int64_t>(&value_)) {
     TORCH_CHECK_VALUE(*count >= 1 && *count <= dimension.full, what, " must be from 1 to ",
                       dimension.full, ", but got ", *count,
-                      ". Give a count in that range, or a fraction such as 0.5.");
+                      ". Give a count in that range, or a fraction such as 0.5. ", kWidths);
     TORCH_CHECK_VALUE(*count % dimension.step == 0, what, " must be a multiple of ", dimension.step,
-                      ", its groups, but got ", *count, ". Give a multiple, or a fraction.");
+                      ", its groups, but got ", *count, ". Give a multiple, or a fraction. ",
+                      kWidths);
     return *count;
   }
   const double fraction = std::get<double>(value_);
   TORCH_CHECK_VALUE(fraction > 0.0 && fraction <= 1.0, what,
-                    " must be a fraction above 0 and up to 1, but got ", fraction,
-                    ". Counts are written without a point.");
+                    " must be a fraction above 0 and up to 1, but got ", fraction, ". ", kWidths);
   const auto steps = static_cast<double>(dimension.full / dimension.step);
   return dimension.step *
          std::max<int64_t>(1, static_cast<int64_t>(std::floor(fraction * steps + 0.5)));
@@ -132,6 +180,19 @@ struct Description::Lookup {
   struct Dimensions {
     std::vector<std::string> names;
     std::unordered_map<std::string, Dimension> by_name;
+
+    /// The dimension of a name; the only one there is, of the block or of an inner block of that
+    /// name. None where there is no such, or several.
+    const Dimension* find(const std::string& name) const {
+      if (const auto found = by_name.find(name); found != by_name.end()) return &found->second;
+      const Dimension* result = nullptr;
+      for (const std::string& each : names) {
+        if (!name.empty() && !each.starts_with(name + ".")) continue;
+        if (result != nullptr) return nullptr;
+        result = &by_name.at(each);
+      }
+      return result;
+    }
   };
 
   explicit Lookup(const std::vector<NamedBlock>& blocks) {
@@ -156,7 +217,7 @@ Description::Description(const NetworkOptions& options)
     : input_(options.input_), dtype_(options.dtype_), merge_(options.merge_) {
   TORCH_CHECK_VALUE(!input_.empty(),
                     "nsn::Description: the network's input has no shape. Give the shape of one "
-                    "sample without the batch dimension: input({784}).");
+                    "sample without the batch dimension, such as 784.");
   checked_numel(input_, "the network's input");
   TORCH_CHECK_VALUE(at::isFloatingType(dtype_) || at::isIntegralType(dtype_, /*includeBool=*/false),
                     "nsn::Description: the network's input dtype must be a floating or an integral "
@@ -181,15 +242,16 @@ Description::Description(const NetworkOptions& options)
   if (base != options.subnetworks_.end()) {
     all.push_back(*base);
   } else {
-    std::vector<std::string> blocks;
-    for (const auto& block : blocks_) blocks.push_back(block.name);
-    all.emplace_back(kBase, SubnetworkOptions(std::move(blocks)));
+    all.emplace_back(kBase, SubnetworkOptions());
   }
   for (const auto& subnetwork : options.subnetworks_) {
     if (subnetwork.first != kBase) all.push_back(subnetwork);
   }
+  std::vector<std::string> every;
+  for (const auto& block : blocks_) every.push_back(block.name);
   size_t fits = 0;
-  for (const auto& [name, subnetwork] : all) {
+  for (auto& [name, subnetwork] : all) {
+    if (subnetwork.keeps_all_) subnetwork.blocks_ = every;
     for (const std::string& block : subnetwork.blocks()) {
       const auto place = lookup.places.find(block);
       if (place != lookup.places.end()) fits += lookup.counts[place->second];
@@ -217,8 +279,8 @@ Description::Description(const NetworkOptions& options)
 
 void Description::add_blocks(const NetworkOptions& options) {
   TORCH_CHECK_VALUE(!options.blocks_.empty(),
-                    "nsn::Description: the network has no blocks. Add at least one: "
-                    "block(\"output\", DenseOptions(784, 10)).");
+                    "nsn::Description: the network has no blocks. Add at least one, such as a "
+                    "Dense of 784 and 10 features.");
   std::unordered_set<std::string> names;
   for (const auto& given : options.blocks_) {
     check_name(given.name, "block");
@@ -267,7 +329,9 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
                       "', which it does not keep. It keeps ", quoted(options.blocks()), ".");
     return *kept;
   };
-  std::vector<BlockUse> uses(subnetwork.blocks.size());
+  std::vector<detail::KeptBlock> kept_blocks;
+  for (const size_t block : subnetwork.blocks)
+    kept_blocks.push_back({blocks_[block].block.get(), {}, {}});
   for (const auto& [block_name, probability] : options.dropout()) {
     const size_t kept = kept_place(block_name, "dropout");
     const Block& block = *blocks_[subnetwork.blocks[kept]].block;
@@ -276,54 +340,80 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
     TORCH_CHECK_VALUE(probability >= 0.0 && probability <= 1.0, prefix, ": the dropout of block '",
                       block_name, "' must be a probability from 0 to 1, but got ", probability,
                       ".");
-    TORCH_CHECK_VALUE(!uses[kept].dropout, prefix, " sets the dropout of block '", block_name,
-                      "' twice. Set it once.");
-    uses[kept].dropout = probability;
+    TORCH_CHECK_VALUE(!kept_blocks[kept].use.dropout, prefix, " sets the dropout of block '",
+                      block_name, "' twice. Set it once.");
+    kept_blocks[kept].use.dropout = probability;
   }
   std::unordered_set<std::string> set;
+  std::optional<Width> of_all;
   for (const auto& [block_name, dimension_name, width] : options.widths()) {
+    if (block_name == SubnetworkOptions::kAll) {
+      TORCH_CHECK_VALUE(!of_all && dimension_name.empty(), prefix,
+                        " sets the width of all blocks twice. Set it once.");
+      of_all = width;
+      continue;
+    }
     const size_t kept = kept_place(block_name, "width");
     const Block& block = *blocks_[subnetwork.blocks[kept]].block;
-    const auto& [known, dimensions] = lookup.dimensions[subnetwork.blocks[kept]];
-    TORCH_CHECK_VALUE(!known.empty(), prefix, " sets a width for block '", block_name, "', but a ",
-                      block.type(), " has none of its own. Remove it.");
-    TORCH_CHECK_VALUE(!dimension_name.empty() || known.size() == 1, prefix,
+    const auto& own = lookup.dimensions[subnetwork.blocks[kept]];
+    TORCH_CHECK_VALUE(!own.names.empty(), prefix, " sets a width for block '", block_name,
+                      "', but a ", block.type(), " has none of its own. Remove it.");
+    const Dimension* dimension = own.find(dimension_name);
+    TORCH_CHECK_VALUE(dimension != nullptr || !dimension_name.empty(), prefix,
                       " sets one width for block '", block_name,
-                      "', which has several dimensions: ", quoted(known), ". Name them.");
-    const auto found = dimensions.find(dimension_name.empty() ? known[0] : dimension_name);
-    TORCH_CHECK_VALUE(found != dimensions.end(), prefix, ": block '", block_name,
-                      "' has no dimension '", dimension_name, "'. Its dimensions are ",
-                      quoted(known), ".");
-    const Dimension& dimension = found->second;
+                      "', which has several dimensions: ", quoted(own.names), ". Name them. ",
+                      kWidths);
+    TORCH_CHECK_VALUE(dimension != nullptr, prefix, ": block '", block_name, "' has no dimension '",
+                      dimension_name,
+                      "', or several in it. Its dimensions "
+                      "are ",
+                      quoted(own.names), ". ", kWidths);
     const std::string what =
-        prefix + ": the width '" + dimension.name + "' of block '" + block_name + "'";
-    TORCH_CHECK_VALUE(set.insert(block_name + "." + dimension.name).second, what,
+        prefix + ": the width '" + dimension->name + "' of block '" + block_name + "'";
+    TORCH_CHECK_VALUE(set.insert(block_name + "." + dimension->name).second, what,
                       " is set twice. Set it once.");
-    const int64_t count = width.of(dimension, what);
-    TORCH_CHECK_VALUE(name != kBase || count == dimension.full, what,
+    const int64_t count = width.of(*dimension, what);
+    TORCH_CHECK_VALUE(name != kBase || count == dimension->full, what,
                       " is narrowed, but base is at full width. Make the block itself narrower, or "
-                      "rename the sub-network.");
-    if (count != dimension.full) uses[kept].width[dimension.name] = count;
+                      "rename the sub-network. ",
+                      kWidths);
+    if (count == dimension->full) continue;
+    if (dimension_name == dimension->name) {
+      kept_blocks[kept].use.width[dimension->name] = count;
+    } else {
+      kept_blocks[kept].unnamed.emplace_back(dimension->name, count);
+    }
   }
 
-  Signal signal{whole(input_), !at::isFloatingType(dtype_)};
-  for (const size_t i : c10::irange(subnetwork.blocks.size())) {
-    const NamedBlock& block = blocks_[subnetwork.blocks[i]];
-    try {
-      subnetwork.fits.push_back(detail::checked_fit(*block.block, signal, uses[i]));
-    } catch (const Misfit& problem) {
-      const std::string source =
-          i == 0 ? "the network's input" : "block '" + blocks_[subnetwork.blocks[i - 1]].name + "'";
-      const std::string dtype = i == 0 ? std::string(", of dtype ") + c10::toString(dtype_) : "";
-      TORCH_CHECK_VALUE(false, prefix, ": block '", block.name, "' (", block.block->type(), ") ",
-                        problem.what(), " from ", source, dtype, ". Change the options of '",
-                        block.name, "' or of ", source,
-                        ", or keep a block between them that makes the one shape of the other.");
+  const Signal input{whole(input_), !at::isFloatingType(dtype_)};
+  settle_widths(prefix, options.blocks(), kept_blocks, input, dtype_);
+  if (of_all) {
+    const auto* fraction = std::get_if<double>(&of_all->value());
+    TORCH_CHECK_VALUE(fraction != nullptr && *fraction > 0.0 && *fraction <= 1.0, prefix,
+                      ": the width of all blocks must be a fraction above 0 and up to 1, but got ",
+                      std::visit([](auto value) { return c10::str(value); }, of_all->value()),
+                      ". Give one such as 0.5, and counts to single blocks. ", kWidths);
+    TORCH_CHECK_VALUE(name != kBase || *fraction == 1.0, prefix,
+                      " is narrowed, but base is at full width. Rename the sub-network. ", kWidths);
+    for (const size_t i : c10::irange(kept_blocks.size())) {
+      const auto& own = lookup.dimensions[subnetwork.blocks[i]];
+      for (const std::string& each : own.names) {
+        const Dimension& dimension = own.by_name.at(each);
+        const int64_t count = of_all->of(dimension, prefix);
+        if (count == dimension.full ||
+            set.count(blocks_[subnetwork.blocks[i]].name + "." + each) > 0) {
+          continue;
+        }
+        kept_blocks[i].unnamed.emplace_back(each, count);
+      }
     }
-    signal = subnetwork.fits.back().output;
-    subnetwork.flops = detail::saturating_add(subnetwork.flops, subnetwork.fits.back().flops);
+    detail::narrow(kept_blocks, input);
   }
-  subnetwork.output = kept_shape(signal.layout);
+  detail::fit_row(kept_blocks, input, subnetwork.fits);
+  for (const Fit& fit : subnetwork.fits) {
+    subnetwork.flops = detail::saturating_add(subnetwork.flops, fit.flops);
+  }
+  subnetwork.output = kept_shape(subnetwork.fits.back().output.layout);
   subnetworks_.push_back(std::move(subnetwork));
 }
 

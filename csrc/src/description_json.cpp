@@ -94,18 +94,23 @@ void read_subnetwork(const Json& json, NetworkOptions& options) {
   const std::string name = Fields(json, "a sub-network").string("name");
   Fields fields(json, "sub-network '" + name + "'");
   fields.string("name");
-  std::vector<std::string> blocks;
-  for (const Json& block : fields.as_array(fields.get("blocks"), "blocks")) {
-    blocks.push_back(fields.as_string(block, "blocks"));
+  SubnetworkOptions subnetwork;
+  if (const Json* named = fields.find("blocks")) {
+    std::vector<std::string> blocks;
+    for (const Json& block : fields.as_array(*named, "blocks")) {
+      blocks.push_back(fields.as_string(block, "blocks"));
+    }
+    subnetwork = SubnetworkOptions(std::move(blocks));
   }
-  SubnetworkOptions subnetwork(std::move(blocks));
   if (const Json* dropout = fields.find("dropout")) {
     Fields(*dropout, fields.where() + ": 'dropout'");
     for (const auto& [block, probability] : dropout->items()) {
       subnetwork.dropout(block, fields.as_number(probability, block));
     }
   }
-  if (const Json* width = fields.find("width")) {
+  if (const Json* width = fields.find("width"); width != nullptr && width->is_number()) {
+    subnetwork.width(read_width(fields, *width, "width"));
+  } else if (width != nullptr) {
     Fields(*width, fields.where() + ": 'width'");
     for (const auto& [block, kept] : width->items()) {
       if (!kept.is_object()) {

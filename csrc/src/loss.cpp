@@ -75,8 +75,8 @@ at::Tensor with_classes_second(const std::string& name, const at::Tensor& output
 at::Tensor joint_loss(const Outputs& outputs, const at::Tensor& targets, const Loss& loss,
                       const std::map<std::string, double>& weights) {
   TORCH_CHECK_VALUE(!outputs.is_empty(),
-                    "nsn::joint_loss: there are no outputs. Pass what "
-                    "Network::joint returned.");
+                    "nsn::joint_loss: there are no outputs. Pass those of "
+                    "a joint pass.");
   for (const auto& [name, weight] : weights) {
     static_cast<void>(weight);
     std::string known;

@@ -65,7 +65,7 @@ at::Tensor Rule::call(const std::vector<LaneGradient>& gradients) const {
   TORCH_CHECK_VALUE(merged.sizes() == at::IntArrayRef(shape), "nsn::merge: rule '", name(),
                     "' returned a gradient of shape ", merged.sizes(),
                     ", but the parameter has shape ", at::IntArrayRef(shape),
-                    ". Return it in the parameter's full shape (LaneGradient::parameter_shape).");
+                    ". Return it in the parameter's full shape, parameter_shape.");
   return merged;
 }
 

@@ -107,7 +107,7 @@ void check_tensors(const Description& description, const std::vector<at::Tensor>
   const auto& expected = description.parameters();
   TORCH_CHECK_VALUE(tensors.size() == expected.size(), "nsn::Network: expected ", expected.size(),
                     " parameters, but got ", tensors.size(),
-                    ". Give those of Description::parameters(), in order.");
+                    ". Give those of the description, in its order.");
   for (const size_t p : c10::irange(expected.size())) {
     const bool fits =
         tensors[p].defined() && tensors[p].sizes() == at::IntArrayRef(expected[p].shape);

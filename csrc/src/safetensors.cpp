@@ -2,28 +2,16 @@
 
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <utility>
 
 #include "json.h"
-#include "nsn/error.h"
-
-namespace nsn {
-
-FileError::FileError(int code, std::string path, const std::string& message)
-    : c10::Error({__func__, __FILE__, __LINE__}, message), code_(code), path_(std::move(path)) {}
-
-}  // namespace nsn
 
 namespace nsn::safetensors {
 
@@ -34,6 +22,7 @@ using detail::Json;
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kMostHeaderBytes = 100'000'000;  // the format's own limit
 constexpr size_t kMostDimensions = 64;
+constexpr size_t kMostTensors = 250'000;
 
 struct DtypeName {
   const char* name;
@@ -49,43 +38,11 @@ constexpr std::array<DtypeName, 9> kDtypes = {{{"F64", at::kDouble},
                                                {"I8", at::kChar},
                                                {"U8", at::kByte}}};
 
-/// The rule, what the system said, and the remedy, for one failed call.
-[[noreturn]] void refuse(const std::string& path, const std::string& action) {
-  const int code = errno;
-  throw FileError(code, path,
-                  "nsn: cannot " + action + " '" + path + "': " + std::strerror(code) +
-                      ". Check the path and its permissions.");
-}
-
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() {
-    if (number_ >= 0) ::close(number_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int number() const { return number_; }
-
- private:
-  int number_;
-};
-
-void write_all(int descriptor, const void* data, uint64_t size, const std::string& path) {
-  const char* next = static_cast<const char*>(data);
-  while (size > 0) {
-    const ssize_t written = ::write(descriptor, next, size);
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      refuse(path, "write");
-    }
-    next += written;
-    size -= static_cast<uint64_t>(written);
-  }
-}
-
 std::string header_of(const NamedTensors& tensors,
                       const std::map<std::string, std::string>& metadata) {
+  TORCH_CHECK_VALUE(tensors.size() <= kMostTensors, "nsn: a checkpoint holds at most ",
+                    kMostTensors, " tensors, but there are ", tensors.size(),
+                    ". Make the network of larger blocks.");
   Json header;
   header["__metadata__"] = metadata;
   uint64_t begin = 0;
@@ -264,6 +221,8 @@ class HeaderReader : public detail::JsonVisitor {
   void add() {
     const auto& [dtype, shape, offsets, has_shape, has_offsets] = draft_;
     check(dtype != nullptr && has_shape && has_offsets, kFields);
+    TORCH_CHECK_VALUE(entries.size() < kMostTensors, "nsn: '", path_, "' has more than ",
+                      kMostTensors, " tensors. The file is damaged or foreign.");
     Entry entry{name_, dtype->dtype, {}, offsets[0], offsets[1]};
     uint64_t bytes = c10::elementSize(entry.dtype);
     // What strides grow to: as bytes, but with zeros for ones.
@@ -293,53 +252,33 @@ class HeaderReader : public detail::JsonVisitor {
 void write(const std::string& path, const NamedTensors& tensors,
            const std::map<std::string, std::string>& metadata) {
   const std::string header = header_of(tensors, metadata);
-  // Beside the target, since only a rename within one file system is atomic; a name of its own for
-  // each call, since several threads or processes may save to one path.
-  static std::atomic<uint64_t> calls{0};
-  const std::string temporary =
-      path + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(calls++);
-  const Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-  if (file.number() < 0) refuse(path, "write");
-  try {
-    std::array<unsigned char, kLengthBytes> length{};
-    for (const size_t i : c10::irange(kLengthBytes)) {
-      length[i] = static_cast<unsigned char>((header.size() >> (8 * i)) & 0xFFU);
-    }
-    write_all(file.number(), length.data(), kLengthBytes, path);
-    write_all(file.number(), header.data(), header.size(), path);
-    for (const auto& [name, tensor] : tensors) {
-      static_cast<void>(name);
-      const at::Tensor bytes = tensor.detach().cpu().contiguous();
-      write_all(file.number(), bytes.const_data_ptr(), bytes.nbytes(), path);
-    }
-    if (::fsync(file.number()) != 0) refuse(path, "write");
-    if (::rename(temporary.c_str(), path.c_str()) != 0) refuse(path, "write");
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
+  detail::NewFile file(path);
+  std::array<unsigned char, kLengthBytes> length{};
+  for (const size_t i : c10::irange(kLengthBytes)) {
+    length[i] = static_cast<unsigned char>((header.size() >> (8 * i)) & 0xFFU);
   }
+  file.write(length.data(), kLengthBytes);
+  file.write(header.data(), header.size());
+  for (const auto& [name, tensor] : tensors) {
+    static_cast<void>(name);
+    const at::Tensor bytes = tensor.detach().cpu().contiguous();
+    file.write(bytes.const_data_ptr(), bytes.nbytes());
+  }
+  file.commit();
 }
 
 File::File(std::string path)
-    : path_(std::move(path)), descriptor_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
-  if (descriptor_ < 0) refuse(path_, "open");
-  try {
-    read_header();
-  } catch (...) {
-    ::close(descriptor_);
-    throw;
-  }
+    : path_(std::move(path)), descriptor_(detail::open_for_reading(path_)) {
+  read_header();
 }
-
-File::~File() { ::close(descriptor_); }
 
 void File::read_at(uint64_t place, void* to, uint64_t size) {
   char* next = static_cast<char*>(to);
   while (size > 0) {
-    const ssize_t got = ::pread(descriptor_, next, size, static_cast<off_t>(place));
+    const ssize_t got = ::pread(descriptor_.number(), next, size, static_cast<off_t>(place));
     if (got < 0) {
       if (errno == EINTR) continue;
-      refuse(path_, "read");
+      detail::refuse_file(path_, "read");
     }
     TORCH_CHECK_VALUE(got > 0, "nsn: '", path_,
                       "' became shorter while it was read. Read it again "
@@ -361,11 +300,7 @@ void File::read(uint64_t begin, void* to, uint64_t size) {
 
 void File::read_header() {
   struct stat status{};
-  if (::fstat(descriptor_, &status) != 0) refuse(path_, "read");
-  if (S_ISDIR(status.st_mode)) {
-    errno = EISDIR;
-    refuse(path_, "read");
-  }
+  if (::fstat(descriptor_.number(), &status) != 0) detail::refuse_file(path_, "read");
   const auto size = static_cast<uint64_t>(status.st_size);
   TORCH_CHECK_VALUE(size >= kLengthBytes, "nsn: '", path_, "' has ", size,
                     " bytes, but a safetensors file has at least 8. It is truncated or foreign.");

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "files.h"
+
 // The safetensors format: eight bytes of header length (little endian), a JSON header that gives
 // each tensor's dtype, shape and byte range, then the tensors' bytes without holes.
 
@@ -15,7 +17,7 @@ namespace nsn::safetensors {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// Writes atomically: a temporary file beside `path`, flushed to the disk, then renamed.
+/// Writes atomically, as detail::NewFile.
 void write(const std::string& path, const NamedTensors& tensors,
            const std::map<std::string, std::string>& metadata);
 
@@ -32,9 +34,6 @@ struct Entry {
 class File {
  public:
   explicit File(std::string path);
-  ~File();
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
 
   const std::string& path() const { return path_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
@@ -58,7 +57,7 @@ class File {
   void read_at(uint64_t place, void* to, uint64_t size);
 
   std::string path_;
-  int descriptor_;
+  detail::Descriptor descriptor_;
   std::map<std::string, std::string> metadata_;
   std::vector<Entry> entries_;
   uint64_t data_begin_ = 0, data_bytes_ = 0, bytes_read_ = 0;

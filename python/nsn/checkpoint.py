@@ -14,12 +14,13 @@ from torch import Tensor
 
 from nsn import _C
 from nsn.description import Description
+from nsn.files import AnyPath
 from nsn.network import Network
 
 
 def save(
     network: Network,
-    path: str | os.PathLike[str],
+    path: AnyPath,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a network atomically: ``path`` is either complete or untouched.
@@ -45,11 +46,11 @@ def save(
                 f"json.dumps()."
             )
     parameters = [tensor.detach() for tensor in network._plain_parameters("save")]
-    _C.write_checkpoint(network.description, parameters, os.fspath(path), dict(metadata or {}))
+    _C.write_checkpoint(network.description, parameters, os.fsencode(path), dict(metadata or {}))
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     rules: Mapping[str, Callable[..., Tensor]] | None = None,
     *,
     only: str | None = None,
@@ -69,12 +70,12 @@ def load(
         OSError: where the system refuses (FileNotFoundError where there is no such file).
         ValueError: where the contents are wrong; says what.
     """
-    description, parameters, report = _C.read_checkpoint(os.fspath(path), dict(rules or {}), only)
+    description, parameters, report = _C.read_checkpoint(os.fsencode(path), dict(rules or {}), only)
     own = Description.from_json(description.to_json(), description.functions())
     return Network._from_parameters(own, parameters, report)
 
 
-def load_rest(network: Network, path: str | os.PathLike[str], only: str | None = None) -> None:
+def load_rest(network: Network, path: AnyPath, only: str | None = None) -> None:
     """Adds what :func:`load` with ``only`` left out.
 
     It is read into the parameters that there are, so optimizers and views see it and stay valid.
@@ -93,9 +94,9 @@ def load_rest(network: Network, path: str | os.PathLike[str], only: str | None =
     """
     parameters = [tensor.detach() for tensor in network._parameters_now()]
     report = _C.LoadReport(set(network._missing), network.bytes_read)
-    network._note(_C.read_rest(network.description, parameters, report, os.fspath(path), only))
+    network._note(_C.read_rest(network.description, parameters, report, os.fsencode(path), only))
 
 
-def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+def load_metadata(path: AnyPath) -> dict[str, str]:
     """The free text that was saved with a network; raises as :func:`load`."""
-    return _C.read_metadata(os.fspath(path))
+    return _C.read_metadata(os.fsencode(path))

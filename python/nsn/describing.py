@@ -5,11 +5,14 @@ from pathlib import Path
 from rich.console import Group
 from rich.table import Table
 
+from nsn import files
 from nsn.checkpoint import load
 from nsn.description import Description
 from nsn.paths import Kept, paths_of
 from nsn.training.errors import InputError
 from nsn.training.recipe import load_recipe, shipped
+
+_MOST_COLUMNS = 32
 
 
 def read_description(source: str) -> Description:
@@ -33,12 +36,13 @@ def read_description(source: str) -> Description:
     try:
         if kind == ".safetensors":
             return load(source).description
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        cause = getattr(error, "strerror", None) or str(error)
-        if kind == ".safetensors":  # it names the file
-            raise InputError(cause.removeprefix("nsn: ")) from None
-        raise InputError(f"cannot read '{source}': {cause}.") from None
+        text = files.read(source).decode()
+    except OSError as error:
+        raise InputError(files.reason(error)) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read '{source}': it is no UTF-8 text: {error}.") from None
+    except ValueError as error:
+        raise InputError(str(error).removeprefix("nsn: ")) from None
     try:
         return Description.from_json(text)
     except ValueError as error:
@@ -48,6 +52,12 @@ def read_description(source: str) -> Description:
 def tables(description: Description) -> Group:
     """The sub-networks for a person: in numbers, what they share, and each one's widths."""
     several = len(description.names) > 1
+    if len(description.names) > _MOST_COLUMNS:
+        return Group(
+            _overview(description),
+            f"What two share, and widths, are shown for up to {_MOST_COLUMNS} sub-networks; --json "
+            f"has them all.",
+        )
     return Group(
         _overview(description), *([_shares(description)] if several else []), _widths(description)
     )
@@ -99,6 +109,10 @@ def _widths(description: Description) -> Table:
         for block in subnetwork["blocks"]
     }
     result = Table(title="Widths")
+    result.caption = (
+        "Widths are counts. In a description a whole number is a count too (1 keeps one); a number "
+        "with a point is a fraction (1.0 keeps all)."
+    )
     result.add_column("block", overflow="fold")
     result.add_column("full", overflow="fold")
     for way in paths.ways:

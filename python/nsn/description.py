@@ -31,27 +31,54 @@ class Subnetwork:
     """The blocks that a sub-network keeps, and how wide.
 
     Attributes:
-        blocks: their names, in the order of the network.
+        blocks: their names, in the order of the network; None: all.
         dropout: block's name to this sub-network's dropout there, in place of the block's own.
-        width: block's name to how much it keeps of the block's dimension: a count, an int, or a
-            fraction, a float, at most 1.0. Where the block has several dimensions, name to such a
-            number: ``{"block1": {"heads": 2, "ffn": 0.5}}``.
+        width: how much of all blocks is kept, a fraction such as 0.5: what cannot be narrowed stays
+            whole, and so does what the shape of the output depends on. Or block's name to how much
+            it keeps of the block's dimension: a count, an int (1 keeps one), or a fraction, a float
+            (1.0 keeps all). Where the block has several dimensions, name to such a number:
+            ``{"block1": {"heads": 2, "ffn": 0.5}}``; of a block inside the block its only
+            dimension has its name too: ``{"stage": {"conv": 0.5}}``. A width that would change the
+            shape of the sub-network's output must name its dimension: ``{"last": {"out": 5}}``.
+            ``"*"`` is all blocks that have no number of their own: ``{"*": 0.5, "conv1": 1.0}``.
     """
 
-    blocks: Sequence[str]
+    blocks: Sequence[str] | None = None
     dropout: Mapping[str, float] = field(default_factory=dict)
-    width: Mapping[str, int | float | Mapping[str, int | float]] = field(default_factory=dict)
+    width: float | Mapping[str, int | float | Mapping[str, int | float]] = field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.blocks, str):
+            raise TypeError(
+                f"nsn.Subnetwork: blocks must be a list of names, but is a str. Write "
+                f"['{self.blocks}']."
+            )
+        for name in ("dropout", "width"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) and not (
+                name == "width" and isinstance(value, numbers.Real)
+            ):
+                raise TypeError(
+                    f"nsn.Subnetwork: {name} must be a dict of blocks"
+                    f"{' or one fraction for all' if name == 'width' else ''}, but is a "
+                    f"{type(value).__name__}."
+                )
 
     def _document(self, name: str) -> dict[str, Any]:
-        document: dict[str, Any] = {"name": name, "blocks": list(self.blocks)}
+        document: dict[str, Any] = {"name": name}
+        if self.blocks is not None:
+            document["blocks"] = list(self.blocks)
         if self.dropout:
             document["dropout"] = dict(self.dropout)
-        if self.width:
-            document["width"] = {
+        if isinstance(self.width, Mapping):
+            width = {
                 block: dict(kept) if isinstance(kept, Mapping) else kept
                 for block, kept in self.width.items()
             }
-        return document
+            return {**document, "width": width} if width else document
+        return {**document, "width": self.width}
 
 
 class Description(_C.Description):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Final, overload
+from typing import Any, Final, ParamSpec, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from nsn.extract import extract
 from nsn.pack import Pack
 from nsn.summary import Summary
 from nsn.view import View, refuse_tracing
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _blocks_with_modes(description: Description) -> list[str]:
@@ -51,14 +54,30 @@ class All:
 ALL: Final = All()
 
 
-def _run_joint(
+def _not_compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Has torch.compile leave a C++ operation as it is, with a graph break around it.
+
+    The marks are those of ``torch.compiler.disable``, which would import ``torch._dynamo`` at once:
+    as much again as all of torch.
+    """
+    marks = cast(Any, function)
+    marks._torchdynamo_disable = True
+    marks._torchdynamo_disable_msg = (
+        "nsn runs its joint pass as one C++ operation, which cannot be traced"
+    )
+    return function
+
+
+@_not_compiled
+def _joint(
     core: _C.Core, parameters: list[Tensor], x: Tensor, places: list[int], training: bool
 ) -> list[Tensor]:
     refuse_tracing()
     return core.joint(parameters, x, places, training)
 
 
-def _run_lane(
+@_not_compiled
+def _lane(
     core: _C.Core,
     parameters: list[Tensor],
     x: Tensor,
@@ -70,16 +89,6 @@ def _run_lane(
     refuse_tracing()
     return core.lane(parameters, x, places, lane, training, seed)
 
-
-# torch.compile leaves the C++ operation as it is: a graph break around it.
-_joint: Callable[[_C.Core, list[Tensor], Tensor, list[int], bool], list[Tensor]]
-_joint = torch.compiler.disable(
-    _run_joint, reason="nsn runs its joint pass as one C++ operation, which cannot be traced"
-)
-_lane: Callable[[_C.Core, list[Tensor], Tensor, list[int], int, bool, int], Tensor]
-_lane = torch.compiler.disable(
-    _run_lane, reason="nsn runs each lane as one C++ operation, which cannot be traced"
-)
 
 #: Hooks of torch.nn.utils that make a parameter anew before each pass; a network calls them.
 _REPARAMETRIZING = (prune.BasePruningMethod, SpectralNorm, WeightNorm)

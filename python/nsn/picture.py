@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from nsn import files
 from nsn.paths import Kept, Paths
-from nsn.training.report import write_atomically
 
 # Lengths are inches; _BOX is the height of a block at full width.
 _BOX, _GAP, _LINE, _HEAD, _FOOT, _MARGIN = 0.52, 0.16, 0.12, 0.75, 0.4, 0.15
@@ -85,7 +85,7 @@ def plot_paths(paths: Paths, path: Path, title: str) -> None:
         )
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=min(150, _MOST_PIXELS / max(width, height)))
-    write_atomically(path, image.getvalue())
+    files.write(path, image.getbuffer())
 
 
 def _draw(axes: Axes, kept: Kept, start: float, column: float, middle: float) -> None:

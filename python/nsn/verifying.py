@@ -182,6 +182,14 @@ def compare(way: str, name: str, expected: Tensor, found: Tensor) -> Row:
             f"shape {tuple(expected.shape)}",
         )
     precise = expected.double()
+    bad = int((~precise.isfinite()).sum())
+    if bad:
+        return _failed(
+            way,
+            name,
+            f"{bad} of the view's {precise.numel()} outputs are NaN or infinite, so that nothing "
+            f"can be compared: train the network again, for example at a lower learning rate",
+        )
     difference = (precise - found.double()).abs().max().item()
     scale = precise.abs().max().item()
     same = (expected.argmax(-1) == found.argmax(-1)).double().mean().item()

@@ -8,7 +8,6 @@
 #include <functional>
 #include <optional>
 #include <random>
-#include <source_location>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,9 +20,8 @@ namespace nsn::test {
 /// Expects that `call` throws an Error whose message has each of `parts`.
 template <typename Error = c10::ValueError, typename Call>
 void expect_throws_with(const Call& call, const std::vector<std::string>& parts,
-                        const std::source_location where = std::source_location::current()) {
-  const std::string place =
-      std::string(where.file_name()) + ':' + std::to_string(where.line()) + ": ";
+                        const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  const std::string place = std::string(file) + ':' + std::to_string(line) + ": ";
   try {
     call();
   } catch (const Error& error) {

@@ -342,13 +342,158 @@ TEST(Width, FractionsMeanTheNearestCount) {
         NetworkOptions()
             .input({4})
             .block("a", DenseOptions(4, 5))
-            .subnetwork("s", SubnetworkOptions({"a"}).width("a", fraction)));
+            .subnetwork("s", SubnetworkOptions({"a"}).width("a", "out", fraction)));
     return description.subnetwork("s").output[0];
   };
   EXPECT_EQ(kept(0.01), 1);
   EXPECT_EQ(kept(0.5), 3);  // 2.5, upwards
   EXPECT_EQ(kept(0.49), 2);
   EXPECT_EQ(kept(1.0), 5);
+}
+
+/// The output of a sub-network, and how much it keeps of a block's dimension.
+struct Kept {
+  Shape output;
+  std::map<std::string, std::map<std::string, int64_t>> widths;
+};
+Kept kept(const NetworkOptions& options, const std::string& name) {
+  const Description description(options);
+  const Description::Subnetwork& subnetwork = description.subnetwork(name);
+  Kept result{subnetwork.output, {}};
+  for (const size_t i : c10::irange(subnetwork.blocks.size())) {
+    result.widths[description.blocks()[subnetwork.blocks[i]].name] = subnetwork.fits[i].use.width;
+  }
+  EXPECT_EQ(Description::from_json(description.to_json()), description);
+  return result;
+}
+
+TEST(Width, OfAWholeSubnetworkNarrowsAllButItsOutput) {
+  const auto dense = [](int64_t in, int64_t out) { return DenseOptions(in, out); };
+  const auto mlp = NetworkOptions()
+                       .input({4})
+                       .block("a", dense(4, 8))
+                       .block("b", dense(8, 8))
+                       .block("output", dense(8, 3));
+  NetworkOptions own = mlp;
+  own.subnetwork("half", SubnetworkOptions().width(0.5))
+      .subnetwork("early", SubnetworkOptions({"a", "output"}).width(0.75))
+      .subnetwork("mixed", SubnetworkOptions().width(0.5).width("a", 1.0).width("b", "out", 2));
+  const Kept half = kept(own, "half");
+  EXPECT_EQ(half.output, (Shape{3}));
+  EXPECT_EQ(half.widths.at("a").at("out"), 4);
+  EXPECT_EQ(half.widths.at("b").at("out"), 4);
+  EXPECT_TRUE(half.widths.at("output").empty());
+  EXPECT_EQ(kept(own, "early").widths.at("a").at("out"), 6);
+  const Kept mixed = kept(own, "mixed");
+  EXPECT_TRUE(mixed.widths.at("a").empty());
+  EXPECT_EQ(mixed.widths.at("b").at("out"), 2);
+
+  // What comes behind the last block that can be narrowed does not hide whose output it is.
+  NetworkOptions followed = mlp;
+  followed.block("act", ActivationOptions(torch::kReLU))
+      .block("norm", LayerNormOptions(3))
+      .subnetwork("half", SubnetworkOptions().width(0.5));
+  EXPECT_EQ(kept(followed, "half").output, (Shape{3}));
+  EXPECT_EQ(kept(followed, "half").widths.at("b").at("out"), 4);
+
+  // A stream that the output's shape depends on stays whole; what is inside its blocks does not.
+  const auto stream =
+      NetworkOptions()
+          .input({4})
+          .block("into", dense(4, 8))
+          .block("middle", ResidualOptions().block("up", dense(8, 16)).block("down", dense(16, 8)))
+          .block("norm", LayerNormOptions(8));
+  NetworkOptions open = stream;
+  open.subnetwork("half", SubnetworkOptions().width(0.5));
+  EXPECT_EQ(kept(open, "half").output, (Shape{8}));
+  EXPECT_TRUE(kept(open, "half").widths.at("into").empty());
+  EXPECT_EQ(kept(open, "half").widths.at("middle").at("up.out"), 8);
+  NetworkOptions closed = stream;
+  closed.block("output", dense(8, 2)).subnetwork("half", SubnetworkOptions().width(0.5));
+  EXPECT_EQ(kept(closed, "half").output, (Shape{2}));
+  EXPECT_EQ(kept(closed, "half").widths.at("into").at("out"), 4);
+
+  // Groups that cannot be halved, and a transformer with tied weights.
+  const auto language = NetworkOptions()
+                            .input({6}, at::kLong)
+                            .block("tokens", EmbeddingOptions(11, 16))
+                            .block("first", TransformerOptions(16, 4, 32))
+                            .block("output", TiedOutputOptions("tokens", 11, 16));
+  NetworkOptions narrow = language;
+  narrow.subnetwork("half", SubnetworkOptions().width(0.5));
+  EXPECT_EQ(kept(narrow, "half").output, (Shape{6, 11}));
+  EXPECT_EQ(kept(narrow, "half").widths.at("first").at("heads"), 2);
+  EXPECT_EQ(kept(narrow, "half").widths.at("first").at("ffn"), 16);
+}
+
+TEST(Width, OfAWholeSubnetworkLeavesWholeWhatFollowsCannotTake) {
+  const auto options = NetworkOptions()
+                           .input({2, 4, 4})
+                           .block("conv", Conv2dOptions(2, 6, 1))
+                           .block("fixed", WrappedOptions("Fixed", torch::nn::Conv2d(6, 6, 1)))
+                           .block("last", Conv2dOptions(6, 4, 1))
+                           .block("pool", GlobalAvgPoolOptions())
+                           .block("output", DenseOptions(4, 3))
+                           .subnetwork("half", SubnetworkOptions().width(0.5));
+  const Description::Subnetwork half = Description(options).subnetwork("half");
+  EXPECT_EQ(half.output, (Shape{3}));
+  EXPECT_TRUE(half.fits[0].use.width.empty());
+  EXPECT_EQ(half.fits[2].use.width.at("out"), 2);
+}
+
+TEST(Width, IsRefusedWhereItWouldChangeTheOutputUnnamed) {
+  const auto plain = [](SubnetworkOptions subnetwork) {
+    return NetworkOptions()
+        .input({4})
+        .block("a", DenseOptions(4, 8))
+        .block("output", DenseOptions(8, 10))
+        .block("act", ActivationOptions(torch::kReLU))
+        .subnetwork("s", std::move(subnetwork));
+  };
+  expect_throws_with(
+      [&] { Description(plain(SubnetworkOptions().width("a", 0.5).width("output", 0.5))); },
+      {"sub-network 's': the width of block 'output' would change", "from (10) to (5)",
+       "{'output': {'out': ...}}", "1 keeps one", "1.0 keeps all"});
+  const Description named(plain(SubnetworkOptions().width("output", "out", 0.5)));
+  EXPECT_EQ(named.subnetwork("s").output, (Shape{5}));
+  EXPECT_EQ(Description(plain(SubnetworkOptions().width("a", 0.5))).subnetwork("s").output,
+            (Shape{10}));
+}
+
+TEST(Width, ErrorsSayWhatNumbersMean) {
+  const auto made = [](SubnetworkOptions subnetwork) {
+    Description(NetworkOptions()
+                    .input({2, 8, 8})
+                    .block("conv", Conv2dOptions(2, 4, 3).groups(2))
+                    .block("stage", SequenceOptions()
+                                        .block("one", Conv2dOptions(4, 4, 1))
+                                        .block("deep", SequenceOptions()
+                                                           .block("x", Conv2dOptions(4, 4, 1))
+                                                           .block("y", Conv2dOptions(4, 4, 1))))
+                    .block("pool", GlobalAvgPoolOptions())
+                    .block("output", DenseOptions(4, 3))
+                    .subnetwork("s", std::move(subnetwork)));
+  };
+  using Options = SubnetworkOptions;
+  made(Options().width("stage", "one", 0.5));
+  made(Options().width("stage", "one.out", 2));
+  const std::vector<std::pair<Options, std::string>> cases{
+      {Options().width("conv", 5), "from 1 to 4, but got 5"},
+      {Options().width("conv", 0), "from 1 to 4, but got 0"},
+      {Options().width("conv", 1), "a multiple of 2"},
+      {Options().width("conv", 1.5), "a fraction above 0 and up to 1, but got 1.5"},
+      {Options().width("conv", 0.0), "a fraction above 0 and up to 1, but got 0"},
+      {Options().width("stage", 0.5), "has several dimensions"},
+      {Options().width("stage", "deep", 0.5), "or several in it"},
+      {Options().width("stage", "two", 0.5), "no dimension 'two'"},
+      {Options().width(2), "all blocks must be a fraction above 0 and up to 1, but got 2"},
+      {Options().width(1), "all blocks must be a fraction above 0 and up to 1, but got 1"},
+      {Options().width(1.5), "all blocks must be a fraction above 0 and up to 1, but got 1.5"},
+  };
+  for (const auto& [options, message] : cases) {
+    expect_throws_with([&, given = options] { made(given); },
+                       {message, "A whole number is a count (1 keeps one)", "(1.0 keeps all)"});
+  }
 }
 
 TEST(Layout, CommonViewsAreTheFinestThatServesAll) {

@@ -57,10 +57,10 @@ const std::string kWeight =
     "\"a.weight\":{\"dtype\":\"F32\",\"shape\":[1,2],\"data_offsets\":[0,8]}";
 
 void expect_unreadable(const std::string& contents, const std::vector<std::string>& parts,
-                       const std::source_location where = std::source_location::current()) {
+                       const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   const std::string path = temporary_path("unreadable.safetensors");
   write_file(path, contents);
-  expect_throws_with([&] { load(path); }, parts, where);
+  expect_throws_with([&] { load(path); }, parts, file, line);
   std::filesystem::remove(path);
 }
 

@@ -15,8 +15,8 @@ NetworkOptions two_blocks() {
 }
 
 void expect_refused(const NetworkOptions& options, const std::vector<std::string>& parts,
-                    const std::source_location where = std::source_location::current()) {
-  expect_throws_with([&] { Description{options}; }, parts, where);
+                    const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  expect_throws_with([&] { Description{options}; }, parts, file, line);
 }
 
 TEST(Description, KnowsItsParts) {
@@ -184,8 +184,8 @@ std::string spoiled(const std::string& what, const std::string& with) {
 }
 
 void expect_json_refused(const std::string& text, const std::vector<std::string>& parts,
-                         const std::source_location where = std::source_location::current()) {
-  expect_throws_with([&] { Description::from_json(text); }, parts, where);
+                         const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  expect_throws_with([&] { Description::from_json(text); }, parts, file, line);
 }
 
 TEST(DescriptionJson, ReadsAllFields) {

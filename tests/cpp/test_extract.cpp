@@ -193,7 +193,7 @@ TEST(ExtractBlocks, RefuseABlockThatDoesNotNarrowItself) {
           .input({8})
           .block("up", DenseOptions(8, 8))
           .block("own", std::make_shared<const Leading>())
-          .subnetwork("half", SubnetworkOptions({"up", "own"}).width("up", 4)));
+          .subnetwork("half", SubnetworkOptions({"up", "own"}).width("up", "out", 4)));
   EXPECT_EQ(extract_blocks(description, "base").size(), 2U);
   expect_throws_with([&] { extract_blocks(description, "half"); },
                      {"block 'own' (Leading) by itself wants a factor of shape (8)",

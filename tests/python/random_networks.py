@@ -50,6 +50,10 @@ def _invented(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.full(shape, 0.1, dtype=torch.float64)
 
 
+#: Blocks whose output is as wide as they say, whatever comes in.
+_RESHAPING = ("Dense", "Conv1d", "Conv2d", "TiedOutput")
+
+
 class _Maker:
     def __init__(self, pick: random.Random, kind: str | None) -> None:
         self.pick = pick
@@ -497,7 +501,13 @@ class _Maker:
                 if self.chance(narrow)
             }
             if narrowed:
-                single = len(dimensions(found[each])) == 1 and self.chance(0.6)
+                # What would change the output's shape has to be named.
+                behind = kept[kept.index(each) + 1 :]
+                inside = any(
+                    found[other]["type"] in _RESHAPING and found[other].get("groups", 1) == 1
+                    for other in behind
+                )
+                single = inside and len(dimensions(found[each])) == 1 and self.chance(0.6)
                 width[each] = next(iter(narrowed.values())) if single else narrowed
         dropout = {
             each: self.pick.choice([0.0, 0.5])

@@ -117,7 +117,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "dtype": (lambda h: h[W].update(dtype="F8"), 'has the unknown dtype "F8"'),
     "integers": (
         lambda h: h[W].update(dtype="I32"),
-        "has the dtype Int, but parameters are floating",
+        "has the dtype int32, but parameters are floating",
     ),
     "shape": (
         lambda h: h[W].update(shape=[12, 10]),

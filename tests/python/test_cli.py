@@ -4,11 +4,14 @@ import json
 import math
 import os
 import pty
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,7 +180,16 @@ def test_help_and_version() -> None:
         "plot": "curves",
         "": "verify",
     }
+    assert run("train", "-h").stdout == run("train", "--help").stdout
     for command, example in examples.items():
+        help = CliRunner().invoke(app, [*command.split(), "-h"]).stdout
+        assert "{" not in help and ("Example" in help) == (command not in ("", "plot")), help
+        # Each can be copied: it stands on a line of its own.
+        lines = [line for line in help.splitlines() if line.startswith("    nsn ")]
+        if command not in ("", "plot"):
+            assert lines and not any(line.endswith("-") or "  nsn" in line[4:] for line in lines)
+            assert all(line.strip().startswith(f"nsn {command} ") for line in lines), help
+            assert "\n\n    nsn" not in help, help
         text = " ".join(CliRunner().invoke(app, [*command.split(), "--help"]).stdout.split())
         assert example in text and "3 nsn verify found" in text and "130" in text, text
     assert "nsn train demo --set" in run("train", "--help").stdout
@@ -320,7 +332,6 @@ def test_compare_trains_each_alone_and_resumes(setting: dict[str, Path]) -> None
 
 
 def test_live_bar_on_a_terminal(setting: dict[str, Path]) -> None:
-    master, slave = pty.openpty()
     arguments = [
         "train",
         setting["recipe"],
@@ -333,7 +344,17 @@ def test_live_bar_on_a_terminal(setting: dict[str, Path]) -> None:
         "--epochs",
         "300",
     ]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150"}
+    assert "epoch 300/300" in (shown := on_a_terminal(150, *arguments))
+    assert "loss" in shown and "left" in shown and ("base 0." in shown or "base 1." in shown)
+    # A narrow terminal has the numbers all the same, and no line is longer.
+    shown = on_a_terminal(60, *arguments)
+    assert "epoch 1" in shown and "100%" in shown and "left" in shown
+
+
+def on_a_terminal(columns: int, *arguments: str | Path) -> str:
+    """What a command writes to a terminal of that width."""
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stdout=slave, stderr=slave, env=environment
     )
@@ -348,10 +369,148 @@ def test_live_bar_on_a_terminal(setting: dict[str, Path]) -> None:
         if not chunk:
             break
         text += chunk
+    assert process.wait(timeout=60) == 0, text.decode()
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.decode())
+
+
+def test_a_narrow_terminal_cuts_no_number(setting: dict[str, Path], checkpoint: Path) -> None:
+    table = on_a_terminal(60, "eval", checkpoint)
+    assert all(len(line) <= 60 for line in table.splitlines()), table
+    assert "…" not in table
+    found = json.loads(run("eval", checkpoint, "--json").stdout)["final"]
+    columns = [line.replace("│", "|").split("|") for line in table.splitlines()]
+    cells = "".join(row[4].strip() for row in columns if len(row) > 5)
+    assert f"{found['base']['parameters']:,}" in cells, table
+
+
+def test_a_reader_that_leaves_changes_nothing(setting: dict[str, Path]) -> None:
+    """As in ``nsn train ... | head -1``."""
+    for more in ((), ("--json",)):
+        shutil.rmtree(setting["out"], ignore_errors=True)
+        arguments = ["train", setting["recipe"], "--data", setting["data"], "--out", setting["out"]]
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments), *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+        assert process.stderr.read() == b""
+        assert {each.name for each in setting["out"].iterdir()} == {
+            "model.safetensors",
+            "report.json",
+            "curves.png",
+        }
+    process = subprocess.Popen([*COMMAND, "describe", "demo"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
     assert process.wait(timeout=60) == 0
-    shown = text.decode()
-    assert "epoch 300/300" in shown and "loss" in shown and "left" in shown
-    assert "base 0." in shown or "base 1." in shown
+
+
+def strict_json(text: str) -> Any:
+    """Refuses NaN and Infinity, which are no JSON."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(setting: dict[str, Path]) -> None:
+    result = train(setting, "--set", "optimizer.lr=1e30", "--epochs", "3", "--json")
+    assert result.returncode == 4, result.stderr
+    assert "the training diverged: the loss is" in result.stderr
+    assert "Lower optimizer.lr" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "model.safetensors" not in {each.name for each in setting["out"].iterdir()}
+    for line in result.stdout.splitlines():
+        strict_json(line)
+
+
+def test_results_that_are_no_numbers_are_null(setting: dict[str, Path], tmp_path: Path) -> None:
+    assert train(setting).returncode == 0
+    path = setting["out"] / "model.safetensors"
+    net = nsn.load(path)
+    with torch.no_grad():
+        net.output.bias.fill_(math.nan)
+    nsn.save(net, tmp_path / "nan.safetensors", nsn.load_metadata(path))
+    data = ("--data", setting["data"])
+    final = strict_json(run("eval", tmp_path / "nan.safetensors", *data, "--json").stdout)["final"]
+    assert final["base"]["loss"] is None and final["base"]["accuracy"] is not None
+    assert "nan" in run("eval", tmp_path / "nan.safetensors", *data).stdout
+    checked = run("verify", tmp_path / "nan.safetensors", *data, "--json")
+    assert checked.returncode == 3
+    problems = {row["problem"] for row in strict_json(checked.stdout)["rows"]}
+    assert all("of the view's" in each and "NaN or infinite" in each for each in problems)
+
+
+def test_a_disk_that_is_full_keeps_the_last_state(setting: dict[str, Path]) -> None:
+    """The limit of a file's size stands for the disk's: it is lowered after the first epoch."""
+    arguments = [
+        *("train", str(setting["recipe"]), "--data", str(setting["data"])),
+        *("--out", str(setting["out"]), "--threads", "1", "--epochs", "3"),
+    ]
+    program = f"""
+import resource, sys
+from nsn.cli import main
+from nsn.training import loop
+evaluate, calls = loop.evaluate, []
+def limited(*arguments):
+    calls.append(1)
+    if len(calls) == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    return evaluate(*arguments)
+loop.evaluate = limited
+sys.argv = ["nsn", *{arguments!r}]
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1 and "cannot write" in result.stderr
+    assert "the same command with --resume goes on" in result.stderr
+    assert [each.name for each in setting["out"].iterdir()] == ["state.pt"]
+    resumed = train(setting, "--epochs", "3", "--resume")
+    assert resumed.returncode == 0 and "epoch 2/3" in resumed.stdout, resumed.stderr
+    assert "epoch 1/3" not in resumed.stdout
+    whole = setting["out"].parent / "whole"
+    assert run(*arguments[:5], str(whole), *arguments[6:]).returncode == 0
+    a, b = ((each / "model.safetensors").read_bytes() for each in (setting["out"], whole))
+    assert a[-400:] == b[-400:]
+
+
+def test_eval_finds_data_from_any_folder(tmp_path: Path) -> None:
+    """Of a path that was relative to the folder of the training."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    project.mkdir()
+    elsewhere.mkdir()
+    write_set(project / "images", gz=False)
+    (project / "small.toml").write_text(SMALL)
+
+    def at(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [*COMMAND, *map(str, arguments)]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+    made = at(project, "train", "small.toml", "--out", "runs/a", "--epochs", "1")
+    assert made.returncode == 0, made.stderr
+    here = at(project, "eval", "runs/a/model.safetensors", "--json")
+    there = at(elsewhere, "eval", "../project/runs/a/model.safetensors", "--json")
+    assert here.returncode == there.returncode == 0, there.stderr
+    (tmp_path / "moved").mkdir()
+    project.rename(tmp_path / "moved" / "project")
+    moved = at(elsewhere, "eval", "../moved/project/runs/a/model.safetensors", "--json")
+    assert moved.returncode == 0, moved.stderr
+    shutil.copy(tmp_path / "moved/project/runs/a/model.safetensors", elsewhere)
+    lost = at(elsewhere, "eval", "model.safetensors")
+    assert lost.returncode == 2 and "Give the data with --data" in lost.stderr
+    assert f"'{tmp_path.parent}/images'" in lost.stderr and "'images' here" in lost.stderr
+
+
+def test_paths_that_are_no_text(setting: dict[str, Path]) -> None:
+    out = os.fsencode(setting["out"]) + b"-\xff"
+    result = train(setting, os.fsdecode(b"--out=" + out))
+    assert result.returncode == 0, result.stderr
+    left = {each.name for each in Path(os.fsdecode(out)).iterdir()}
+    assert left == {"model.safetensors", "report.json", "curves.png"}
 
 
 def test_train_in_json_lines(setting: dict[str, Path]) -> None:
@@ -472,7 +631,7 @@ def test_what_cannot_be_shipped(
         (["export", checkpoint, "--format", "pt2", "--out", tmp_path], "exists already"),
         (["export", checkpoint, "--format", "pt2", "--subnetworks", "a"], "no sub-network 'a'"),
         (["export", tmp_path / "x", "--format", "pt2"], "No such file"),
-        (["verify", checkpoint, tmp_path / "none"], "manifest.json: No such file"),
+        (["verify", checkpoint, tmp_path / "none"], "manifest.json': No such file"),
         (["verify", checkpoint, "--data", tmp_path / "none"], "there is no folder"),
     ]
     for arguments, message in refusals:

@@ -297,7 +297,7 @@ def test_plot_paths_writes_a_picture(tmp_path: Path) -> None:
         ("lost.json", None, "cannot read '.*lost.json': No such file"),
         ("lost.safetensors", None, "^cannot open '.*lost.safetensors': No such file"),
         ("lost.toml", None, "there is no recipe '.*lost.toml'"),
-        ("report.json", '{"final": {}}', "report.json': nsn::Description: .*lacks the field 'nsn'"),
+        ("report.json", '{"final": {}}', "report.json': nsn.Description: .*lacks the field 'nsn'"),
         ("bad.json", "{", "bad.json': "),
         ("binary.json", b"\xff\xfe", "cannot read '.*binary.json'"),
         ("text.safetensors", "text", "^'.*text.safetensors' has 4 bytes"),

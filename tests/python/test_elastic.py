@@ -211,22 +211,24 @@ CORNERS: dict[str, tuple[tuple[int, ...], dict[str, nsn.blocks.BlockOptions], ns
     "batch norm behind positions": (
         (3,),
         {"tokens": TOKENS["tokens"], "flat": nsn.Flatten(), "norm": nsn.BatchNorm(12)},
-        nsn.Subnetwork(["tokens", "flat", "norm"], width={"tokens": 1}),
+        nsn.Subnetwork(["tokens", "flat", "norm"], width={"tokens": {"out": 1}}),
     ),
     "group norm of one group": (
         (4, 3),
         {"conv": nsn.Conv1d(4, 4, 1), "norm": nsn.GroupNorm(1, 4)},
-        nsn.Subnetwork(["conv", "norm"], width={"conv": 3}),
+        nsn.Subnetwork(["conv", "norm"], width={"conv": {"out": 3}}),
     ),
     "whole groups from the front": (
         (4, 3),
         {"conv": nsn.Conv1d(4, 4, 1), "grouped": GROUPED, "norm": nsn.GroupNorm(2, 4)},
-        nsn.Subnetwork(["conv", "grouped", "norm"], width={"conv": 2, "grouped": 2}),
+        nsn.Subnetwork(
+            ["conv", "grouped", "norm"], width={"conv": {"out": 2}, "grouped": {"out": 2}}
+        ),
     ),
     "grouped residual behind groups": (
         (4, 3),
         {"grouped": GROUPED, "res": nsn.Residual({"one": GROUPED, "two": GROUPED})},
-        nsn.Subnetwork(["grouped", "res"], width={"grouped": 2, "res": 2}),
+        nsn.Subnetwork(["grouped", "res"], width={"grouped": {"out": 2}, "res": 2}),
     ),
     "tied in two widths": (
         (3,),
@@ -246,7 +248,7 @@ CORNERS: dict[str, tuple[tuple[int, ...], dict[str, nsn.blocks.BlockOptions], ns
     "a row of positions": (
         (2, 4),
         {"dense": nsn.Dense(4, 4), "flat": nsn.Flatten(), "out": nsn.Dense(8, 4, activation="glu")},
-        nsn.Subnetwork(["dense", "flat", "out"], width={"dense": 2, "out": 3}),
+        nsn.Subnetwork(["dense", "flat", "out"], width={"dense": 2, "out": {"out": 3}}),
     ),
 }
 

@@ -294,18 +294,18 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: small()(torch.zeros(2, 4, dtype=torch.long)),
         ValueError,
-        "expected input of dtype Float, but got Long",
+        "expected input of dtype float32, but got int64",
     ),
     (
         lambda: small()(torch.zeros(2, 4, dtype=torch.float64)),
         ValueError,
-        "the input has dtype Double, but parameter 'a.weight' has Float. Convert",
+        "the input has dtype float64, but parameter 'a.weight' has float32. Convert",
     ),
     (
         lambda: small(dtype=torch.int64),
         ValueError,
         r"block 'a' \(Dense\) expects floating input, but gets integral \(4\) from the network's input, "
-        "of dtype Long",
+        "of dtype int64",
     ),
     (lambda: small()([[0.0] * 4]), TypeError, "expected a batch as a torch.Tensor, but got a list"),
     (

@@ -263,7 +263,7 @@ def test_convolutions_take_any_batch_in_any_format(groups: int, activation: str)
             "a": nsn.Conv2d(8, 24, 3, groups=groups, stride=(1, 2), padding=1, dilation=(2, 1)),
             "b": nsn.Conv2d(24, 16, 3, activation=activation),
         },
-        subnetworks={"half": nsn.Subnetwork(["a", "b"], width={"a": 0.5, "b": 0.25})},
+        subnetworks={"half": nsn.Subnetwork(["a", "b"], width={"a": 0.5, "b": {"out": 0.25}})},
     )
     pack = net.pack()
     for batch in (1, 2, 3, 8):
@@ -287,7 +287,7 @@ def test_wrong_use_is_refused() -> None:
         pack.view("base")
     with pytest.raises(ValueError, match=r"expected input of shape \(B, 20\)"):
         pack.view("sub1")(torch.randn(3, 21))
-    with pytest.raises(ValueError, match=r"input has dtype Double.*'hidden2.weight' has Float"):
+    with pytest.raises(ValueError, match=r"input has dtype float64.*'hidden2.weight' has float32"):
         pack.view("sub1")(torch.randn(3, 20).double())
 
 

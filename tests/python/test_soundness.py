@@ -60,7 +60,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     description = nsn.Description(
         input=(np.int64(4),),
         blocks={"a": nsn.Dense(np.int32(4), np.int64(6), dropout=np.float32(0.5))},
-        subnetworks={"half": nsn.Subnetwork(["a"], width={"a": np.float64(0.5)})},
+        subnetworks={"half": nsn.Subnetwork(["a"], width={"a": {"out": np.float64(0.5)}})},
     )
     assert description.output_shape("half") == (3,)
 

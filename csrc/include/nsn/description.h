@@ -37,8 +37,17 @@ class NSN_API Width {
 ///     SubnetworkOptions({"hidden1", "hidden2", "output"})
 ///         .width("hidden1", 0.5)
 ///         .dropout("hidden2", 0.2)
+///
+/// or, of all blocks and as narrow as they can be kept:
+///
+///     SubnetworkOptions().width(0.5)
 class NSN_API SubnetworkOptions {
  public:
+  /// In the place of a block's name: all blocks.
+  static constexpr const char* kAll = "*";
+
+  /// Keeps all blocks of the network.
+  SubnetworkOptions() : keeps_all_(true) {}
   SubnetworkOptions(std::vector<std::string> blocks)  // NOLINT(google-explicit-constructor)
       : blocks_(std::move(blocks)) {}
 
@@ -48,7 +57,12 @@ class NSN_API SubnetworkOptions {
     return *this;
   }
 
-  /// How much it keeps of the one dimension that `block` has, or of one of several.
+  /// How much it keeps of all dimensions of its blocks that have no width of their own: a fraction.
+  /// What cannot be narrowed stays whole, and so does what the shape of its output depends on.
+  SubnetworkOptions& width(Width fraction) { return width(kAll, fraction); }
+
+  /// How much it keeps of the one dimension that `block` has, or of one of several. Where that
+  /// would change the shape of its output, the dimension must be named.
   SubnetworkOptions& width(std::string block, Width width) {
     return this->width(std::move(block), "", width);
   }
@@ -58,14 +72,17 @@ class NSN_API SubnetworkOptions {
   }
 
   struct BlockWidth {
-    std::string block, dimension;  // no dimension: the only one
+    std::string block, dimension;  // no dimension: the only one; an inner block: its only one
     Width width;
   };
+  /// Those that were named. A Description names them all where none was.
   const std::vector<std::string>& blocks() const noexcept { return blocks_; }
   const std::vector<std::pair<std::string, double>>& dropout() const noexcept { return dropout_; }
   const std::vector<BlockWidth>& widths() const noexcept { return widths_; }
 
  private:
+  friend class Description;
+  bool keeps_all_ = false;
   std::vector<std::string> blocks_;
   std::vector<std::pair<std::string, double>> dropout_;
   std::vector<BlockWidth> widths_;

@@ -72,9 +72,7 @@ BlockPtr read_block(const Json& json, const Supplied& supplied) {
     }
     TORCH_CHECK_VALUE(false, "nsn::Description: ", fields.where(), " has an unknown type '", type,
                       "'. The types are ", known,
-                      ". For a type of your own supply its factory when loading, in C++: "
-                      "Supplied{.blocks = {{\"",
-                      type, "\", factory}}}.");
+                      ". For a type of your own supply its factory when loading, in C++.");
   }
   BlockPtr block = reader->second(fields, supplied);
   fields.finish();

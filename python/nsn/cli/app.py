@@ -1,30 +1,39 @@
 """What the commands have in common: the application, its exit codes, options, and messages."""
 
+import inspect
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
+import typer.core
+from rich.console import Console
 
 import nsn
-from nsn import Network
+from nsn import Network, files
 from nsn.training.data import Data, load_data
 from nsn.training.errors import InputError
 from nsn.training.recipe import check_data, shipped
+from nsn.training.report import json_text
 
-BAD_INPUT, DISAGREE, INTERRUPTED = 2, 3, 130
+BAD_INPUT, DISAGREE, DIVERGED, INTERRUPTED = 2, 3, 4, 130
 
 EPILOG = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 wrong usage, recipe, data or file, or a "
-    "package that is not installed; 3 nsn verify found a disagreement; 130 ended by Ctrl-C, nsn "
-    "train with a usable checkpoint."
+    "package that is not installed; 3 nsn verify found a disagreement; 4 nsn train diverged, its "
+    "loss is no finite number; 130 ended by Ctrl-C, nsn train with a usable checkpoint."
 )
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="nsn",
+    context_settings=SETTINGS,
     help="Networks with sub-networks: train together, switch at run time.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -33,7 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-CheckpointArgument = Annotated[Path, typer.Argument(help="A model.safetensors of nsn.")]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A model.safetensors of nsn.")
+]
 NetworkArgument = Annotated[
     str,
     typer.Argument(
@@ -56,6 +67,29 @@ ThreadsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")]
 
 
+class _Command(typer.core.TyperCommand):
+    """Writes what is required as ``NAME``, where typer has ``{NAME}``."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [
+            piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)
+        ]
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def command(group: typer.Typer, name: str | None = None) -> Callable[[Command], Command]:
+    """Adds a function to the command line; of its docstring, the examples are not wrapped."""
+
+    def add(function: Command) -> Command:
+        text = inspect.getdoc(function) or ""
+        text = re.sub(r"^(Examples?:)$", "\b\n\\1", text, flags=re.MULTILINE)
+        return group.command(name, cls=_Command, epilog=EPILOG, help=text)(function)
+
+    return add
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"nsn {nsn.__version__}, torch {torch.__version__}, CPU level {nsn.cpu_level()}")
@@ -73,7 +107,15 @@ def _common(
 
 def say(as_json: bool, document: dict[str, Any], text: str) -> None:
     """Prints a result for a machine, or for a person."""
-    typer.echo(json.dumps(document, indent=2) if as_json else text)
+    typer.echo(json_text(document, indent=2) if as_json else text)
+
+
+def tables_console() -> Console:
+    """Where tables go: as wide as the terminal; lines of a file are as long as they need to be."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000
+    return console
 
 
 def use_threads(threads: int) -> None:
@@ -83,17 +125,13 @@ def use_threads(threads: int) -> None:
 
 
 @contextmanager
-def given() -> Iterator[None]:
+def given(option: str = "") -> Iterator[None]:
     """Makes what a file that the user gave causes, in the block, an ``InputError``."""
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.strerror:  # torch's and nsn's own name the file
-            text = (
-                error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-            )
-        raise InputError(text.removeprefix("nsn: ")) from None
+        text = files.reason(error) if isinstance(error, OSError) else str(error)
+        raise InputError(option + text.removeprefix("nsn: ")) from None
 
 
 def load_network(checkpoint: Path) -> Network:
@@ -104,6 +142,20 @@ def load_network(checkpoint: Path) -> Network:
     """
     with given():
         return nsn.load(checkpoint)
+
+
+def _data_path(checkpoint: Path, path: Path, from_checkpoint: str | None) -> Path:
+    """Where a recipe's data are now: seen from the checkpoint, else from the folder of today."""
+    if path.is_absolute() or from_checkpoint is None:
+        return path
+    beside = Path(os.path.normpath(checkpoint.parent.absolute() / from_checkpoint))
+    for place in (beside, path):
+        if place.exists():
+            return place
+    raise InputError(
+        f"data: the checkpoint was trained on '{path}', but there is neither '{beside}' nor "
+        f"'{path}' here. Give the data with --data."
+    )
 
 
 def data_of(checkpoint: Path, network: Network, path: Path | None) -> Data | None:
@@ -121,10 +173,11 @@ def data_of(checkpoint: Path, network: Network, path: Path | None) -> Data | Non
         InputError: where the data cannot be read.
     """
     with given():
-        recipe = json.loads(nsn.load_metadata(checkpoint).get("recipe", "{}"))
+        metadata = nsn.load_metadata(checkpoint)
+        recipe = json.loads(metadata.get("recipe", "{}"))
     if path is None and "data" not in recipe:
         return None
     source = check_data(recipe.get("data", {"kind": "images"}))
-    if path is not None:
-        source["path"] = str(path)
-    return load_data(source, network.description)
+    if path is None:
+        path = _data_path(checkpoint, Path(source["path"]), metadata.get("data"))
+    return load_data({**source, "path": str(path)}, network.description)

@@ -5,19 +5,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from nsn import files
 from nsn.cli.app import (
     EPILOG,
+    SETTINGS,
     CheckpointArgument,
     DataOption,
     JsonOption,
     NetworkArgument,
     ThreadsOption,
     app,
+    command,
     data_of,
     load_network,
     say,
+    tables_console,
     use_threads,
 )
 from nsn.describing import read_description, tables
@@ -25,9 +28,10 @@ from nsn.paths import paths_of
 from nsn.picture import plot_paths
 from nsn.training.errors import InputError
 from nsn.training.plots import plot_curves
-from nsn.training.report import read_report, summarize, table
+from nsn.training.report import json_text, read_report, summarize, table
 
 plot = typer.Typer(
+    context_settings=SETTINGS,
     help="Draw curves of runs, or the sub-networks' paths through a network.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -36,9 +40,11 @@ plot = typer.Typer(
 app.add_typer(plot, name="plot")
 
 
-@plot.command(epilog=EPILOG)
+@command(plot)
 def curves(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or report.json files.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Folders of runs, or report.json files.")
+    ],
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("curves.png"),
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +59,7 @@ def curves(
     try:
         plot_curves(reports, out, "" if len(runs) > 1 else labels[0])
     except OSError as error:
-        raise InputError(f"--out: cannot write '{out}': {error.strerror}.") from None
+        raise InputError(f"--out: {files.reason(error)}") from None
     except (KeyError, TypeError) as error:
         raise InputError(
             f"report: an epoch's record is not as nsn train writes it: {error}."
@@ -61,7 +67,7 @@ def curves(
     say(as_json, {"file": str(out)}, f"Wrote {out}")
 
 
-@plot.command(epilog=EPILOG)
+@command(plot)
 def paths(
     network: NetworkArgument,
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("paths.png"),
@@ -76,11 +82,11 @@ def paths(
     try:
         plot_paths(ways, out, network)
     except OSError as error:
-        raise InputError(f"--out: cannot write '{out}': {error.strerror}.") from None
+        raise InputError(f"--out: {files.reason(error)}") from None
     say(as_json, {"file": str(out)}, f"Wrote {out}")
 
 
-@app.command(epilog=EPILOG)
+@command(app)
 def describe(network: NetworkArgument, as_json: JsonOption = False) -> None:
     """Show each sub-network's blocks, widths and costs, and what it shares with the others.
 
@@ -89,20 +95,16 @@ def describe(network: NetworkArgument, as_json: JsonOption = False) -> None:
 
     Examples:
       nsn describe demo
-
       nsn describe runs/demo/model.safetensors --json
     """
     description = read_description(network)
     if as_json:
         typer.echo(json.dumps(description.describe(), indent=2))
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # lines of a file may be as long as the tables are wide
-    console.print(tables(description))
+    tables_console().print(tables(description))
 
 
-@app.command("eval", epilog=EPILOG)
+@command(app, "eval")
 def evaluate(
     checkpoint: CheckpointArgument,
     data: DataOption = None,
@@ -121,6 +123,6 @@ def evaluate(
     use_threads(threads)
     final = summarize(network, samples.test)
     if as_json:
-        typer.echo(json.dumps({"final": final}, indent=2))
+        typer.echo(json_text({"final": final}, indent=2))
     else:
-        Console().print(table(final, str(checkpoint)))
+        tables_console().print(table(final, str(checkpoint)))

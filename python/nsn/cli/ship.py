@@ -1,5 +1,6 @@
 """``nsn extract``, ``nsn export`` and ``nsn verify``."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,33 +13,35 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 import nsn
+from nsn import files
 from nsn.cli.app import (
     DISAGREE,
-    EPILOG,
     CheckpointArgument,
     DataOption,
     JsonOption,
     ThreadsOption,
     app,
+    command,
     data_of,
     given,
     load_network,
     say,
+    tables_console,
     use_threads,
 )
 from nsn.exporting import FORMATS
 from nsn.exporting.job import Progress as Steps
-from nsn.training.errors import InputError
+from nsn.training.report import json_text
 from nsn.verifying import Row, random_inputs, verify
 from nsn.verifying import table as verification_table
 
 _RANDOM_SEED = 0
 
 
-@app.command(epilog=EPILOG)
+@command(app)
 def extract(
     checkpoint: CheckpointArgument,
-    name: Annotated[str, typer.Argument(help="The sub-network.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The sub-network.")],
     out: Annotated[Path | None, typer.Option(help="The file to write.  [default: NAME.pt]")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,10 +56,10 @@ def extract(
     file = out or Path(f"{name}.pt")
     with given():
         module = network.extract(name)
-    try:
-        torch.save(module, file)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"--out: cannot write '{file}': {error}.") from None
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    with given("--out: "):
+        files.write(file, buffer.getbuffer())
     parameters = sum(each.numel() for each in module.parameters())
     size = file.stat().st_size
     say(
@@ -66,7 +69,7 @@ def extract(
     )
 
 
-@app.command(epilog=EPILOG)
+@command(app)
 def export(
     checkpoint: CheckpointArgument,
     format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")],
@@ -94,7 +97,6 @@ def export(
 
     Examples:
       nsn export runs/demo/model.safetensors --format onnx --out demo-onnx
-
       nsn export runs/demo/model.safetensors --format executorch --subnetworks base,sub2
     """
     network = load_network(checkpoint)
@@ -112,11 +114,12 @@ def export(
     )
 
 
-@app.command("verify", epilog=EPILOG)
+@command(app, "verify")
 def verify_(
     checkpoint: CheckpointArgument,
     exports: Annotated[
-        list[Path] | None, typer.Argument(help="Folders that nsn export wrote.")
+        list[Path] | None,
+        typer.Argument(metavar="EXPORT", help="Folders that nsn export wrote."),
     ] = None,
     data: DataOption = None,
     samples: Annotated[int, typer.Option(min=1, help="How many inputs to compare on.")] = 64,
@@ -154,7 +157,7 @@ def verify_(
             "inputs": source,
             "rows": [row.document() for row in rows],
         }
-        typer.echo(json.dumps(document, indent=2))
+        typer.echo(json_text(document, indent=2))
     else:
         _show(rows, f"{checkpoint}: against the view, on {len(inputs)} {source}")
     if not agree:
@@ -162,9 +165,7 @@ def verify_(
 
 
 def _show(rows: list[Row], title: str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # lines of a file may be as long as the table is wide
+    console = tables_console()
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(verification_table(rows))
     for row in rows:

@@ -1,6 +1,6 @@
 """``nsn train``."""
 
-import json
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 import nsn
-from nsn.cli.app import EPILOG, INTERRUPTED, DataOption, ThreadsOption, app, use_threads
+from nsn import files
+from nsn.cli.app import INTERRUPTED, DataOption, ThreadsOption, app, command, use_threads
 from nsn.training import loop
 from nsn.training.data import Data, load_data
 from nsn.training.errors import InputError
@@ -23,7 +25,9 @@ from nsn.training.report import (
     compare,
     comparison_table,
     finished_report,
+    json_text,
     make_report,
+    number_text,
     read_state,
     table,
     write_json,
@@ -31,10 +35,13 @@ from nsn.training.report import (
 )
 
 
-@app.command(epilog=EPILOG)
+@command(app)
 def train(
     recipe: Annotated[
-        str, typer.Argument(help=f"{', '.join(shipped())}, or the path of a .toml file.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help=f"{', '.join(shipped())}, or the path of a .toml file."
+        ),
     ],
     data: DataOption = None,
     out: Annotated[
@@ -82,13 +89,9 @@ def train(
 
     Examples:
       nsn train demo
-
-      nsn train demo --data fashion --epochs 3 --out runs/fashion
-
+      nsn train demo --data /usr/share/datasets/fashion-mnist --epochs 3 --out runs/fashion
       nsn train demo --set optimizer.lr=0.02 --set network.blocks.hidden1.dropout=0.1
-
       nsn train paper --alone sub1 --out runs/sub1
-
       nsn train transformer --compare --out runs/transformer
     """
     changes = [*(overrides or []), *([f"epochs={epochs}"] if epochs else [])]
@@ -130,7 +133,7 @@ def _compare(title: str, out: Path, reports: list[dict[str, Any]], console: Cons
     curves = {"together": together, **{f"{name} alone": each for name, each in own.items()}}
     plot_curves(curves, out / "curves.png", f"{title}, seed {together['seed']}")
     if console is None:
-        typer.echo(json.dumps({"comparison": together["comparison"]}))
+        typer.echo(json_text({"comparison": together["comparison"]}))
     else:
         console.print(comparison_table(together, f"{title}: together and alone"))
 
@@ -148,36 +151,63 @@ def _train(
     state_file = out / "state.pt"
     run = loop.Run(recipe, samples, seed)
     if resume:
+        state = read_state(state_file)
         try:
-            run.load_state_dict(read_state(state_file))
+            run.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).rstrip(".")
             raise InputError(
-                f"--resume: '{state_file}' does not fit: {error}. Give the recipe, --set, --alone, "
-                f"--seed and --data that the run was started with."
+                f"--resume: '{state_file}' does not fit: {reason}. Give the recipe, --set, "
+                f"--alone, --seed and --data that the run was started with."
             ) from None
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: cannot make the folder '{out}': {error.strerror}.") from None
+    with _resumable(state_file):
+        write_state(state_file, run.state_dict())  # whether it can be written shows before the work
 
-    def after_epoch(record: dict[str, Any]) -> None:
+        def after_epoch(record: dict[str, Any]) -> None:
+            write_state(state_file, run.state_dict())
+            watcher.epoch(record)
+
+        with _interrupts() as interrupted, watcher:
+            run.train(
+                on_step=watcher.step,
+                on_epoch=after_epoch,
+                should_stop=lambda: bool(interrupted),
+            )
         if not run.complete:
             write_state(state_file, run.state_dict())
-        watcher.epoch(record)
-
-    with _interrupts() as interrupted, watcher:
-        run.train(on_step=watcher.step, on_epoch=after_epoch, should_stop=lambda: bool(interrupted))
-    if not run.complete:
-        write_state(state_file, run.state_dict())
-    report = make_report(run, samples.test)
-    nsn.save(run.network, out / "model.safetensors", {"recipe": json.dumps(recipe.values)})
-    write_json(out / "report.json", report)
-    plot_curves({title: report}, out / "curves.png", f"{title}, seed {seed}")
+        report = make_report(run, samples.test)
+        nsn.save(run.network, out / "model.safetensors", _metadata(recipe, out))
+        write_json(out / "report.json", report)
+        plot_curves({title: report}, out / "curves.png", f"{title}, seed {seed}")
     watcher.result(title, out, report)
     if not run.complete:
         raise typer.Exit(INTERRUPTED)
     state_file.unlink(missing_ok=True)
     return report
+
+
+def _metadata(recipe: Recipe, out: Path) -> dict[str, str]:
+    """What goes with a checkpoint: its recipe, and the way from its folder to its data."""
+    data = os.path.relpath(recipe.values["data"]["path"], out)
+    return {"recipe": json_text(recipe.values), "data": data}
+
+
+@contextmanager
+def _resumable(state_file: Path) -> Iterator[None]:
+    """Says of a file that cannot be written how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        kept = (
+            f" The run's last state is in '{state_file}': the same command with --resume goes on."
+            if state_file.exists()
+            else ""
+        )
+        raise InputError(f"--out: {files.reason(error)}{kept}") from None
 
 
 @contextmanager
@@ -199,7 +229,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 def _scores(record: dict[str, Any], metric: str) -> str:
     return "  ".join(
-        f"{name} {scores[metric]:.4f}" for name, scores in record["subnetworks"].items()
+        f"{name} {number_text(scores[metric])}" for name, scores in record["subnetworks"].items()
     )
 
 
@@ -247,12 +277,14 @@ class _Bar(_Watcher):
         super().__init__(console, recipe)
         self._scores = ""
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            # Of a narrow terminal the text gets what the others leave.
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+            BarColumn(bar_width=min(40, console.width // 4)),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
+            expand=True,
         )
         self._task = self._bar.add_task("starting", total=None)
 
@@ -292,8 +324,8 @@ class _JsonLines(_Watcher):
     """For machines: one object a line, an epoch's record of report.json or a result."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        print(json.dumps(record), flush=True)
+        print(json_text(record), flush=True)
 
     def result(self, title: str, out: Path, report: dict[str, Any]) -> None:
         keys = ("final", "interrupted", "alone", "seed")
-        print(json.dumps({"folder": str(out), **{key: report[key] for key in keys}}), flush=True)
+        print(json_text({"folder": str(out), **{key: report[key] for key in keys}}), flush=True)

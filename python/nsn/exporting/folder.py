@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from nsn import files
 
 MANIFEST = "manifest.json"
 _SCHEMA = 1
@@ -69,9 +68,9 @@ class Export:
         """
         path = Path(folder) / MANIFEST
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(files.read(path))
             programs = tuple(Program(**each) for each in document["programs"])
-            files, made_with = dict(document["files"]), dict(document["made_with"])
+            facts, made_with = dict(document["files"]), dict(document["made_with"])
             kind, schema = str(document["format"]), document["schema"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -81,7 +80,7 @@ class Export:
             raise ValueError(
                 f"nsn: '{path}' has schema {schema!r}, but this nsn reads {_SCHEMA}. Export again."
             )
-        return cls(Path(folder), kind, programs, files, made_with)
+        return cls(Path(folder), kind, programs, facts, made_with)
 
     def check(self) -> list[str]:
         """Holds the files against the manifest; one message for each that is not as it was."""
@@ -97,28 +96,6 @@ class Export:
                     messages.append(f"{name}: has {label} {found[key]}, but had {expected[key]}")
                     break
         return messages
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that is made under another name beside it, and gets its own when it is complete.
-
-    Raises:
-        FileExistsError: where there is something of that name.
-    """
-    if path.exists() or path.is_symlink():
-        raise FileExistsError(
-            f"nsn.export: '{path}' exists already. Remove it, or give another folder."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield made
-        made.chmod(0o755)
-        made.rename(path)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
 
 
 def write_manifest(

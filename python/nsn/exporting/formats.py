@@ -8,8 +8,9 @@ from types import ModuleType
 from torch import Tensor
 
 import nsn
+from nsn import files
 from nsn.exporting import to_executorch, to_onnx, to_pt2
-from nsn.exporting.folder import Export, Program, new_folder, write_manifest
+from nsn.exporting.folder import Export, Program, write_manifest
 from nsn.exporting.job import Job, Progress, need
 from nsn.network import Network
 
@@ -71,10 +72,10 @@ def export(
     writer = _WRITERS[format]
     need(format, *writer.PACKAGES)
     job = Job(network, names, max_batch, progress, writer.steps(len(names)))
-    with new_folder(Path(folder)) as made:
+    with files.new_folder(folder) as made:
         programs, made_with = writer.write(job, made)
         write_manifest(made, format, programs, {"nsn": nsn.__version__, **made_with})
-    return Export.open(Path(folder))
+    return Export.open(Path(os.fsdecode(folder)))
 
 
 def runner(export: Export, program: Program) -> Callable[[Tensor], Tensor]:

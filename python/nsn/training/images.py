@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nsn import files
 from nsn.training.errors import InputError
 
 _UNSIGNED_BYTE = 0x08
@@ -104,7 +105,7 @@ def read_idx(path: Path) -> Tensor:
         InputError: where the file is missing, corrupt, truncated or no such file.
     """
     try:
-        content = path.read_bytes()
+        content = files.read(path)
         if content[:2] == _GZIP_MAGIC:
             content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -112,7 +113,7 @@ def read_idx(path: Path) -> Tensor:
             f"data: '{path}' is a damaged gzip file: {error}. Copy it again."
         ) from None
     except OSError as error:
-        raise InputError(f"data: cannot read '{path}': {error.strerror}.") from None
+        raise InputError(f"data: {files.reason(error)}") from None
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTE:
         raise InputError(
             f"data: '{path}' is no idx file of unsigned bytes: it starts with "

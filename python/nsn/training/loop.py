@@ -1,5 +1,6 @@
 """The training loop, and evaluation."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from nsn import ALL, Network, joint_loss
 from nsn.training.data import Data, Split
-from nsn.training.errors import InputError
+from nsn.training.errors import DivergedError, InputError
 from nsn.training.recipe import Recipe
 
 _EVALUATION_BATCH = 500
@@ -87,6 +88,9 @@ class Run:
     ) -> None:
         """Trains until all epochs are done or it is told to stop.
 
+        Raises:
+            DivergedError: where the loss is no finite number; the network is as before that step.
+
         Args:
             on_step: called after each step.
             on_epoch: called after each epoch's evaluation, with its record.
@@ -132,6 +136,11 @@ class Run:
             started = time.perf_counter()
             self._optimizer.zero_grad()
             loss = self._backward(inputs, targets.flatten())
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the training diverged: the loss is {loss} in epoch {epoch + 1}, step "
+                    f"{self._step + 1}. Lower optimizer.lr, for example with --set."
+                )
             self._optimizer.step()
             self.seconds["steps"] += time.perf_counter() - started
             self._loss += loss * len(batch)

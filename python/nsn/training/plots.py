@@ -11,8 +11,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nsn import files
 from nsn.training.recipe import metric_of
-from nsn.training.report import write_atomically
 
 _STYLES = ("-", "--", ":", "-.")
 
@@ -71,4 +71,4 @@ def plot_curves(runs: Mapping[str, dict[str, Any]], path: Path, title: str) -> N
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=120)
-    write_atomically(path, image.getvalue())
+    files.write(path, image.getbuffer())

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nsn import Description, Network, param_groups
+from nsn import Description, Network, files, param_groups
 from nsn.training.errors import InputError
 
 # What a recipe may hold apart from its network, with defaults where leaving a value out is fine.
@@ -150,14 +150,16 @@ def _read(name: str) -> dict[str, Any]:
     else:
         path = Path(name)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = files.read(path).decode()
         except FileNotFoundError:
             raise InputError(
                 f"recipe: there is no recipe '{name}'. Give the path of a .toml file, or one of "
                 f"{', '.join(shipped())}."
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"recipe: cannot read '{name}': {error}.") from None
+        except OSError as error:
+            raise InputError(f"recipe: {files.reason(error)}") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"recipe: '{name}' is no UTF-8 text: {error}.") from None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -7,7 +7,6 @@ import os
 import pickle
 import platform
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 import nsn
-from nsn import Network
+from nsn import Network, files
 from nsn.training.data import Split
 from nsn.training.errors import InputError
 from nsn.training.loop import Run, evaluate
@@ -85,9 +84,9 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     file = path / "report.json" if path.is_dir() else path
     try:
-        report = json.loads(file.read_bytes())
+        report = json.loads(files.read(file))
     except OSError as error:
-        raise InputError(f"report: cannot read '{file}': {error.strerror}.") from None
+        raise InputError(f"report: {files.reason(error)}") from None
     except ValueError as error:
         raise InputError(f"report: '{file}' is no JSON: {error}.") from None
     if not (isinstance(report, dict) and isinstance(report.get("epochs"), list)):
@@ -99,7 +98,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     """Writes a run's state atomically."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    files.write(path, buffer.getbuffer())
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -109,14 +108,20 @@ def read_state(path: Path) -> dict[str, Any]:
         InputError: where there is none.
     """
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        content = files.read(path)
+        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     except FileNotFoundError:
         raise InputError(
             f"--resume: there is no '{path}'. Leave --resume out to start a run, or name the "
             f"folder of one that was interrupted with --out."
         ) from None
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(f"--resume: cannot read '{path}': {error}") from None
+    except OSError as error:
+        raise InputError(f"--resume: {files.reason(error)}") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        raise InputError(
+            f"--resume: cannot read '{path}': it is no state of nsn train, or damaged. Leave "
+            f"--resume out to start the run anew."
+        ) from None
     return state
 
 
@@ -193,12 +198,12 @@ def _cpu_model() -> str:
 
 def table(final: dict[str, dict[str, float]], title: str) -> Table:
     """The sub-networks of a report, for a person."""
-    result = _table(title, "accuracy", "loss", "parameters", "bytes", "latency, batch 1")
+    result = _table(title, "accuracy", "loss", "parameters", "bytes", "latency,\nbatch 1")
     for name, row in final.items():
         result.add_row(
             name,
-            f"{row['accuracy']:.4f}",
-            f"{row['loss']:.4f}",
+            number_text(row["accuracy"]),
+            number_text(row["loss"]),
             f"{row['parameters']:,}",
             f"{row['bytes']:,}",
             f"{row['latency_us']:.0f} us",
@@ -212,7 +217,7 @@ def comparison_table(report: dict[str, Any], title: str) -> Table:
     for name, both in report["comparison"].items():
         result.add_row(
             name,
-            *(f"{both[way][key]:.4f}" for key in ("accuracy", "loss") for way in both),
+            *(number_text(both[way][key]) for key in ("accuracy", "loss") for way in both),
             f"{report['final'][name]['parameters']:,}",
         )
     return result
@@ -220,26 +225,30 @@ def comparison_table(report: dict[str, Any], title: str) -> Table:
 
 def _table(title: str, *headings: str) -> Table:
     result = Table(title=title)
-    result.add_column("sub-network")
+    result.add_column("sub-\nnetwork", overflow="fold")
     for heading in headings:
-        result.add_column(heading, justify="right")
+        result.add_column(heading, justify="right", overflow="fold")
     return result
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Writes atomically: the file is either the old one or the whole new one."""
-    write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
+    files.write(path, (json_text(document, indent=2) + "\n").encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a temporary file beside ``path`` and puts it in its place."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+def json_text(document: Any, indent: int | None = None) -> str:
+    """As JSON, which has no word for NaN and infinities: they are null there."""
+    return json.dumps(_finite(document), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number_text(value: float | None) -> str:
+    """A score for a person; None is what ``json_text`` makes of NaN."""
+    return f"{math.nan if value is None else value:.4f}"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nsn import files
 from nsn.training.errors import InputError
 
 
@@ -52,11 +53,9 @@ class Windows:
                 f"of shape {shape}. Use a recipe with network.input.shape = [T] and dtype 'int64'."
             )
         try:
-            text = path.read_text(encoding="utf-8")
+            text = files.read(path).decode()
         except OSError as error:
-            raise InputError(
-                f"data: cannot read '{path}': {error.strerror}. Give a text file (--data)."
-            ) from None
+            raise InputError(f"data: {files.reason(error)}") from None
         except UnicodeDecodeError as error:
             raise InputError(f"data: '{path}' is no UTF-8 text: {error}.") from None
         numbers = {character: number for number, character in enumerate(table["characters"])}

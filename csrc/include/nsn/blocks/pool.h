@@ -11,7 +11,7 @@
 
 namespace nsn {
 
-enum class PoolKind { kMax, kAverage };
+enum class NSN_API PoolKind { kMax, kAverage };
 
 /// Options for the pools; `Pool<kMax, 2>` is MaxPool2d.
 ///
