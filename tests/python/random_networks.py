@@ -50,10 +50,6 @@ def _invented(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.full(shape, 0.1, dtype=torch.float64)
 
 
-#: Blocks whose output is as wide as they say, whatever comes in.
-_RESHAPING = ("Dense", "Conv1d", "Conv2d", "TiedOutput")
-
-
 class _Maker:
     def __init__(self, pick: random.Random, kind: str | None) -> None:
         self.pick = pick
@@ -464,6 +460,7 @@ class _Maker:
                 else:
                     found = self.branch(name, cut, own == "exit")
                 self.document["subnetworks"].append(found)
+                self.name_what_changes_the_output(found)
                 lanes = [*self.lanes, trace(self.document, name)]
                 for parameter in lanes[-1].uses:
                     reference.check_together(
@@ -483,6 +480,24 @@ class _Maker:
                         self.refused.append((again, str(error)))
                 self.document["blocks"] = before
 
+    def name_what_changes_the_output(self, subnetwork: Document) -> None:
+        """A width that changes the output's shape must name its dimension."""
+        given = subnetwork.get("width", {})
+        named = {block: width for block, width in given.items() if isinstance(width, dict)}
+        found = {block["name"]: block for block in self.document["blocks"]}
+        shapes = []
+        for width in (given, named):
+            document = {**self.document, "subnetworks": [{**subnetwork, "width": width}]}
+            try:
+                shapes.append(trace(document, subnetwork["name"]).output.shape)
+            except RefusedError:
+                return
+        if shapes[0] != shapes[1]:
+            subnetwork["width"] = {
+                block: width if isinstance(width, dict) else {dimensions(found[block])[0]: width}
+                for block, width in given.items()
+            }
+
     def keep(self, name: str, blocks: list[str]) -> Document:
         """Some of the blocks, some of them narrower, with dropout of its own."""
         found = {block["name"]: block for block in self.document["blocks"]}
@@ -501,13 +516,7 @@ class _Maker:
                 if self.chance(narrow)
             }
             if narrowed:
-                # What would change the output's shape has to be named.
-                behind = kept[kept.index(each) + 1 :]
-                inside = any(
-                    found[other]["type"] in _RESHAPING and found[other].get("groups", 1) == 1
-                    for other in behind
-                )
-                single = inside and len(dimensions(found[each])) == 1 and self.chance(0.6)
+                single = len(dimensions(found[each])) == 1 and self.chance(0.6)
                 width[each] = next(iter(narrowed.values())) if single else narrowed
         dropout = {
             each: self.pick.choice([0.0, 0.5])
