@@ -102,7 +102,7 @@ variable_list refuse_second_derivative(const std::string& why, const variable_li
 std::string why_refused(const merge::Rule& rule) {
   return "nsn: the second derivative through merge rule '" + rule.name() +
          "' does not exist: the merged gradient is not the gradient of one function. Use "
-         "merge::sum(), run one sub-network alone, or take first derivatives only.";
+         "the rule sum, run one sub-network alone, or take first derivatives only.";
 }
 
 }  // namespace nsn::detail

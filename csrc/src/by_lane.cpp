@@ -142,6 +142,7 @@ Outputs backward_by_lane(const Network& net, const at::Tensor& x, const LaneLoss
     subnetworks.push_back(net->description().index_of(name));
   }
   net->check_loaded(subnetworks);
+  net->check_modes();
   const uint64_t seed = net->is_training() ? draw_seed() : 0;
   Outputs losses("sub-network");
   bool any = false;

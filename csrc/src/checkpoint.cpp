@@ -13,9 +13,11 @@
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <set>
 #include <unordered_map>
 #include <utility>
 
+#include "plain.h"
 #include "ranges.h"
 #include "safetensors.h"
 
@@ -323,6 +325,7 @@ void write_checkpoint(const Description& description, at::TensorList parameters,
                       to_string(parameter.shape), ", but has ",
                       tensor.defined() ? to_string(tensor.sizes().vec()) : "none",
                       ". Save the network with its own parameters.");
+    detail::check_plain(tensor, parameter.name, "save");
     TORCH_CHECK_VALUE(same_kind(tensor.scalar_type(), parameter), "nsn::save: parameter '",
                       parameter.name, "' must be floating, but has dtype ", tensor.scalar_type(),
                       ". Save the network with its own parameters.");
@@ -375,9 +378,13 @@ void read_rest(const Description& description, at::TensorList parameters, LoadRe
   safetensors::File file(path);
   check_version(file);
   const std::string& text = description_of(file);
+  // That the network changed its dtype meanwhile is said below, by the tensors.
+  const auto is_same = [&] {
+    return Description::from_json(text, supplied).with_dtype(description.parameter_dtype()) ==
+           description;
+  };
   TORCH_CHECK_VALUE(
-      text == description.to_json() || Description::from_json(text, supplied) == description,
-      "nsn::load_rest: '", path,
+      text == description.to_json() || is_same(), "nsn::load_rest: '", path,
       "' has another description than the network. Give the file that the network came from.");
   const auto entries = entries_of(file, description);
   TORCH_CHECK_VALUE(parameters.size() == entries.size(), "nsn::load_rest: expected ",
@@ -413,6 +420,15 @@ Metadata read_metadata(const std::string& path) {
 
 void save(const Network& net, const std::string& path, const Metadata& metadata) {
   net->check_loaded();
+  std::set<std::string> known;
+  for (const std::string& name : net->description().parameter_names()) known.insert(name);
+  const auto check_known = [&](const std::string& name) {
+    TORCH_CHECK_VALUE(known.count(name) > 0, "nsn::save: '", name,
+                      "' is no parameter of the network's description, so that a checkpoint would "
+                      "lack it. Keep it beside the network rather than in it, or use torch::save.");
+  };
+  for (const auto& each : net->named_parameters()) check_known(each.key());
+  for (const auto& each : net->named_buffers()) check_known(each.key());
   write_checkpoint(net->description(), net->parameter_table(), path, metadata);
 }
 

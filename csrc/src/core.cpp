@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
@@ -120,12 +121,22 @@ void Core::check_input(at::TensorList parameters, const at::Tensor& x) const {
   const bool fits = x.dim() == static_cast<int64_t>(shape.size()) + 1 &&
                     x.sizes().slice(1) == at::IntArrayRef(shape);
   if (!fits) {
-    std::string expected = "(B";
-    for (const int64_t extent : shape) expected += ", " + std::to_string(extent);
-    TORCH_CHECK_VALUE(false, "nsn::Network: expected input of shape ", expected,
-                      "), a batch of samples, but got ", to_string(x.sizes().vec()),
-                      ". Reshape the batch, for example with flatten(1); for a single sample use "
-                      "unsqueeze(0).");
+    std::string extents;
+    for (const int64_t extent : shape) extents += ", " + std::to_string(extent);
+    const int64_t numel = c10::multiply_integers(shape);
+    const bool is_sample = x.sizes() == at::IntArrayRef(shape);
+    const bool is_reshaped = x.dim() > 0 && x.numel() == x.size(0) * numel;
+    const std::string remedy =
+        is_sample                          ? "For a single sample use unsqueeze(0)"
+        : is_reshaped && shape.size() == 1 ? "Reshape the batch with flatten(1)"
+        : is_reshaped                      ? "Reshape the batch to (-1" + extents + ")"
+        : x.dim() == static_cast<int64_t>(shape.size()) + 1
+            ? "Bring the samples to that size, for example with interpolate, or describe a network "
+              "of theirs"
+            : "Give samples of that shape, with the batch in front";
+    TORCH_CHECK_VALUE(false, "nsn::Network: expected input of shape (B", extents,
+                      "), a batch of samples, but got ", to_string(x.sizes().vec()), ". ", remedy,
+                      ".");
   }
   TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) == at::isFloatingType(description_.dtype()),
                     "nsn::Network: expected input of dtype ", description_.dtype(), ", but got ",

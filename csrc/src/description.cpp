@@ -24,6 +24,11 @@ NetworkOptions& NetworkOptions::input(Shape shape, at::ScalarType dtype) {
   return *this;
 }
 
+NetworkOptions& NetworkOptions::dtype(at::ScalarType parameters) {
+  parameter_dtype_ = parameters;
+  return *this;
+}
+
 NetworkOptions& NetworkOptions::block(std::string name, BlockPtr block,
                                       std::optional<merge::Rule> rule) {
   blocks_.push_back({std::move(name), std::move(block), std::move(rule)});
@@ -98,6 +103,14 @@ std::string quoted(const std::vector<std::string>& names) {
     result += (i > 0 ? ", '" : "'") + names[i] + "'";
   }
   return names.size() > kMost ? result + ", ..." : result;
+}
+
+bool has_modes(const Block& block) {
+  const auto inner = block.inner();
+  return !detail::is_builtin(block.type()) || block.type() == "BatchNorm" ||
+         block.type() == "Dropout" || block.dropout().value_or(0.0) > 0.0 ||
+         std::any_of(inner.begin(), inner.end(),
+                     [](const InnerBlock& each) { return has_modes(*each.block); });
 }
 
 /// Refuses a rule of a block's own for a parameter that belongs to another block.
@@ -214,7 +227,11 @@ struct Description::Lookup {
 };
 
 Description::Description(const NetworkOptions& options)
-    : input_(options.input_), dtype_(options.dtype_), merge_(options.merge_) {
+    : input_(options.input_),
+      dtype_(options.dtype_),
+      parameter_dtype_(
+          options.parameter_dtype_.value_or(at::isFloatingType(dtype_) ? dtype_ : at::kFloat)),
+      merge_(options.merge_) {
   TORCH_CHECK_VALUE(!input_.empty(),
                     "nsn::Description: the network's input has no shape. Give the shape of one "
                     "sample without the batch dimension, such as 784.");
@@ -223,6 +240,13 @@ Description::Description(const NetworkOptions& options)
                     "nsn::Description: the network's input dtype must be a floating or an integral "
                     "one, but got ",
                     dtype_, ". Use float32.");
+  TORCH_CHECK_VALUE(at::isFloatingType(parameter_dtype_),
+                    "nsn::Description: the parameters' dtype "
+                    "must be a floating one, but got ",
+                    parameter_dtype_, ". Use float32.");
+  TORCH_CHECK_VALUE(!at::isFloatingType(dtype_) || parameter_dtype_ == dtype_,
+                    "nsn::Description: the parameters' dtype must be that of the floating input, ",
+                    dtype_, ", but got ", parameter_dtype_, ". Give the input's alone.");
   add_blocks(options);
 
   TORCH_CHECK_VALUE(options.subnetworks_.size() <= kMostSubnetworks,
@@ -604,7 +628,7 @@ void Description::check_rules() const {
 Description Description::alone(const std::string& name) const {
   const Subnetwork& kept = subnetwork(name);
   NetworkOptions options;
-  options.input(input_, dtype_);
+  options.input(input_, dtype_).dtype(parameter_dtype_);
   std::unordered_map<std::string, Shape> shapes;
   for (const size_t i : c10::irange(kept.blocks.size())) {
     const NamedBlock& block = blocks_[kept.blocks[i]];
@@ -625,8 +649,33 @@ Description Description::alone(const std::string& name) const {
   return Description(options);
 }
 
-at::ScalarType Description::parameter_dtype() const noexcept {
-  return at::isFloatingType(dtype_) ? dtype_ : at::kFloat;
+Description Description::with_dtype(at::ScalarType dtype) const {
+  TORCH_CHECK_VALUE(at::isFloatingType(dtype),
+                    "nsn::Description: the parameters' dtype must be a "
+                    "floating one, but got ",
+                    dtype, ". Use float32.");
+  Description result = *this;
+  if (at::isFloatingType(dtype_)) result.dtype_ = dtype;
+  result.parameter_dtype_ = dtype;
+  for (Parameter& parameter : result.parameters_) {
+    if (at::isFloatingType(parameter.dtype)) parameter.dtype = dtype;
+  }
+  return result;
+}
+
+std::vector<std::string> Description::blocks_with_modes() const {
+  std::unordered_set<std::string> set;
+  for (const Subnetwork& subnetwork : subnetworks_) {
+    for (const auto& [block, probability] : subnetwork.options.dropout()) {
+      static_cast<void>(probability);
+      set.insert(block);
+    }
+  }
+  std::vector<std::string> result;
+  for (const NamedBlock& block : blocks_) {
+    if (set.count(block.name) > 0 || has_modes(*block.block)) result.push_back(block.name);
+  }
+  return result;
 }
 
 std::vector<std::string> Description::names() const {

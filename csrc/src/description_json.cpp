@@ -32,6 +32,25 @@ const std::vector<std::pair<std::string, at::ScalarType>>& dtypes() {
   return all;
 }
 
+at::ScalarType read_dtype(Fields& fields) {
+  const std::string name = fields.string("dtype");
+  const auto found = std::find_if(dtypes().begin(), dtypes().end(),
+                                  [&](const auto& each) { return each.first == name; });
+  TORCH_CHECK_VALUE(found != dtypes().end(), "nsn::Description: ", fields.where(),
+                    ": unknown dtype '", name,
+                    "'. Use float32, float64, float16, bfloat16, or an integral one such as "
+                    "int64.");
+  return found->second;
+}
+
+std::string dtype_name(at::ScalarType dtype) {
+  const auto found = std::find_if(dtypes().begin(), dtypes().end(),
+                                  [&](const auto& each) { return each.second == dtype; });
+  TORCH_CHECK_VALUE(found != dtypes().end(), "nsn::Description: dtype ", dtype,
+                    " has no name in the schema. Use float32.");
+  return found->first;
+}
+
 merge::Rule read_rule(const Json& json, const std::string& where,
                       const std::map<std::string, merge::Rule>& rules) {
   Fields fields(json, where);
@@ -144,18 +163,10 @@ Description Description::from_json(const std::string& text, const Supplied& supp
   for (const Json& extent : input.as_array(input.get("shape"), "shape")) {
     shape.push_back(input.as_integer(extent, "shape"));
   }
-  at::ScalarType dtype = at::kFloat;
-  if (input.has("dtype")) {
-    const std::string name = input.string("dtype");
-    const auto found = std::find_if(dtypes().begin(), dtypes().end(),
-                                    [&](const auto& each) { return each.first == name; });
-    TORCH_CHECK_VALUE(found != dtypes().end(), "nsn::Description: 'input': unknown dtype '", name,
-                      "'. Use float32, float64, float16, bfloat16, or an integral one such as "
-                      "int64.");
-    dtype = found->second;
-  }
+  const at::ScalarType dtype = input.has("dtype") ? read_dtype(input) : at::kFloat;
   input.finish();
   options.input(std::move(shape), dtype);
+  if (document.has("dtype")) options.dtype(read_dtype(document));
 
   for (const Json& block : document.as_array(document.get("blocks"), "blocks")) {
     read_block(block, supplied, options);
@@ -174,11 +185,10 @@ Description Description::from_json(const std::string& text, const Supplied& supp
 std::string Description::to_json(int indent) const {
   Json json;
   json["nsn"] = kSchemaVersion;
-  const auto dtype = std::find_if(dtypes().begin(), dtypes().end(),
-                                  [&](const auto& each) { return each.second == dtype_; });
-  TORCH_CHECK_VALUE(dtype != dtypes().end(), "nsn::Description: input dtype ", dtype_,
-                    " has no name in the schema. Use float32.");
-  json["input"] = {{"shape", input_}, {"dtype", dtype->first}};
+  json["input"] = {{"shape", input_}, {"dtype", dtype_name(dtype_)}};
+  if (!at::isFloatingType(dtype_) && parameter_dtype_ != at::kFloat) {
+    json["dtype"] = dtype_name(parameter_dtype_);
+  }
   json["blocks"] = Json::array();
   for (const NamedBlock& block : blocks_) {
     Json each = detail::write_block(block.name, *block.block);

@@ -45,24 +45,24 @@ const std::vector<std::pair<std::string, double>>& Rule::weights() const {
 const MergeFunction& Rule::merge_function() const { return definition_->function; }
 
 std::vector<double> Rule::coefficients(c10::ArrayRef<Lane> lanes) const {
-  TORCH_CHECK_VALUE(is_linear(), "nsn::merge: rule '", name(),
+  TORCH_CHECK_VALUE(is_linear(), "nsn: merge rule '", name(),
                     "' is a function of the gradients and has no coefficients. Ask is_linear() "
                     "first.");
   return definition_->coefficients(lanes);
 }
 
 at::Tensor Rule::call(const std::vector<LaneGradient>& gradients) const {
-  TORCH_CHECK_VALUE(!is_missing(), "nsn::merge: rule '", name(),
+  TORCH_CHECK_VALUE(!is_missing(), "nsn: merge rule '", name(),
                     "' is a function that the file it was read from cannot hold. Pass the function "
                     "when loading: rules = {'",
                     name(), "': merge::function(...)}.");
-  TORCH_CHECK_VALUE(!is_linear(), "nsn::merge: rule '", name(), "' is linear; use apply().");
+  TORCH_CHECK_VALUE(!is_linear(), "nsn: merge rule '", name(), "' is linear; use apply().");
   at::Tensor merged = definition_->function(gradients);
   const Slice& shape = gradients.front().parameter_shape;
-  TORCH_CHECK_VALUE(merged.defined(), "nsn::merge: rule '", name(),
+  TORCH_CHECK_VALUE(merged.defined(), "nsn: merge rule '", name(),
                     "' returned no tensor. Return the merged gradient, of shape ",
                     at::IntArrayRef(shape), ".");
-  TORCH_CHECK_VALUE(merged.sizes() == at::IntArrayRef(shape), "nsn::merge: rule '", name(),
+  TORCH_CHECK_VALUE(merged.sizes() == at::IntArrayRef(shape), "nsn: merge rule '", name(),
                     "' returned a gradient of shape ", merged.sizes(),
                     ", but the parameter has shape ", at::IntArrayRef(shape),
                     ". Return it in the parameter's full shape, parameter_shape.");

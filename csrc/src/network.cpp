@@ -156,6 +156,43 @@ NetworkImpl::NetworkImpl(Description description, std::vector<at::Tensor> parame
       part->add(expected[p].name.substr(block.name.size() + 1), table_[p], expected[p].is_buffer);
     }
   }
+  for (const std::string& name : this->description().blocks_with_modes()) {
+    with_modes_.emplace_back(name, named_children()[name]);
+  }
+  describe_dtype();
+}
+
+/// Takes the dtype that the floating parameters have, where they have one.
+void NetworkImpl::describe_dtype() {
+  std::optional<at::ScalarType> dtype;
+  for (const at::Tensor& tensor : table_) {
+    const at::ScalarType own = tensor.scalar_type();
+    if (!at::isFloatingType(own)) continue;
+    if (dtype && *dtype != own) return;
+    dtype = own;
+  }
+  if (!dtype || *dtype == description().parameter_dtype()) return;
+  core_ = std::make_shared<const Core>(description().with_dtype(*dtype));
+}
+
+void NetworkImpl::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {
+  Module::to(device, dtype, non_blocking);
+  describe_dtype();
+}
+
+void NetworkImpl::to(torch::Dtype dtype, bool non_blocking) {
+  Module::to(dtype, non_blocking);
+  describe_dtype();
+}
+
+void NetworkImpl::save(torch::serialize::OutputArchive& archive) const {
+  check_loaded();
+  Module::save(archive);
+}
+
+void NetworkImpl::load(torch::serialize::InputArchive& archive) {
+  Module::load(archive);
+  report_.missing.clear();
 }
 
 std::vector<std::string> NetworkImpl::loaded() const {
@@ -186,8 +223,21 @@ std::vector<size_t> NetworkImpl::all_subnetworks() const {
   return all;
 }
 
+void NetworkImpl::check_modes() const {
+  for (const auto& [name, module] : with_modes_) {
+    const char* mine = is_training() ? "train" : "eval";
+    const char* its = is_training() ? "eval" : "train";
+    TORCH_CHECK_VALUE(module->is_training() == is_training(), "nsn::Network: block '", name,
+                      "' is in ", its, "() mode, but the network in ", mine,
+                      "(), and a network runs in one mode. Call net->", mine, "() or net->", its,
+                      "(); to keep running statistics while training, describe the batch norm with "
+                      "track(false).");
+  }
+}
+
 Outputs NetworkImpl::run(const at::Tensor& x, const std::vector<size_t>& subnetworks) {
   check_loaded(subnetworks);
+  check_modes();
   const auto outputs = core_->joint(table_, x, subnetworks, is_training());
   Outputs result("sub-network");
   for (const size_t i : c10::irange(subnetworks.size())) {
@@ -250,6 +300,10 @@ std::shared_ptr<torch::nn::Module> NetworkImpl::clone(
 
 void NetworkImpl::clone_(torch::nn::Module& other, const std::optional<torch::Device>& device) {
   auto* network = other.as<NetworkImpl>();
+  if (network != nullptr) {
+    core_ = std::make_shared<const Core>(
+        description().with_dtype(network->description().parameter_dtype()));
+  }
   TORCH_CHECK_VALUE(network != nullptr && network->description() == description(),
                     "nsn::Network: a module that is cloned makes another network in its reset() "
                     "than the one it has. Let reset() make it from the same description.");

@@ -17,6 +17,7 @@
 
 #include "autocast.h"
 #include "packs.h"
+#include "plain.h"
 
 namespace nsn {
 
@@ -92,6 +93,8 @@ struct Pack::State {
     for (const size_t s : subnetworks) {
       for (const auto& places : description.subnetworks()[s].places) {
         for (const ParameterPlace& at : places) {
+          detail::check_plain(parameters[at.place], description.parameters()[at.place].name,
+                              "Pack");
           table[at.place] = parameters[at.place].detach();
           if (!at.is_private || !description.parameters()[at.place].counts_batches) continue;
           for (const size_t other : description.siblings_of(at.place)) {
@@ -123,7 +126,9 @@ struct Pack::State {
     const auto own = now();
     return std::any_of(own->fingerprints.begin(), own->fingerprints.end(), [&](const auto& each) {
       const at::Tensor& tensor = parameters[each.first];
-      return !tensor.defined() || fingerprint(tensor) != each.second;
+      if (!tensor.defined()) return true;
+      detail::check_plain(tensor, own->core->description().parameters()[each.first].name, "Pack");
+      return fingerprint(tensor) != each.second;
     });
   }
 

@@ -229,7 +229,18 @@ void bind_merge(py::module_& m) {
                                }
                                return weights;
                              })
-      .def_property_readonly("function", &python_function);
+      .def_property_readonly("function", &python_function)
+      .def("__repr__", [](const Rule& rule) {
+        std::ostringstream text;
+        text << "nsn.merge." << (rule.is_linear() ? rule.name() : "function") << '(';
+        if (!rule.is_linear()) text << "name='" << rule.name() << '\'';
+        for (const auto& [name, coefficient] : rule.weights()) {
+          text << (&name == &rule.weights().front().first ? "{" : ", ") << '\'' << name
+               << "': " << coefficient;
+        }
+        text << (rule.weights().empty() ? ")" : "})");
+        return text.str();
+      });
   m.def("sum", &nsn::merge::sum);
   m.def("mean", &nsn::merge::mean);
   m.def("two_smallest_mean", &nsn::merge::two_smallest_mean);
@@ -317,6 +328,9 @@ void bind_core(py::module_& m) {
           },
           py::arg("name") = py::none())
       .def_property_readonly("merge", &Description::merge)
+      .def_property_readonly("parameter_dtype", &Description::parameter_dtype)
+      .def("with_dtype", &Description::with_dtype)
+      .def_property_readonly("blocks_with_modes", &Description::blocks_with_modes)
       .def("index_of", &Description::index_of)
       .def("functions", &python_functions)
       .def("__eq__", [](const Description& a, const Description& b) { return a == b; })

@@ -10,7 +10,9 @@ other, the gate (Shazeer, "GLU Variants Improve Transformer", 2020).
 from collections import abc
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
+
+from nsn.checks import shown
 
 #: One number for all dimensions, or one for each.
 Extents = int | abc.Sequence[int]
@@ -21,6 +23,13 @@ _EXTENTS = ("kernel_size", "stride", "padding", "dilation", "output_padding", "s
 
 class BlockOptions:
     """What all blocks have in common."""
+
+    def __call__(self, *args: Any, **options: Any) -> NoReturn:
+        """Refused: it describes a block, and computes nothing."""
+        raise TypeError(
+            f"nsn.{type(self).__name__} describes a block, and computes nothing. Put it into "
+            f"nsn.Network(blocks={{...}}), and call that."
+        )
 
     def _document(self) -> dict[str, Any]:
         """The block as docs/blocks.md has it, without its name; what is None is left out."""
@@ -74,7 +83,7 @@ def _mark(blocks: list[dict[str, Any]], keeps_dropout: Iterable[str], owner: str
     for name in names:
         if name not in known:
             raise ValueError(
-                f"{owner}: keeps_dropout names '{name}', which is no block inside. They are "
+                f"{owner}: keeps_dropout names {shown(name)}, which is no block inside. They are "
                 f"{', '.join(map(repr, known))}."
             )
         known[name]["takes_dropout"] = False
@@ -83,8 +92,8 @@ def _mark(blocks: list[dict[str, Any]], keeps_dropout: Iterable[str], owner: str
 def _names(parts: Iterable[str], owner: str) -> list[str]:
     if isinstance(parts, str) or not isinstance(parts, Iterable):
         raise TypeError(
-            f"nsn.{owner}: per_subnetwork must be a list of parts, but is a "
-            f'{type(parts).__name__}. Write ["{parts}"].'
+            f"nsn.{owner}: per_subnetwork must be a list of parts, but is "
+            f'{shown(parts)}. Write ["bias"], for example.'
         )
     # A set has another order in each process, but one network is to have one document.
     return sorted(parts) if isinstance(parts, abc.Set) else list(parts)

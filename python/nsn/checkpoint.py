@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from nsn import _C
+from nsn.checks import expect, expect_functions, expect_name, kind_of, network_in, shown
 from nsn.description import Description
 from nsn.files import AnyPath
 from nsn.network import Network
@@ -37,12 +38,15 @@ def save(
             network was loaded in part.
         TypeError: where metadata is no text, or a parameter has no plain memory.
     """
+    network = network_in("nsn.save: network", network)
+    expect("nsn.save: metadata", metadata or {}, Mapping, "a dict of strings")
     network._check_loaded(network.subnetworks)
+    network._check_nothing_added("nsn.save")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(
-                f"nsn.save: metadata must map strings to strings, but {key!r} has a "
-                f"{type(value).__name__}, {value!r}. Write it as text, for example with str() or "
+                f"nsn.save: metadata must map strings to strings, but {shown(key)} has "
+                f"{kind_of(value)}. Write it as text, for example with str() or "
                 f"json.dumps()."
             )
     parameters = [tensor.detach() for tensor in network._plain_parameters("save")]
@@ -70,6 +74,9 @@ def load(
         OSError: where the system refuses (FileNotFoundError where there is no such file).
         ValueError: where the contents are wrong; says what.
     """
+    expect_functions("nsn.load: rules", rules or {})
+    if only is not None:
+        expect_name("nsn.load: only", only)
     description, parameters, report = _C.read_checkpoint(os.fsencode(path), dict(rules or {}), only)
     own = Description.from_json(description.to_json(), description.functions())
     return Network._from_parameters(own, parameters, report)
@@ -92,6 +99,9 @@ def load_rest(network: Network, path: AnyPath, only: str | None = None) -> None:
         ValueError: where the file has another description or is wrong otherwise, or where the
             parameters are no longer as in the file.
     """
+    network = network_in("nsn.load_rest: network", network)
+    if only is not None:
+        expect_name("nsn.load_rest: only", only)
     parameters = [tensor.detach() for tensor in network._parameters_now()]
     report = _C.LoadReport(set(network._missing), network.bytes_read)
     network._note(_C.read_rest(network.description, parameters, report, os.fsencode(path), only))

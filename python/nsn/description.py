@@ -11,6 +11,7 @@ import torch
 from nsn import _C
 from nsn._C.merge import Rule
 from nsn.blocks import BlockOptions, _documents
+from nsn.checks import expect, expect_functions, expect_name, kind_of
 from nsn.summary import Summary
 
 _DTYPES = {
@@ -155,6 +156,8 @@ class Description(_C.Description):
         Raises:
             ValueError: where the text is no such document or its parts do not fit together.
         """
+        expect("nsn.Description.from_json: text", text, str, "a document as a str")
+        expect_functions("nsn.Description.from_json: rules", rules or {})
         description = cls.__new__(cls)
         _C.Description.__init__(description, text, dict(rules or {}))
         return description
@@ -168,7 +171,47 @@ class Description(_C.Description):
         Raises:
             ValueError: where there is no such sub-network.
         """
+        expect_name("nsn.Description.alone: name", name)
         return Description.from_json(super().alone(name).to_json())
+
+    def index_of(self, name: str) -> int:
+        """A sub-network's place among ``names``.
+
+        Raises:
+            ValueError: where there is no such sub-network.
+        """
+        expect_name("nsn.Description.index_of: name", name)
+        return super().index_of(name)
+
+    def blocks_of(self, name: str) -> list[str]:
+        """The blocks that a sub-network keeps, in order; raises as :meth:`index_of`."""
+        expect_name("nsn.Description.blocks_of: name", name)
+        return super().blocks_of(name)
+
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a sub-network's output for one sample; raises as :meth:`index_of`."""
+        expect_name("nsn.Description.output_shape: name", name)
+        return super().output_shape(name)
+
+    def flops(self, name: str) -> int:
+        """Of one sample, two for each multiply-add; raises as :meth:`index_of`."""
+        expect_name("nsn.Description.flops: name", name)
+        return super().flops(name)
+
+    def parameter_count(self, name: str | None = None) -> int:
+        """Elements of the parameters of a sub-network, or of all; raises as :meth:`index_of`."""
+        if name is not None:
+            expect_name("nsn.Description.parameter_count: name", name)
+        return super().parameter_count(name)
+
+    def to_json(self, indent: int = -1) -> str:
+        """The JSON document; docs/description.md has the schema.
+
+        Args:
+            indent: spaces for each level; -1: all on one line.
+        """
+        expect("nsn.Description.to_json: indent", indent, int, "an int")
+        return super().to_json(indent)
 
     def describe(self) -> Summary:
         """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, what it shares."""
@@ -208,7 +251,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
     if dtype not in _DTYPES:
         raise ValueError(
             f"nsn.Description: the input's dtype must be a floating or integral one, but is "
-            f"{dtype}. Use torch.float32."
+            f"{dtype if isinstance(dtype, torch.dtype) else kind_of(dtype)}. Use torch.float32."
         )
     return _DTYPES[dtype]
 

@@ -1,11 +1,13 @@
 """Functions on tensors: sharing a parameter among lanes, and the joint loss."""
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from nsn import _C
 from nsn._C.merge import Rule
+from nsn.checks import expect, expect_name, kind_of, names_of
 
 
 def share(
@@ -33,7 +35,15 @@ def share(
     Raises:
         ValueError: where a slice does not fit the parameter.
     """
-    return _C.share(parameter, [list(each) for each in slices], rule, list(names or []))
+    expect("nsn.share: parameter", parameter, Tensor, "a torch.Tensor")
+    expect("nsn.share: rule", rule, Rule, "a merge rule, such as nsn.merge.mean()")
+    shapes = []
+    for each in slices:
+        expect("nsn.share: each slice", each, Sequence, "a shape, a tuple of ints")
+        for extent in each:
+            expect("nsn.share: each extent of a slice", extent, numbers.Integral, "an int")
+        shapes.append([int(extent) for extent in each])
+    return _C.share(parameter, shapes, rule, names_of("nsn.share: names", names or []))
 
 
 def joint_loss(
@@ -82,4 +92,13 @@ def joint_loss(
             f"nsn.joint_loss: weights must be a dict of names, but is a {type(weights).__name__}. "
             f'Write {{"base": 1.0, ...}}.'
         )
-    return _C.joint_loss(list(outputs.items()), targets, loss, dict(weights or {}))
+    for name, weight in (weights or {}).items():
+        expect_name("nsn.joint_loss: each name of weights", name)
+        expect(f"nsn.joint_loss: the weight of '{name}'", weight, numbers.Real, "a number")
+    if loss is not None and not callable(loss):
+        raise TypeError(
+            f"nsn.joint_loss: loss must be a function of an output and the targets, but is "
+            f"{kind_of(loss)}."
+        )
+    weights = {name: float(weight) for name, weight in (weights or {}).items()}
+    return _C.joint_loss(list(outputs.items()), targets, loss, weights)

@@ -13,12 +13,14 @@ gradients 6, 3 and 1 at an element that all three cover; ``sub2`` is the smalles
 largest. *Smaller* means fewer parameters, then the order of declaration.
 """
 
+import numbers
 from collections.abc import Callable, Mapping
 
 import torch
 
 from nsn._C import merge as _merge
 from nsn._C.merge import LaneGradient, Rule
+from nsn.checks import expect, expect_name, kind_of
 
 __all__ = [
     "LaneGradient",
@@ -68,7 +70,16 @@ def weighted(coefficients: Mapping[str, float]) -> Rule:
         ValueError: where there is no coefficient, or, when the network is built, where a name is
             unknown or missing.
     """
-    return _merge.weighted(dict(coefficients))
+    expect("nsn.merge.weighted: coefficients", coefficients, Mapping, "a dict of names and numbers")
+    for each, coefficient in coefficients.items():
+        expect_name("nsn.merge.weighted: each name", each)
+        expect(
+            f"nsn.merge.weighted: the coefficient of '{each}'",
+            coefficient,
+            numbers.Real,
+            "a number",
+        )
+    return _merge.weighted({each: float(value) for each, value in coefficients.items()})
 
 
 def function(
@@ -84,5 +95,12 @@ def function(
         name: what stands for the rule in a checkpoint, which cannot hold the function; ``load``
             takes it again by this name. Default: the function's own name.
     """
+    if not callable(function):
+        raise TypeError(
+            f"nsn.merge.function: function must take a list of LaneGradient and return a tensor, "
+            f"but is {kind_of(function)}."
+        )
+    if name is not None:
+        expect("nsn.merge.function: name", name, str, "a str")
     own: str = getattr(function, "__name__", "function")
     return _merge.function(name or own, function)

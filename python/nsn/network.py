@@ -1,6 +1,5 @@
 """The network as a ``torch.nn.Module``."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, ParamSpec, TypeVar, cast, overload
@@ -15,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from nsn import _C
 from nsn._C.merge import Rule
 from nsn.blocks import BlockOptions
+from nsn.checks import expect, expect_batch, expect_name, kind_of, names_of, shown
 from nsn.description import Description, Subnetwork
 from nsn.extract import extract
 from nsn.pack import Pack
@@ -23,21 +23,6 @@ from nsn.view import View, refuse_tracing
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def _blocks_with_modes(description: Description) -> list[str]:
-    """The blocks that compute something else in training."""
-    document = json.loads(description.to_json())
-    own = {name for each in document["subnetworks"] for name in each.get("dropout", ())}
-
-    def differs(block: dict[str, Any]) -> bool:
-        return (
-            block["type"] in ("BatchNorm", "Dropout")
-            or block.get("dropout", 0.0) > 0.0
-            or any(map(differs, block.get("blocks", ())))
-        )
-
-    return [block["name"] for block in document["blocks"] if block["name"] in own or differs(block)]
 
 
 class All:
@@ -297,7 +282,7 @@ class Network(nn.Module):
         # Each tensor's place: the modules on the way to it, and its name there.
         self._table = [tuple(name.split(".")) for name, _ in description.parameters]
         self._trainable = [not is_buffer for _, is_buffer in description.parameters]
-        self._with_modes = _blocks_with_modes(description)
+        self._with_modes = description.blocks_with_modes
         for name in description.blocks:
             if hasattr(self, name):
                 raise ValueError(
@@ -355,7 +340,13 @@ class Network(nn.Module):
 
     @property
     def description(self) -> Description:
-        """What the network is; a value."""
+        """What the network is, with the dtype that its parameters have now; a value."""
+        dtypes = {tensor.dtype for tensor in self._parameters_now() if tensor.is_floating_point()}
+        if len(dtypes) == 1 and dtypes != {self._description.parameter_dtype}:
+            known = self._description
+            described = known.with_dtype(dtypes.pop())
+            self._description = Description.from_json(described.to_json(), known.functions())
+            self._core = _C.Core(self._description)
         return self._description
 
     @property
@@ -396,7 +387,7 @@ class Network(nn.Module):
             names = "base"
         if isinstance(names, str):
             return self._joint(x, [names])[0]
-        several = self.subnetworks if isinstance(names, All) else list(names)
+        several = self._several("forward", names)
         return dict(zip(several, self._joint(x, several), strict=True))
 
     def backward_by_lane(
@@ -424,7 +415,12 @@ class Network(nn.Module):
                 training several of the sub-networks share running statistics, or where ``loss``
                 returns no scalar.
         """
-        several = self.subnetworks if isinstance(names, All) else list(names)
+        several = self._several("backward_by_lane", names)
+        if not callable(loss):
+            raise TypeError(
+                f"nsn.Network.backward_by_lane: loss must be a function of a name and an output, "
+                f"but is {kind_of(loss)}."
+            )
         places = self._places_of(x, several)
         seed = _C.draw_seed() if self.training else 0
         losses: dict[str, Tensor] = {}
@@ -434,7 +430,7 @@ class Network(nn.Module):
             output = _lane(self._core, parameters, x, places, lane, self.training, seed)
             value = loss(name, output)
             if not isinstance(value, Tensor) or value.dim() != 0:
-                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
                 raise ValueError(
                     f"nsn.Network.backward_by_lane: the loss must return a scalar tensor, but "
                     f"returned {found}. Reduce it, for example with mean()."
@@ -449,11 +445,7 @@ class Network(nn.Module):
 
     def _places_of(self, x: Tensor, names: list[str]) -> list[int]:
         """The sub-networks' places, and a check of what a pass is given."""
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"nsn.Network: expected a batch as a torch.Tensor, but got a {type(x).__name__}. "
-                f"Convert it with torch.as_tensor."
-            )
+        expect_batch("nsn.Network", x)
         places = [self._place(name) for name in names]
         if self._missing:
             self._check_loaded(names)
@@ -489,6 +481,9 @@ class Network(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """As elsewhere; with all parameters in it a network that was loaded in part is whole."""
+        expect("nsn.Network.load_state_dict: state_dict", state_dict, Mapping, "a dict of tensors")
+        for key in state_dict:
+            expect("nsn.Network.load_state_dict: each key", key, str, "a str")
         result = super().load_state_dict(state_dict, *args, **options)
         if self._missing and all(".".join(path) in state_dict for path in self._table):
             self._missing = frozenset()
@@ -497,6 +492,12 @@ class Network(nn.Module):
     def _joint(self, x: Tensor, names: list[str]) -> list[Tensor]:
         places = self._places_of(x, names)
         return _joint(self._core, self._parameters_now(), x, places, self.training)
+
+    def _several(self, method: str, names: All | Sequence[str]) -> list[str]:
+        """The names of several sub-networks, given to a method."""
+        if isinstance(names, All):
+            return self.subnetworks
+        return names_of(f"nsn.Network.{method}: names", names)
 
     def _place(self, name: str) -> int:
         place = self._places.get(name)
@@ -535,13 +536,24 @@ class Network(nn.Module):
                 )
         return tensors
 
+    def _check_nothing_added(self, function: str) -> None:
+        """Refuses modules and tensors of a subclass's own, which a description does not have."""
+        blocks = set(self._description.blocks)
+        for name in [*self._modules, *self._parameters, *self._buffers]:
+            if name not in blocks:
+                raise ValueError(
+                    f"{function}: '{name}' is no block of the network's description, so that a "
+                    f"checkpoint would lack it. Keep it beside the network rather than in it, or "
+                    f"save the state_dict."
+                )
+
     def _module_of(self, path: tuple[str, ...]) -> nn.Module:
         """The module that holds the tensor at a path of the table."""
         return self.get_submodule(".".join(path[:-1]))
 
     def describe(self) -> Summary:
         """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, what it shares."""
-        return self._description.describe()
+        return self.description.describe()
 
     def recalibrate(
         self,
@@ -564,8 +576,8 @@ class Network(nn.Module):
                 statistics then stay.
             TypeError: where a batch holds no tensor.
         """
-        chosen = self.subnetworks if isinstance(names, All) else names
-        chosen = [chosen] if isinstance(chosen, str) else list(chosen)
+        chosen = self._several("recalibrate", [names] if isinstance(names, str) else names)
+        expect("nsn.Network.recalibrate: batches", batches, Iterable, "an iterable of batches")
         places = [self._place(name) for name in chosen]
         self._check_loaded(chosen)
         batches = iter(batches)
@@ -597,6 +609,7 @@ class Network(nn.Module):
         Raises:
             ValueError: where there is no such sub-network, or it was not loaded.
         """
+        expect_name("nsn.Network.view: name", name)
         self._check_loaded([name])
         return View(self, name)
 
@@ -609,8 +622,9 @@ class Network(nn.Module):
         Raises:
             ValueError: for unknown sub-networks, and for those that were not loaded.
         """
-        self._check_loaded(subnetworks or self.subnetworks)
-        return Pack(self, subnetworks)
+        chosen = names_of("nsn.Network.pack: subnetworks", subnetworks)
+        self._check_loaded(chosen or self.subnetworks)
+        return Pack(self, chosen)
 
     def extract(self, name: str) -> nn.Sequential:
         """A sub-network as a plain ``torch.nn`` module that knows nothing of nsn.
@@ -625,6 +639,7 @@ class Network(nn.Module):
         Raises:
             ValueError: where there is no such sub-network, or it was not loaded.
         """
+        expect_name("nsn.Network.extract: name", name)
         self._check_loaded([name])
         return extract(self, name)
 

@@ -1,10 +1,12 @@
 """Parameter groups for torch's optimizers."""
 
+import numbers
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from nsn.checks import expect, expect_name, network_in
 from nsn.network import Network
 
 
@@ -30,8 +32,12 @@ def param_groups(
     Raises:
         ValueError: for an unknown sub-network, a negative decay, or ``of`` with a function rule.
     """
+    network = network_in("nsn.param_groups: network", network)
+    expect("nsn.param_groups: weight_decay", weight_decay, numbers.Real, "a number")
+    if of is not None:
+        expect_name("nsn.param_groups: of", of)
     names = network._table
-    groups = network._core.decay_groups(len(names), weight_decay, of or "")
+    groups = network._core.decay_groups(len(names), float(weight_decay), of or "")
     return [
         {
             "params": [leaf for place in places for leaf in _leaves(network, names[place])],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nsn import _C
+from nsn.checks import expect_batch, expect_name, names_of, network_in
 from nsn.view import refuse_tracing
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class PackedView:
     def __call__(self, x: Tensor) -> Tensor:
         """The sub-network's output: ``(B, *input)`` to ``(B, *output)``, without gradients."""
         refuse_tracing()
+        expect_batch("nsn.PackedView", x)
         return self._view(x)
 
     def stale(self) -> bool:
@@ -70,11 +72,11 @@ class Pack:
     """
 
     def __init__(self, network: Network, subnetworks: Sequence[str] = ()) -> None:
+        network = network_in("nsn.Pack: network", network)
+        chosen = names_of("nsn.Pack: subnetworks", subnetworks)
         self._network = weakref.ref(network)
         with torch.no_grad():
-            self._pack = _C.Pack(
-                network._core, network._plain_parameters("Pack"), list(subnetworks)
-            )
+            self._pack = _C.Pack(network._core, network._plain_parameters("Pack"), chosen)
 
     def view(self, name: str) -> PackedView:
         """A handle on one sub-network.
@@ -82,6 +84,7 @@ class Pack:
         Raises:
             ValueError: where it is not in this pack.
         """
+        expect_name("nsn.Pack.view: name", name)
         return PackedView(self, self._pack.view(name))
 
     def stale(self) -> bool:

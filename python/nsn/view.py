@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nsn import _C
+from nsn.checks import expect_batch, expect_name, network_in
 
 if TYPE_CHECKING:
     from nsn.network import Network
@@ -40,6 +41,8 @@ class View:
     """
 
     def __init__(self, network: Network, name: str) -> None:
+        network = network_in("nsn.View: network", network)
+        expect_name("nsn.View: name", name)
         self._network = weakref.ref(network)
         with torch.no_grad():
             self._view = _C.View(network._core, name, network._parameters_now())
@@ -57,6 +60,7 @@ class View:
     def __call__(self, x: Tensor) -> Tensor:
         """The sub-network's output: ``(B, *input)`` to ``(B, *output)``."""
         refuse_tracing()
+        expect_batch("nsn.View", x)
         return self._view(x)
 
     def stale(self) -> bool:

@@ -72,6 +72,37 @@ struct Training {
   at::Tensor x, labels;
 };
 
+TEST(Memory, NothingIsHeldBehindBackwardForALossThatIsKept) {
+  // Eight layers with a MiB of derivatives, masks or outputs each.
+  for (const bool gelu : {true, false}) {
+    NetworkOptions options;
+    options.input({256});
+    for (int layer = 0; layer < 8; ++layer) {
+      auto dense = DenseOptions(256, 256);
+      if (gelu) {
+        dense.activation(torch::kGELU);
+      } else {
+        dense.activation(torch::kReLU).dropout(0.5);
+      }
+      options.block("layer" + std::to_string(layer), dense);
+    }
+    Network net(options);
+    const auto x = at::randn({1024, 256});
+    const auto step = [&] {
+      const at::Tensor loss = net->forward(x).sum();
+      loss.backward();
+      net->zero_grad(/*set_to_none=*/true);
+      return loss;
+    };
+    step();
+    const auto counter = std::make_shared<Counter>();
+    const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, counter);
+    const at::Tensor loss = step();
+    EXPECT_LT(counter->now, 4096) << (gelu ? "GELU" : "ReLU and dropout");
+    EXPECT_GT(counter->peak, gelu ? 8 << 20 : 4 << 20);
+  }
+}
+
 TEST(StepMemory, OneGradientBufferForEachParameterAndNothingElseOfItsSize) {
   Training training;
   for (int i = 0; i < 3; ++i) training.step();

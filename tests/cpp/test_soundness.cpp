@@ -1,4 +1,5 @@
 #include <cmath>
+#include <filesystem>
 #include <memory>
 
 #include "support.h"
@@ -388,6 +389,131 @@ TEST(Saved, NothingOutlivesTheBackward) {
   masks(DenseOptions(64, 64).activation(torch::kGELU));
   masks(DenseOptions(64, 64).activation(torch::kReLU).dropout(0.5));
   masks(DropoutOptions(0.5));
+}
+
+TEST(Modes, OfSingleBlocksAreRefused) {
+  Network net(NetworkOptions()
+                  .input({4})
+                  .block("a", DenseOptions(4, 4))
+                  .block("norm", BatchNormOptions(4))
+                  .block("stage", SequenceOptions().block("drop", DropoutOptions(0.5)))
+                  .block("plain", DenseOptions(4, 4))
+                  .block("own", DenseOptions(4, 2))
+                  .subnetwork("s", SubnetworkOptions({"a", "own"}).dropout("a", 0.5)));
+  EXPECT_EQ(net->description().blocks_with_modes(),
+            (std::vector<std::string>{"a", "norm", "stage"}));
+  const auto x = at::randn({3, 4});
+  net->joint(x);
+  for (const char* name : {"a", "norm", "stage"}) {
+    net->train();
+    net->named_children()[name]->eval();
+    expect_throws_with([&] { net->joint(x); },
+                       {std::string("block '") + name + "' is in eval() mode", "net->train()"});
+    expect_throws_with([&] { net->forward(x); }, {name});
+    expect_throws_with(
+        [&] { backward_by_lane(net, x, [](const auto&, const at::Tensor& y) { return y.sum(); }); },
+        {name});
+    net->eval();
+    net->named_children()[name]->train();
+    expect_throws_with([&] { net->joint(x); }, {"train() mode", "track(false)"});
+  }
+  net->eval();
+  net->named_children()["plain"]->train();  // computes the same in both
+  net->joint(x);
+}
+
+TEST(Dtype, OfTheParametersIsTheDescriptions) {
+  for (const bool reads_indices : {false, true}) {
+    NetworkOptions options;
+    if (reads_indices) {
+      options.input({3}, at::kLong).block("in", EmbeddingOptions(5, 4));
+    } else {
+      options.input({3, 4}).block("in", DenseOptions(4, 4));
+    }
+    options.block("norm", BatchNormOptions(3)).block("out", DenseOptions(4, 2));
+    Network net(options);
+    const auto bytes = describe(net->description())[0].bytes;
+    const View before = net->view("base");
+    net->to(at::kDouble);
+    const Description& now = net->description();
+    EXPECT_EQ(now.parameter_dtype(), at::kDouble);
+    EXPECT_EQ(now.dtype(), reads_indices ? at::kLong : at::kDouble);
+    EXPECT_EQ(describe(now)[0].bytes, 2 * bytes);
+    EXPECT_EQ(Description::from_json(now.to_json()), now);
+    EXPECT_EQ(now.alone("base").parameter_dtype(), at::kDouble);
+    EXPECT_TRUE(before.stale());
+    const std::string path = temporary_path("dtype.safetensors");
+    save(net, path);
+    const Network again = load(path);
+    EXPECT_EQ(again->description(), now);
+    const auto x = reads_indices ? at::zeros({2, 3}, at::kLong) : at::randn({2, 3, 4}, at::kDouble);
+    net->joint(x);
+    save(net, path);
+    EXPECT_TRUE(load(path)->view("base")(x).equal(net->view("base")(x)));
+    const auto copy = std::dynamic_pointer_cast<NetworkImpl>(net->clone());
+    EXPECT_EQ(copy->description(), now);
+    net->to(at::kCPU);
+    EXPECT_EQ(net->description().parameter_dtype(), at::kDouble);
+    net->to(at::kHalf);
+    EXPECT_EQ(net->description().parameter_dtype(), at::kHalf);
+    // One loaded in another dtype than its description says, as files of old may have it.
+    const Network given(
+        std::make_shared<NetworkImpl>(Description(options), copy->parameter_table()));
+    EXPECT_EQ(given->description().parameter_dtype(), at::kDouble);
+    std::filesystem::remove(path);
+  }
+}
+
+TEST(Archives, OfAPartAreRefusedAndMakeItWhole) {
+  const auto options = NetworkOptions()
+                           .input({4})
+                           .block("a", DenseOptions(4, 4))
+                           .block("b", DenseOptions(4, 2))
+                           .subnetwork("small", {{"b"}});
+  Network net(options);
+  const std::string path = temporary_path("part.safetensors"), archive = path + ".pt";
+  save(net, path);
+  torch::save(net, archive);
+  Network part = load_only(path, "small");
+  expect_throws_with([&] { torch::save(part, path + ".no"); },
+                     {"'base' was not loaded", "load_rest"});
+  torch::load(part, archive);
+  EXPECT_EQ(part->loaded(), net->description().names());
+  EXPECT_TRUE(part->view("base")(at::ones({1, 4})).equal(net->view("base")(at::ones({1, 4}))));
+  for (const std::string& each : {path, archive, path + ".no"}) std::filesystem::remove(each);
+}
+
+TEST(Plain, MemoryIsAskedForByNameAndType) {
+  Network net(NetworkOptions().input({4}).block("a", DenseOptions(4, 4)));
+  const Core core(net->description());
+  const auto own = net->parameter_table();
+  const auto weight = own[0].detach();
+  const std::vector<at::Tensor> others{weight.to_sparse(), weight.to(at::kMeta),
+                                       weight.to_sparse_csr()};
+  const Pack pack = net->pack();
+  for (const at::Tensor& other : others) {
+    const std::vector<at::Tensor> table{other, own[1].detach()};
+    const std::vector<std::string> parts{"'a.weight'", other.toString(), "no plain memory"};
+    expect_throws_with<c10::TypeError>(
+        [&] { Pack(std::make_shared<const Core>(net->description()), table, {}, nullptr); }, parts);
+    expect_throws_with<c10::TypeError>([&] { pack.stale(table); }, parts);
+    expect_throws_with<c10::TypeError>(
+        [&] { write_checkpoint(net->description(), table, temporary_path("plain")); }, parts);
+  }
+}
+
+TEST(Saving, RefusesWhatADescriptionLacks) {
+  struct Own : NetworkImpl {
+    explicit Own(Description description) : NetworkImpl(std::move(description)) {
+      register_module("head", torch::nn::Linear(2, 2));
+    }
+  };
+  const std::shared_ptr<NetworkImpl> own = std::make_shared<Own>(
+      Description(NetworkOptions().input({4}).block("a", DenseOptions(4, 2))));
+  const Network net(own);
+  const std::string path = temporary_path("subclass.safetensors");
+  expect_throws_with([&] { save(net, path); }, {"'head.weight'", "torch::save"});
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 }  // namespace nsn::test

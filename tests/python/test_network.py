@@ -290,7 +290,11 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         r"expected input of shape \(B, 4\), a batch of samples, but got \(2, 5\)",
     ),
-    (lambda: small()(torch.zeros(4)), ValueError, r"but got \(4\)\. Reshape .* unsqueeze\(0\)"),
+    (
+        lambda: small()(torch.zeros(4)),
+        ValueError,
+        r"but got \(4\)\. For a single sample use unsqueeze\(0\)",
+    ),
     (
         lambda: small()(torch.zeros(2, 4, dtype=torch.long)),
         ValueError,

@@ -95,6 +95,9 @@ class NSN_API NetworkOptions {
   /// dtype too if it is a floating one, else float32.
   NetworkOptions& input(Shape shape, at::ScalarType dtype = at::kFloat);
 
+  /// The parameters' dtype, floating. Default: the input's where that is floating, else float32.
+  NetworkOptions& dtype(at::ScalarType parameters);
+
   /// The next block, from input to output. `rule` overrides the network's merge rule in this block.
   NetworkOptions& block(std::string name, BlockPtr block,
                         std::optional<merge::Rule> rule = std::nullopt);
@@ -114,6 +117,7 @@ class NSN_API NetworkOptions {
   };
   Shape input_;
   at::ScalarType dtype_ = at::kFloat;
+  std::optional<at::ScalarType> parameter_dtype_;
   std::vector<NamedBlock> blocks_;
   std::vector<std::pair<std::string, SubnetworkOptions>> subnetworks_;
   merge::Rule merge_ = merge::sum();
@@ -192,7 +196,13 @@ class NSN_API Description {
   const Shape& input() const noexcept { return input_; }
   at::ScalarType dtype() const noexcept { return dtype_; }
   /// The dtype that parameters start with.
-  at::ScalarType parameter_dtype() const noexcept;
+  at::ScalarType parameter_dtype() const noexcept { return parameter_dtype_; }
+
+  /// The same network with parameters, and an input that is floating, of another floating dtype.
+  Description with_dtype(at::ScalarType dtype) const;
+
+  /// The blocks that compute something else in training: dropout, batch norm, types of one's own.
+  std::vector<std::string> blocks_with_modes() const;
   const std::vector<NamedBlock>& blocks() const noexcept { return blocks_; }
   /// "base" first, then in the order of declaration.
   const std::vector<Subnetwork>& subnetworks() const noexcept { return subnetworks_; }
@@ -246,6 +256,7 @@ class NSN_API Description {
 
   Shape input_;
   at::ScalarType dtype_;
+  at::ScalarType parameter_dtype_;
   std::vector<NamedBlock> blocks_;
   std::vector<Subnetwork> subnetworks_;
   std::vector<Parameter> parameters_;

@@ -81,6 +81,10 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   void check_loaded() const;
   void check_loaded(const std::vector<size_t>& subnetworks) const;
 
+  /// Throws c10::ValueError where a block was put into another mode than the network's, which
+  /// would be ignored.
+  void check_modes() const;
+
   const LoadReport& load_report() const noexcept { return report_; }
 
   /// What the network computes, apart from its parameters.
@@ -93,6 +97,17 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   /// drawn. Of a network loaded in part, the copy takes all its memory, and lacks the same.
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<torch::Device>& device = std::nullopt) const override;
+
+  /// As elsewhere; the description then has the parameters' dtype, and a reference to the one
+  /// before is no longer valid.
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override;
+  void to(torch::Dtype dtype, bool non_blocking = false) override;
+  using torch::nn::Module::to;
+
+  /// As elsewhere (torch::save). A network that was loaded in part is refused; one that all is
+  /// loaded into (torch::load) is whole.
+  void save(torch::serialize::OutputArchive& archive) const override;
+  void load(torch::serialize::InputArchive& archive) override;
 
   void pretty_print(std::ostream& stream) const override;
 
@@ -108,10 +123,13 @@ class NSN_API NetworkImpl : public torch::nn::Module {
                                 const std::optional<std::string>& only, const Supplied& supplied);
 
   Outputs run(const at::Tensor& x, const std::vector<size_t>& subnetworks);
+  void describe_dtype();
   View::Current current() const;
   std::vector<size_t> all_subnetworks() const;
 
   std::shared_ptr<const Core> core_;
+  /// The modules of blocks that compute something else in training, by the blocks' names.
+  std::vector<std::pair<std::string, std::shared_ptr<torch::nn::Module>>> with_modes_;
   /// Handles on what is registered: moving the network changes what they hold.
   std::vector<at::Tensor> table_;
   LoadReport report_;

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import nsn
 from nsn import files
+from nsn.checks import names_of, network_in, shown
 from nsn.exporting import to_executorch, to_onnx, to_pt2
 from nsn.exporting.folder import Export, Program, write_manifest
 from nsn.exporting.job import Job, Progress, need
@@ -50,16 +51,21 @@ def export(
         FileExistsError: where the folder exists. OSError: where the system refuses.
         ImportError: where the format's packages are not installed; says how to get them.
     """
-    if format not in _WRITERS:
+    if not isinstance(format, str) or format not in _WRITERS:
         raise ValueError(
-            f"nsn.export: format must be one of {', '.join(FORMATS)}, but is {format!r}."
+            f"nsn.export: format must be one of {', '.join(FORMATS)}, but is {shown(format)}."
         )
+    network = network_in("nsn.export: network", network)
     if isinstance(subnetworks, str):
         raise TypeError(
             f"nsn.export: subnetworks must be a list of names, but is a str. Write "
             f"['{subnetworks}']."
         )
-    names = network.subnetworks if subnetworks is None else list(subnetworks)
+    names = (
+        network.subnetworks
+        if subnetworks is None
+        else names_of("nsn.export: subnetworks", subnetworks)
+    )
     for name in names:
         network.description.index_of(name)
     network._check_loaded(names)

@@ -1,0 +1,113 @@
+"""Arguments held against what a function takes: the one form of message for a wrong kind."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from nsn.network import Network
+
+
+def kind_of(value: object) -> str:
+    """What a value is, for a message: never its contents, which may be a whole tensor."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def shown(value: object) -> str:
+    """A value in a message: numbers and texts as they are, cut where they are long."""
+    if isinstance(value, (str, bytes, int, float, complex)) or value is None:
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    return kind_of(value)
+
+
+def expect(
+    argument: str, value: object, kinds: type | tuple[type, ...], expected: str, remedy: str = ""
+) -> None:
+    """Refuses a value of another kind.
+
+    Args:
+        argument: of which function and which, "nsn.load: only".
+        value: what was given.
+        kinds: what it may be.
+        expected: the same in words, "a sub-network's name".
+        remedy: a sentence.
+
+    Raises:
+        TypeError: where it is none of them.
+    """
+    if not isinstance(value, kinds):
+        remedy = f" {remedy}" if remedy else ""
+        raise TypeError(f"{argument} must be {expected}, but is {kind_of(value)}.{remedy}")
+
+
+def expect_name(argument: str, value: object) -> None:
+    """Refuses what is no sub-network's name."""
+    expect(argument, value, str, "a sub-network's name, a str")
+
+
+def names_of(argument: str, value: Any) -> list[str]:
+    """Several sub-networks' names as a list.
+
+    Raises:
+        TypeError: where they are none.
+    """
+    remedy = "Write ['base', ...], or nsn.ALL where all are meant."
+    if isinstance(value, str) or not isinstance(value, Iterable) or isinstance(value, Tensor):
+        raise TypeError(
+            f"{argument} must be a list of sub-networks' names, but is {kind_of(value)}. {remedy}"
+        )
+    names = list(value)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{argument} must be a list of sub-networks' names, but has {kind_of(name)} in it. "
+                f"{remedy}"
+            )
+    return names
+
+
+def expect_batch(where: str, value: object) -> None:
+    """Refuses an input that is no tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{where}: expected a batch as a torch.Tensor, but got {kind_of(value)}. Convert it "
+            f"with torch.as_tensor."
+        )
+
+
+def expect_functions(argument: str, value: object) -> None:
+    """Refuses what is no dict of merge functions by name."""
+    expect(argument, value, Mapping, "a dict of merge functions by name")
+    for name, function in cast(Mapping[Any, Any], value).items():
+        if not isinstance(name, str) or not callable(function):
+            raise TypeError(
+                f"{argument} must be a dict of merge functions by name, but {shown(name)} stands "
+                f"for {kind_of(function)}. Give the function itself, as to nsn.merge.function."
+            )
+
+
+def network_in(argument: str, value: object) -> "Network":
+    """The network that was given, or that a wrapper holds: DDP, AveragedModel, torch.compile's.
+
+    Raises:
+        TypeError: where there is none.
+    """
+    from nsn.network import Network
+
+    inside = value
+    while isinstance(inside, nn.Module) and not isinstance(inside, Network):
+        held = inside._modules.get("module") or inside._modules.get("_orig_mod")
+        if held is None:
+            break
+        inside = held
+    if isinstance(inside, Network):
+        return inside
+    raise TypeError(
+        f"{argument} must be an nsn.Network, but is {kind_of(value)}. Give the network, or a "
+        f"wrapper that holds it as .module."
+    )
