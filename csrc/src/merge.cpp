@@ -42,6 +42,12 @@ const std::vector<std::pair<std::string, double>>& Rule::weights() const {
   return definition_->weights;
 }
 
+at::Tensor LaneGradient::padded() const {
+  const at::Tensor result = at::zeros(parameter_shape, gradient.options());
+  leading(result, slice).copy_(gradient);
+  return result;
+}
+
 const MergeFunction& Rule::merge_function() const { return definition_->function; }
 
 std::vector<double> Rule::coefficients(c10::ArrayRef<Lane> lanes) const {

@@ -215,6 +215,7 @@ void bind_merge(py::module_& m) {
       .def_property_readonly(
           "slice", [](const LaneGradient& lane) { return py::tuple(py::cast(lane.slice)); })
       .def_readonly("gradient", &LaneGradient::gradient)
+      .def("padded", &LaneGradient::padded, ReleaseGil())
       .def_property_readonly("parameter_shape", [](const LaneGradient& lane) {
         return py::tuple(py::cast(lane.parameter_shape));
       });

@@ -89,7 +89,8 @@ def function(
 
     Args:
         function: gets one :class:`LaneGradient` (``name``, ``slice``, ``gradient`` of the slice's
-            shape, ``parameter_shape``) for each lane that used the parameter, in the order in which
+            shape, ``parameter_shape``; ``padded()`` is the gradient in that shape, with zeros where
+            the lane does not reach) for each lane that used the parameter, in the order in which
             the pass named them; returns the merged gradient in the parameter's full shape. It runs
             inside backward, once for each parameter.
         name: what stands for the rule in a checkpoint, which cannot hold the function; ``load``

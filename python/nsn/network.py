@@ -1,5 +1,6 @@
 """The network as a ``torch.nn.Module``."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, ParamSpec, TypeVar, cast, overload
@@ -53,11 +54,27 @@ def _not_compiled(function: Callable[P, T]) -> Callable[P, T]:
     return function
 
 
+def _refuse_compiled_autograd() -> None:
+    """Where torch traces a backward, the joint pass's has nothing to be traced.
+
+    Raises:
+        RuntimeError: under compiled autograd.
+    """
+    compiled = sys.modules.get("torch._dynamo.compiled_autograd")
+    if compiled is not None and compiled.compiled_autograd_enabled:
+        raise RuntimeError(
+            "nsn: compiled autograd traces the backward, and that of a joint pass is one C++ "
+            "operation. Compile with torch._dynamo.config.compiled_autograd = False, or train "
+            "net.extract(name)."
+        )
+
+
 @_not_compiled
 def _joint(
     core: _C.Core, parameters: list[Tensor], x: Tensor, places: list[int], training: bool
 ) -> list[Tensor]:
     refuse_tracing()
+    _refuse_compiled_autograd()
     return core.joint(parameters, x, places, training)
 
 
@@ -72,6 +89,7 @@ def _lane(
     seed: int,
 ) -> Tensor:
     refuse_tracing()
+    _refuse_compiled_autograd()
     return core.lane(parameters, x, places, lane, training, seed)
 
 

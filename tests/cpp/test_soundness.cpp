@@ -516,4 +516,74 @@ TEST(Saving, RefusesWhatADescriptionLacks) {
   EXPECT_FALSE(std::filesystem::exists(path));
 }
 
+/// The block of block.h that follows the width of its input.
+struct Follower : Block {
+  explicit Follower(int64_t features) : features(features) {}
+  int64_t features;
+  std::string type() const override { return "Follower"; }
+  std::vector<ParameterSpec> parameters() const override { return {{"factor", {features}}}; }
+  Fit fit(const Signal& input, const BlockUse& use) const override {
+    const Axis& last = input.layout.back();
+    if (last.full() != features) misfit("(*, features)", input);
+    return {use, input, input, {Layout{last}}, 0, {}};
+  }
+  BlockPtr narrowed(const Fit& fit) const override {
+    return std::make_shared<Follower>(fit.input.layout.back().kept());
+  }
+  at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass&,
+                     const BlockPass&) const override {
+    return x * parameters[0];
+  }
+};
+
+TEST(OwnBlocks, MayNarrow) {
+  Network net(NetworkOptions()
+                  .input({4}, at::kDouble)
+                  .block("in", DenseOptions(4, 8))
+                  .block("own", std::make_shared<const Follower>(8))
+                  .block("out", DenseOptions(8, 3))
+                  .subnetwork("half", SubnetworkOptions().width(0.5)));
+  net->parameter_table()[2].detach().copy_(at::rand({8}));
+  const auto x = at::randn({5, 4}, at::kDouble);
+  const auto outputs = net->joint(x);
+  (outputs["base"].sum() + outputs["half"].pow(2).sum()).backward();
+  const at::Tensor merged = net->parameter_table()[2].grad().clone();
+  at::Tensor expected = at::zeros({8}, at::kDouble);
+  for (const bool half : {false, true}) {
+    net->zero_grad();
+    const at::Tensor output = net->forward(x, half ? "half" : "base");
+    (half ? output.pow(2) : output).sum().backward();
+    expected += net->parameter_table()[2].grad();
+    EXPECT_TRUE(output.equal(net->view(half ? "half" : "base")(x)));
+  }
+  expect_close(merged, expected, 1e-12);
+  EXPECT_EQ(net->description().alone("half").parameter_count(),
+            net->description().subnetwork("half").parameter_count);
+}
+
+TEST(OwnRules, PadWhatIsNarrow) {
+  // Their largest, where a lane reaches.
+  const auto largest = merge::function("largest", [](const auto& lanes) {
+    at::Tensor result = lanes[0].padded();
+    for (const auto& lane : lanes) result = at::maximum(result, lane.padded());
+    return result;
+  });
+  const merge::LaneGradient lane{"a", {1, 2}, at::ones({1, 2}), {2, 3}};
+  EXPECT_TRUE(lane.padded().equal(at::tensor({1.F, 1.F, 0.F, 0.F, 0.F, 0.F}).view({2, 3})));
+  for (const double width : {0.5, 1.0}) {
+    Network net(NetworkOptions()
+                    .input({4})
+                    .block("a", DenseOptions(4, 6))
+                    .block("b", DenseOptions(6, 3))
+                    .subnetwork("s", SubnetworkOptions().width(width))
+                    .merge(largest));
+    const auto x = at::rand({2, 4});
+    const auto outputs = net->joint(x);
+    (outputs["base"].sum() + 2 * outputs["s"].sum()).backward();
+    for (const at::Tensor& parameter : net->parameters()) {
+      EXPECT_EQ(parameter.grad().sizes(), parameter.sizes());
+    }
+  }
+}
+
 }  // namespace nsn::test

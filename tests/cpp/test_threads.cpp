@@ -1,3 +1,4 @@
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randint.h>
 #include <c10/util/irange.h>
@@ -122,6 +123,35 @@ void switch_packed_in_threads(const Network& net, const std::vector<at::Tensor>&
   for (int times = 0; times < 5; ++times) pack.refresh();
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(right, kThreads * kCalls);
+}
+
+/// Each thread trains a network of its own: what the passes keep from one to the next is a
+/// thread's.
+TEST(Threads, TrainNetworksOfTheirOwn) {
+  std::vector<Network> networks;
+  for (int thread = 0; thread < 4; ++thread) networks.emplace_back(perceptron());
+  const at::Tensor x = at::rand({8, 24});
+  std::atomic<size_t> right{0};
+  std::vector<std::thread> threads;
+  for (Network& net : networks) {
+    threads.emplace_back([&right, &net, &x] {
+      for (int step = 0; step < 10; ++step) {
+        net->zero_grad();
+        at::Tensor loss;
+        for (const auto& output : net->joint(x)) {
+          const at::Tensor term = output.value().pow(2).mean();
+          loss = loss.defined() ? loss + term : term;
+        }
+        loss.backward();
+        const at::NoGradGuard no_grad;
+        for (at::Tensor& parameter : net->parameters()) parameter.sub_(parameter.grad(), 0.1);
+      }
+      const PackedView view = net->pack().view("half");
+      right += at::allclose(view(x), net->view("half")(x), 1e-4, 1e-5) ? 1 : 0;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(right, 4U);
 }
 
 TEST(Threads, SwitchAmongWidths) {

@@ -1,4 +1,7 @@
+#include <ATen/ops/zeros.h>
+#include <c10/util/accumulate.h>
 #include <nsn/checkpoint.h>
+#include <nsn/pack.h>
 #include <nsn/summary.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -14,7 +17,7 @@
 #include <vector>
 
 // A libFuzzer target: whatever a checkpoint's bytes are, reading it is an error of nsn's or gives a
-// network, and what is loaded in part is what is loaded whole.
+// network, what is loaded in part is what is loaded whole, and a small network runs.
 
 namespace {
 
@@ -68,6 +71,38 @@ void check_description(const nsn::Description& description) {
   nsn::describe(description);
 }
 
+/// A training step, and a pack with its views, of a network that is small enough to run: whatever
+/// is wrong with its numbers, it computes or says what is.
+void use(nsn::Network net) {
+  constexpr int64_t kMostElements = 20'000, kMostFlops = 2'000'000;
+  const nsn::Description& description = net->description();
+  for (const auto& summary : nsn::describe(description)) {
+    if (summary.flops > kMostFlops) return;
+    for (const auto& block : summary.blocks) {
+      if (c10::multiply_integers(block.output) > kMostElements) return;
+    }
+  }
+  if (c10::multiply_integers(description.input()) > kMostElements) return;
+  if (description.subnetworks().size() > 8 || description.blocks().size() > 32) return;
+  nsn::Shape shape = description.input();
+  shape.insert(shape.begin(), 2);
+  const at::Tensor x = at::zeros(shape, at::TensorOptions().dtype(description.dtype()));
+  unless_refused([&] {
+    at::Tensor loss = at::zeros({}, at::TensorOptions().dtype(description.parameter_dtype()));
+    for (const auto& output : net->joint(x)) loss = loss + output.value().sum();
+    if (loss.requires_grad()) loss.backward();
+    return 0;
+  });
+  net->eval();
+  unless_refused([&] {
+    nsn::Pack pack = net->pack();
+    for (const std::string& name : description.names()) pack.view(name)(x);
+    if (pack.stale()) fail("a new pack is stale");
+    pack.refresh();
+    return 0;
+  });
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -99,6 +134,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       if (whole) compare(*part, *whole, other);
     }
   }
+  if (whole) use(*whole);
   return 0;
 }
 

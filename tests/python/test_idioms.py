@@ -4,6 +4,8 @@ import copy
 import io
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -496,3 +498,47 @@ def test_example_gives_the_same_weights_in_both_languages(tmp_path: Path) -> Non
     assert weights["cpp"].keys() == weights["python"].keys()
     for key, value in weights["cpp"].items():
         assert torch.equal(value, weights["python"][key]), key
+
+
+def test_compiled_autograd_is_refused_with_the_remedy() -> None:
+    from torch._dynamo import compiled_autograd
+
+    net = network()
+    x, _ = batch()
+    with (
+        compiled_autograd._enable(torch.compile(backend="eager")),
+        pytest.raises(RuntimeError, match=r"compiled_autograd = False, or train net\.extract"),
+    ):
+        net(x, nsn.ALL)
+    net(x, nsn.ALL)["base"].sum().backward()
+
+
+@pytest.mark.parametrize("what", ["network", "frozen", "view", "pack"])
+def test_the_old_exporter_of_onnx_is_refused(what: str, tmp_path: Path) -> None:
+    """It would write the outputs for one input as constants."""
+    net = network().eval()
+    if what == "frozen":
+        net.requires_grad_(False)
+    handles = {"view": net.view("sub1"), "pack": net.pack().view("sub1")}
+
+    class Runs(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return handles[what](x) + x.sum()
+
+    module = Runs() if what in handles else net
+    x, _ = batch()
+    with pytest.raises(RuntimeError, match=r"Trace net\.extract\(name\)"):
+        torch.onnx.export(module, (x,), str(tmp_path / "net.onnx"), dynamo=False)
+
+
+def test_importing_brings_nothing_that_torch_does_not() -> None:
+    """torch._dynamo takes as long as all of torch."""
+    program = (
+        "import sys, torch\nbefore = set(sys.modules)\nimport nsn\n"
+        "print(*(set(sys.modules) - before))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    brought = result.stdout.split()
+    foreign = [name for name in brought if name.split(".")[0] not in ("nsn", "_cython_3_2_4")]
+    assert "nsn.network" in brought
+    assert len(foreign) < 20 and not any("dynamo" in name for name in foreign), foreign

@@ -33,7 +33,32 @@
 //       }
 //     };
 //
-// It takes part in joint passes under any merge rule. `torch::nn` modules can be wrapped
+// One that sub-networks may keep narrower says in `fit` which part of each parameter they use, and
+// in `narrowed` what it is by itself then; `forward` gets that part alone. Here the width follows
+// the input, whose last extent is `features` at full width:
+//
+//     struct Stretch : nsn::Block {
+//       explicit Stretch(int64_t features) : features(features) {}
+//       int64_t features;
+//       std::string type() const override { return "Stretch"; }
+//       std::vector<nsn::ParameterSpec> parameters() const override {
+//         return {{"factor", {features}}};
+//       }
+//       nsn::Fit fit(const nsn::Signal& input, const nsn::BlockUse& use) const override {
+//         const nsn::Axis& last = input.layout.back();
+//         if (last.full() != features) nsn::misfit("(*, features)", input);
+//         return {use, input, input, {nsn::Layout{last}}, 0, {}};
+//       }
+//       nsn::BlockPtr narrowed(const nsn::Fit& fit) const override {
+//         return std::make_shared<Stretch>(fit.input.layout.back().kept());
+//       }
+//       at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const nsn::LanePass&,
+//                          const nsn::BlockPass&) const override {
+//         return x * parameters[0];
+//       }
+//     };
+//
+// They take part in joint passes under any merge rule. `torch::nn` modules can be wrapped
 // (blocks/wrapped.h).
 
 namespace torch::nn {

@@ -37,8 +37,9 @@ struct Checkpoint {
   LoadReport report = {};
 };
 
-/// Writes a checkpoint: into a temporary file beside `path` first, which then takes its place, so
-/// that `path` is either complete or untouched. Throws FileError where the system refuses, and
+/// Writes a checkpoint, which takes its place when it is whole: `path` is either complete or
+/// untouched. Links are followed, and an old file's mode stays; what is no regular file, may not be
+/// written or has other hard links is refused. Throws FileError where the system refuses, and
 /// c10::ValueError for tensors that the description does not describe.
 NSN_API void write_checkpoint(const Description& description, at::TensorList parameters,
                               const std::string& path, const Metadata& metadata = {});

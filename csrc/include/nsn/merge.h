@@ -41,7 +41,7 @@ struct Lane {
 };
 
 /// What a function rule gets of one lane.
-struct LaneGradient {
+struct NSN_API LaneGradient {
   std::string name;
   /// The part of the parameter that the lane used.
   Slice slice;
@@ -49,6 +49,10 @@ struct LaneGradient {
   at::Tensor gradient;
   /// The shape of the whole parameter, which is what the rule returns.
   Slice parameter_shape;
+
+  /// The gradient in the parameter's full shape, with zeros where the lane does not reach: what
+  /// gradients of lanes of different widths are added or compared in.
+  at::Tensor padded() const;
 };
 
 /// Takes the gradients of all lanes that used one parameter, in the order in which the pass named

@@ -40,8 +40,9 @@ class NSN_API Pack {
   /// A handle on one sub-network; throws c10::ValueError where it is not in this pack.
   PackedView view(const std::string& subnetwork) const;
 
-  /// Whether the network's weights are other ones now, in place or moved. Reads all of them once.
-  /// False once the network is gone: nothing newer exists then.
+  /// Whether the network's weights are other ones now, in place or moved. False once the network is
+  /// gone: nothing newer exists then. Reads all of the weights once, some milliseconds for ten MB:
+  /// not for the loop of an application that has to answer in time.
   bool stale() const;
   /// The same, against tensors of all blocks that the caller knows to be the network's.
   bool stale(at::TensorList current) const;
