@@ -640,3 +640,36 @@ def test_what_cannot_be_shipped(
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert "pip install 'nsn[onnx]'" in refused("export", checkpoint, "--format", "onnx")
     assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_threads_wait_asleep_in_training_alone(tmp_path: Path) -> None:
+    """What OpenMP reads has to stand before torch is there; what the user set stays."""
+    program = """
+import os, sys, types
+import nsn_command
+assert "torch" not in sys.modules
+cli = types.ModuleType("nsn.cli")
+cli.main = lambda: print(os.environ.get("GOMP_SPINCOUNT"))
+sys.modules["nsn"] = types.ModuleType("nsn")
+sys.modules["nsn.cli"] = cli
+nsn_command.main()
+"""
+
+    def spins(command: str, **own: str) -> str:
+        clean = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+        clean.pop("OMP_WAIT_POLICY", None)
+        return subprocess.run(
+            [sys.executable, "-c", program, command],
+            env={**clean, **own},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    assert spins("train") == "0"
+    assert spins("eval") == "None"
+    assert spins("train", GOMP_SPINCOUNT="7") == "7"
+    assert spins("train", OMP_WAIT_POLICY="active") == "None"
+    command = Path(sys.executable).parent / "nsn"
+    assert subprocess.run([command, "--version"], capture_output=True, text=True).returncode == 0
