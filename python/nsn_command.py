@@ -1,4 +1,4 @@
-"""The command ``nsn``. A module of its own, since OpenMP reads its environment when torch is loaded.
+"""The command ``nsn``. A module by itself: OpenMP reads its environment when torch is loaded.
 
 Threads that wait for each other spin for a while, and where other processes want the cores too they
 spend most of their time so. In ``nsn train`` they sleep instead, unless the user says otherwise:
