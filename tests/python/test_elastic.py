@@ -199,6 +199,68 @@ def test_random_networks(seed: int) -> None:
     check_pass(Case(seed))
 
 
+def offset(tensor: Tensor) -> Tensor:
+    """Behind something else."""
+    room = torch.full((tensor.numel() + 3,), 7.0, dtype=tensor.dtype)
+    return room[3:].view(tensor.shape).copy_(tensor)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """A column of a table."""
+    return torch.stack([torch.full_like(tensor, 7.0), tensor], -1)[..., 1]
+
+
+#: The same values (but for `expanded`, which has one row many times) otherwise in memory.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "plain": lambda tensor: tensor,
+    "offset": offset,
+    "strided": strided,
+    "transposed": lambda tensor: tensor.transpose(0, -1).contiguous().transpose(0, -1),
+    "negated": lambda tensor: torch._neg_view(-tensor),
+    "expanded": lambda tensor: tensor[:1].expand_as(tensor),
+}
+
+
+@settings(max_examples=200)
+@given(SEEDS)
+def test_random_layouts(seed: int) -> None:
+    """Of every parameter and the input, in every block."""
+    case = Case(seed)
+    for key, parameter in list(case.net.named_parameters()):
+        laid = LAYOUTS[case.random.choice(list(LAYOUTS))](parameter.detach().clone())
+        path, _, name = key.rpartition(".")
+        module = case.net.get_submodule(path)
+        setattr(module, name, nn.Parameter(laid, requires_grad=parameter.requires_grad))
+    check_pass(case)
+
+
+@settings(max_examples=200)
+@given(SEEDS)
+def test_random_modes(seed: int) -> None:
+    """Where nothing is recorded, memory is used again: never what somebody else reads."""
+    case = Case(seed)
+    kept = case.random.choice([0.0, 0.0, 0.3])
+    for parameter in case.net.parameters():
+        parameter.requires_grad_(case.random.random() < kept)
+    torch.manual_seed(case.seed)
+    expected = Expected(case, _C.draw_seed())
+    before = {name: buffer.clone() for name, buffer in case.net.named_buffers()}
+    layouts = [each for each in LAYOUTS if each not in ("plain", "expanded", "negated")]
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        x = LAYOUTS[case.random.choice(layouts)](case.x.clone()) if case.x.dim() > 1 else case.x
+        with torch.no_grad():
+            for name, buffer in case.net.named_buffers():
+                buffer.copy_(before[name])
+        torch.manual_seed(case.seed)
+        with mode():
+            outputs = case.net(x, case.lanes)
+        for name in case.lanes:
+            assert close(outputs[name], expected.lanes[name].output), (mode, name)
+        assert torch.equal(x, case.x)
+        for name, buffer in case.net.named_buffers():
+            assert close(buffer.double(), expected.buffers[name].double()), (mode, name)
+
+
 GROUPED = nsn.Conv1d(4, 4, 1, groups=2)
 TOKENS = {"tokens": nsn.Embedding(6, 4), "dense": nsn.Dense(4, 4)}
 # Name to input, blocks, and blocks kept and widths of the one sub-network beside base.

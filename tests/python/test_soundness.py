@@ -361,3 +361,32 @@ def test_messages_are_in_pythons_words(call: object, message: str) -> None:
     with pytest.raises(TypeError, match=message) as error:
         call()
     assert "incompatible function arguments" not in str(error.value)
+
+
+@pytest.mark.parametrize("way", ["half", "autocast"])
+@pytest.mark.parametrize("coefficients", [(1.0, 1e-6), (1e-6, 1.0), (1.0, 3e4), (0.0, 1.0)])
+def test_weights_of_very_different_size_in_half_precision(
+    way: str, coefficients: tuple[float, float]
+) -> None:
+    """A ratio of coefficients is no number of half precision; the merged gradient is one."""
+
+    def gradients(dtype: torch.dtype, cast: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net = nsn.Network(
+            input=(4,),
+            blocks={"a": nsn.Dense(4, 4, activation="relu"), "b": nsn.Dense(4, 3)},
+            subnetworks={"s": ["a", "b"]},
+            merge=nsn.merge.weighted(dict(zip(("base", "s"), coefficients, strict=True))),
+        ).to(dtype)
+        x = torch.rand(2, 4).to(dtype)
+        with torch.autocast("cpu", torch.float16, enabled=cast):
+            outputs = net(x, nsn.ALL)
+        sum(output.float().sum() * 1e-2 for output in outputs.values()).backward()
+        return [parameter.grad.float() for parameter in net.parameters()]
+
+    cast = way == "autocast"
+    found = gradients(torch.float32 if cast else torch.float16, cast)
+    expected = gradients(torch.float32, False)
+    for one, other in zip(found, expected, strict=True):
+        assert one.isfinite().all()
+        assert torch.allclose(one, other, rtol=2e-2, atol=2e-2 * float(other.abs().max()))
