@@ -2,6 +2,9 @@
 
 import dataclasses
 import gc
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -390,3 +393,30 @@ def test_weights_of_very_different_size_in_half_precision(
     for one, other in zip(found, expected, strict=True):
         assert one.isfinite().all()
         assert torch.allclose(one, other, rtol=2e-2, atol=2e-2 * float(other.abs().max()))
+
+
+SHARDED = """
+import sys, torch, nsn
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
+net = nsn.Network(input=(4,), blocks={"a": nsn.Dense(4, 4)})
+pack = net.pack()
+fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+for call in (net.pack, pack.stale, pack.refresh, lambda: nsn.save(net, sys.argv[1] + "/net")):
+    try:
+        call()
+    except TypeError as error:
+        assert "parameter 'a.weight' is a DTensor" in str(error), error
+    else:
+        raise AssertionError(call)
+dist.destroy_process_group()
+"""
+
+
+def test_parameters_that_are_sharded_are_named(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SHARDED, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
