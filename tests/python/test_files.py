@@ -1,6 +1,7 @@
 """What a path may name, and how a new file takes an old one's place: for all that nsn writes."""
 
 import fcntl
+import io
 import json
 import os
 import resource
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import nsn
 from nsn import files
+from nsn.describing import tables
 from nsn.training.errors import InputError
 from nsn.training.images import read_idx
 from nsn.training.plots import plot_curves
@@ -266,3 +269,32 @@ def test_a_header_larger_than_memory_is_refused_at_once(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"1,?000\S* bytes .*memory"):
             nsn.load(path, only=only)
         assert time.perf_counter() - started < 1
+
+
+def test_refusals_take_no_time(tmp_path: Path) -> None:
+    """Counted before anything is built: each takes well below a second on an idle machine."""
+    entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    entries = ",".join(f'"t{number}":{entry}' for number in range(1_000_000))
+    header = f'{{"__metadata__":{{"nsn":"{{}}"}},{entries}}}'.encode()
+    (tmp_path / "many").write_bytes(len(header).to_bytes(8, "little") + header)
+    document = json.loads(network().description.to_json())
+    block = document["blocks"][0]
+    blocks = [{**block, "name": f"b{number}"} for number in range(600_000)]
+    long = json.dumps({**document, "blocks": blocks})
+    named = [{"name": f"s{number}", "blocks": [block["name"]]} for number in range(1023)]
+    crowd = nsn.Description.from_json(
+        json.dumps({**document, "blocks": [block], "subnetworks": named})
+    )
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: nsn.load(tmp_path / "many"), "more than 250000 tensors"),
+        (lambda: nsn.load_metadata(tmp_path / "many"), "more than 250000 tensors"),
+        (lambda: nsn.Description.from_json(long), "more than 2000000 values"),
+    ]
+    for call, message in calls:
+        started = time.perf_counter()
+        with pytest.raises(ValueError, match=message):
+            call()
+        assert time.perf_counter() - started < 3
+    started = time.perf_counter()
+    Console(file=io.StringIO(), width=100).print(tables(crowd))
+    assert time.perf_counter() - started < 3
