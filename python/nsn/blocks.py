@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, NoReturn
 
-from nsn.checks import shown
+from nsn.checks import kind_of, shown
 
 #: One number for all dimensions, or one for each.
 Extents = int | abc.Sequence[int]
@@ -92,8 +92,8 @@ def _mark(blocks: list[dict[str, Any]], keeps_dropout: Iterable[str], owner: str
 def _names(parts: Iterable[str], owner: str) -> list[str]:
     if isinstance(parts, str) or not isinstance(parts, Iterable):
         raise TypeError(
-            f"nsn.{owner}: per_subnetwork must be a list of parts, but is "
-            f'{shown(parts)}. Write ["bias"], for example.'
+            f"nsn.{owner}: per_subnetwork must be a list of parts, but is {kind_of(parts)}. Write "
+            f'["{parts if isinstance(parts, str) else "bias"}"].'
         )
     # A set has another order in each process, but one network is to have one document.
     return sorted(parts) if isinstance(parts, abc.Set) else list(parts)
