@@ -1,4 +1,5 @@
 #include "autograd.h"
+#include "kernels_for.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/constant_pad_nd.h>

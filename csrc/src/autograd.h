@@ -28,9 +28,6 @@ bool under_transform(at::TensorList tensors);
 /// would be lost.
 void check_transforms(at::TensorList tensors);
 
-/// Whether this thread is told to do without kernels of its own (functional::PlainGuard).
-bool plain_forced();
-
 /// `tensor` with zeros behind it in each dimension, up to `shape`; differentiable.
 at::Tensor pad_to(const at::Tensor& tensor, at::IntArrayRef shape);
 

@@ -15,6 +15,7 @@
 
 #include "autograd.h"
 #include "kernels/norm.h"
+#include "kernels_for.h"
 
 namespace nsn::detail {
 
@@ -205,12 +206,9 @@ BatchNormed batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::
 }
 
 bool takes_batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  const auto fits = [](const at::Tensor& each) {
-    return !each.defined() || (each.device().is_cpu() && each.scalar_type() == at::kFloat);
-  };
+  const auto fits = [](const at::Tensor& each) { return !each.defined() || has_kernels(each); };
   return fits(x) && fits(weight) && fits(bias) && weight.defined() == bias.defined() &&
-         x.numel() > x.size(1) && lies_in_features(x) && !plain_forced() &&
-         !under_transform({x, weight, bias});
+         x.numel() > x.size(1) && lies_in_features(x) && !under_transform({x, weight, bias});
 }
 
 }  // namespace nsn::detail

@@ -10,7 +10,6 @@
 #include "lanes.h"
 #include "mix.h"
 #include "nsn/functional.h"
-#include "packs.h"
 #include "tied.h"
 
 namespace nsn {
@@ -26,13 +25,10 @@ void misfit(const std::string& expected, const Signal& input) {
                to_string(input.layout));
 }
 
-void BlockPass::note_read(size_t p, size_t lane) const { packs->note_read(*this, p, lane); }
-
 std::vector<at::Tensor> BlockPass::share(size_t p) const {
   const ParameterPlace& place = lanes[0].parameters[p];
   std::vector<at::Tensor> result;
   if (place.is_tied) {
-    if (packs != nullptr) note_read(p, 0);
     for (const LanePass& lane : lanes) {
       const at::Tensor& slice = tied->slices.at({place.place, lane.subnetwork});
       // The slice is as wide as the lane's widest use.

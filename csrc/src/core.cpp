@@ -19,7 +19,7 @@
 #include "modules.h"
 #include "nsn/cpu.h"
 #include "nsn/functional.h"
-#include "packs.h"
+#include "parameters.h"
 #include "regions.h"
 #include "slices.h"
 #include "tied.h"
@@ -111,11 +111,14 @@ std::vector<at::Tensor> Core::initial_parameters() const {
   return result;
 }
 
-void Core::check_input(at::TensorList parameters, const at::Tensor& x) const {
+void Core::check_table(at::TensorList parameters) const {
   const size_t expected = description_.parameters().size();
   TORCH_CHECK_VALUE(parameters.size() == expected, "nsn::Core: expected ", expected,
                     " parameters, but got ", parameters.size(),
                     ". Give those of the description, in its order.");
+}
+
+void Core::check_input(const at::Tensor& x) const {
   TORCH_CHECK_VALUE(x.defined(), "nsn::Network: the input is an undefined tensor. Pass a batch.");
   const Shape& shape = description_.input();
   const bool fits = x.dim() == static_cast<int64_t>(shape.size()) + 1 &&
@@ -157,11 +160,9 @@ void Core::check_parameters(at::TensorList parameters, const BlockPass& pass, si
                       ". Put a tensor of that shape there.");
     // Autocast brings floating dtypes to one, but for float64.
     const bool casts = detail::autocast_dtype(parameter) && x.scalar_type() != at::kDouble;
-    TORCH_CHECK_VALUE(casts || expected.is_buffer || !at::isFloatingType(x.scalar_type()) ||
-                          x.scalar_type() == parameter.scalar_type(),
-                      "nsn::Network: the input has dtype ", x.scalar_type(), ", but parameter '",
-                      expected.name, "' has ", parameter.scalar_type(),
-                      ". Convert the batch or the network with to().");
+    if (!casts && !expected.is_buffer) {
+      detail::check_dtype(x, expected.name, parameter.scalar_type());
+    }
   };
   for (const size_t p : c10::irange(block.parameters.size())) {
     const size_t lanes = block.parameters[p].per_subnetwork ? pass.lanes.size() : 1;
@@ -233,7 +234,8 @@ at::Tensor Core::lane(at::TensorList parameters, const at::Tensor& x,
   check_lanes(description_, subnetworks);
   TORCH_CHECK_VALUE(lane < subnetworks.size(), "nsn::Core: there is no lane ", lane, "; there are ",
                     subnetworks.size(), ".");
-  check_input(parameters, x);
+  check_table(parameters);
+  check_input(x);
   const std::vector<at::Tensor> own =
       detail::for_lane(description_, parameters, subnetworks, lane, training);
   Mode mode{training};
@@ -258,13 +260,6 @@ merge::Rule Core::rule_of(size_t place, c10::ArrayRef<size_t> subnetworks, const
     lanes.push_back({subnetwork.name, subnetwork.rank});
   }
   return merge::weighted({{lanes[own].name, block.rule.coefficients(lanes)[own]}});
-}
-
-at::Tensor Core::packed(at::TensorList parameters, const at::Tensor& x, size_t subnetwork,
-                        detail::Packs& packs) const {
-  Mode mode;
-  mode.packs = &packs;
-  return run(parameters, x, subnetwork, mode)[0];
 }
 
 void Core::calibrate(at::TensorList parameters, const at::Tensor& x,
@@ -311,9 +306,9 @@ void Core::take_statistics(at::TensorList parameters, at::TensorList made) const
   }
 }
 
-/// Refuses to evaluate by running statistics that were never made while other sub-networks' were: a
-/// network that was never trained evaluates by those it starts with, as torch's modules do.
-void Core::check_statistics(at::TensorList parameters, const BlockPass& pass, size_t place) const {
+/// A network that was never trained evaluates by the statistics it starts with, as torch's modules
+/// do: refused are those that were never made while other sub-networks' were.
+void Core::check_statistics(at::TensorList parameters, const LanePass& lane, size_t place) const {
   const auto is_made = [&](size_t at) {
     return parameters[at].defined() && !parameters[at].is_meta() &&
            parameters[at].item<double>() > 0.0;
@@ -321,24 +316,32 @@ void Core::check_statistics(at::TensorList parameters, const BlockPass& pass, si
   const auto& specs = description_.blocks()[place].parameters;
   for (const size_t p : c10::irange(specs.size())) {
     if (!specs[p].counts_batches || !specs[p].per_subnetwork) continue;
-    for (const LanePass& lane : pass.lanes) {
-      const size_t own = lane.parameters[p].place;
-      if (is_made(own)) continue;
-      for (const size_t other : description_.siblings_of(own)) {
-        TORCH_CHECK_VALUE(!is_made(other), "nsn::Network: the running statistics '",
-                          description_.parameters()[own].name,
-                          "' were never made for sub-network '", lane.lane.name,
-                          "', while those of others were ('", description_.parameters()[other].name,
-                          "'), so it cannot be evaluated. Train it too, or make them: "
-                          "recalibrate with some batches.");
-      }
+    const size_t own = lane.parameters[p].place;
+    if (is_made(own)) continue;
+    for (const size_t other : description_.siblings_of(own)) {
+      TORCH_CHECK_VALUE(!is_made(other), "nsn::Network: the running statistics '",
+                        description_.parameters()[own].name, "' were never made for sub-network '",
+                        lane.lane.name, "', while those of others were ('",
+                        description_.parameters()[other].name,
+                        "'), so it cannot be evaluated. Train it too, or make them: "
+                        "recalibrate with some batches.");
+    }
+  }
+}
+
+void Core::check_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const {
+  for (const size_t s : subnetworks) {
+    const auto& blocks = description_.subnetworks()[s].blocks;
+    for (const size_t i : c10::irange(blocks.size())) {
+      check_statistics(parameters, passes_[s][i], blocks[i]);
     }
   }
 }
 
 std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_x,
                                   c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
-  check_input(given, given_x);
+  check_table(given);
+  check_input(given_x);
   // Kernels read memory: a sign that torch has yet to apply would be lost.
   const at::Tensor x = given_x.is_neg() ? given_x.resolve_neg() : given_x;
   std::vector<at::Tensor> resolved;
@@ -383,7 +386,6 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
                    memory,
                    parameters,
                    &tied,
-                   mode.packs,
                    block.name};
     for (const size_t lane : c10::irange(lanes)) {
       if (next_place(lane) != place) continue;
@@ -393,9 +395,8 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
     }
     if (passing.empty()) continue;
     check_parameters(parameters, pass, place, x);
-    const bool by_statistics = !mode.training && !mode.calibrating;
-    if (by_statistics && (mode.packs == nullptr || mode.packs->is_filling())) {
-      check_statistics(parameters, pass, place);
+    if (!mode.training && !mode.calibrating) {
+      for (const LanePass& lane : pass.lanes) check_statistics(parameters, lane, place);
     }
 
     // Lanes that enter at the block where all these go on: the outputs get room for their input
@@ -425,10 +426,7 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
     for (const size_t lane : entering) activations[lane] = detail::part(laid, 0, x.sizes());
   }
   // Inside the pass lanes lie together in one buffer; a caller may write into what it gets.
-  for (at::Tensor& output : activations) {
-    const bool is_alone = detail::is_spare(output) && output.storage().nbytes() == output.nbytes();
-    if (!is_alone) output = output.clone();
-  }
+  for (at::Tensor& output : activations) output = detail::own_memory(std::move(output));
   return activations;
 }
 

@@ -15,6 +15,7 @@
 
 #include "autograd.h"
 #include "kernels/cross_entropy.h"
+#include "kernels_for.h"
 #include "lanes.h"
 
 namespace nsn::detail {
@@ -139,10 +140,10 @@ at::Tensor joint_cross_entropy(const std::vector<at::Tensor>& logits, const at::
 
 bool takes_joint_cross_entropy(const std::vector<at::Tensor>& logits, const at::Tensor& targets) {
   const bool fits = targets.dim() == 1 && targets.scalar_type() == at::kLong &&
-                    targets.device().is_cpu() && !plain_forced() && !under_transform(logits);
+                    has_kernels_there(targets) && !under_transform(logits);
   return fits && std::all_of(logits.begin(), logits.end(), [&](const at::Tensor& lane) {
            const auto dtype = lane.scalar_type();
-           return lane.dim() == 2 && lane.device().is_cpu() && lane.size(1) >= 1 &&
+           return lane.dim() == 2 && has_kernels_there(lane) && lane.size(1) >= 1 &&
                   lane.size(1) <= kMostClasses && (dtype == at::kFloat || dtype == at::kDouble) &&
                   dtype == logits[0].scalar_type();
          });

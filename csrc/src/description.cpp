@@ -125,12 +125,14 @@ void check_own_rule(const Description::NamedBlock& block) {
 }
 
 /// Refuses blocks that do not fit, and widths that name no dimension and change the output; moves
-/// the others into `use`.
-void settle_widths(const std::string& prefix, const std::vector<std::string>& names,
-                   std::vector<detail::KeptBlock>& kept, const Signal& input,
-                   at::ScalarType dtype) {
+/// the others into `use`. Returns how the blocks fit then.
+std::vector<Fit> settle_widths(const std::string& prefix, const std::vector<std::string>& names,
+                               std::vector<detail::KeptBlock>& kept, const Signal& input,
+                               at::ScalarType dtype) {
   auto narrowed = kept;
+  bool has_unnamed = false;
   for (detail::KeptBlock& block : narrowed) {
+    has_unnamed = has_unnamed || !block.unnamed.empty();
     for (const auto& [dimension, count] : block.unnamed) block.use.width[dimension] = count;
     block.unnamed.clear();
   }
@@ -146,12 +148,13 @@ void settle_widths(const std::string& prefix, const std::vector<std::string>& na
                       "' or of ", source,
                       ", or keep a block between them that makes the one shape of the other.");
   }
+  if (!has_unnamed) return fits;
   try {
     detail::fit_row(kept, input, without);
   } catch (const Misfit&) {
     // The blocks fit only as narrow as this, so that there is no other output.
     kept = std::move(narrowed);
-    return;
+    return fits;
   }
   const Shape output = kept_shape(fits.back().output.layout);
   const Shape whole = kept_shape(without.back().output.layout);
@@ -166,6 +169,7 @@ void settle_widths(const std::string& prefix, const std::vector<std::string>& na
                       block, "': {'", dimension, "': ...}}. ", kWidths);
   }
   kept = std::move(narrowed);
+  return fits;
 }
 
 }  // namespace
@@ -410,7 +414,7 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
   }
 
   const Signal input{whole(input_), !at::isFloatingType(dtype_)};
-  settle_widths(prefix, options.blocks(), kept_blocks, input, dtype_);
+  subnetwork.fits = settle_widths(prefix, options.blocks(), kept_blocks, input, dtype_);
   if (of_all) {
     const auto* fraction = std::get_if<double>(&of_all->value());
     TORCH_CHECK_VALUE(fraction != nullptr && *fraction > 0.0 && *fraction <= 1.0, prefix,
@@ -432,8 +436,9 @@ void Description::add_subnetwork(const std::string& name, const SubnetworkOption
       }
     }
     detail::narrow(kept_blocks, input);
+    subnetwork.fits.clear();
+    detail::fit_row(kept_blocks, input, subnetwork.fits);
   }
-  detail::fit_row(kept_blocks, input, subnetwork.fits);
   for (const Fit& fit : subnetwork.fits) {
     subnetwork.flops = detail::saturating_add(subnetwork.flops, fit.flops);
   }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "blocks/reading.h"
+#include "dtypes.h"
 #include "fields.h"
 #include "json.h"
 #include "nsn/description.h"
@@ -24,31 +25,13 @@ constexpr int64_t kSchemaVersion = 1;
 // What bounds the time that a description takes that may be anybody's.
 constexpr detail::JsonLimits kLimits{.depth = 32, .fields = 4096, .values = 2'000'000};
 
-const std::vector<std::pair<std::string, at::ScalarType>>& dtypes() {
-  static const std::vector<std::pair<std::string, at::ScalarType>> all = {
-      {"float32", at::kFloat},     {"float64", at::kDouble}, {"float16", at::kHalf},
-      {"bfloat16", at::kBFloat16}, {"int64", at::kLong},     {"int32", at::kInt},
-      {"int16", at::kShort},       {"int8", at::kChar},      {"uint8", at::kByte}};
-  return all;
-}
-
 at::ScalarType read_dtype(Fields& fields) {
   const std::string name = fields.string("dtype");
-  const auto found = std::find_if(dtypes().begin(), dtypes().end(),
-                                  [&](const auto& each) { return each.first == name; });
-  TORCH_CHECK_VALUE(found != dtypes().end(), "nsn::Description: ", fields.where(),
-                    ": unknown dtype '", name,
+  const auto found = detail::dtype_named(name);
+  TORCH_CHECK_VALUE(found, "nsn::Description: ", fields.where(), ": unknown dtype '", name,
                     "'. Use float32, float64, float16, bfloat16, or an integral one such as "
                     "int64.");
-  return found->second;
-}
-
-std::string dtype_name(at::ScalarType dtype) {
-  const auto found = std::find_if(dtypes().begin(), dtypes().end(),
-                                  [&](const auto& each) { return each.second == dtype; });
-  TORCH_CHECK_VALUE(found != dtypes().end(), "nsn::Description: dtype ", dtype,
-                    " has no name in the schema. Use float32.");
-  return found->first;
+  return *found;
 }
 
 merge::Rule read_rule(const Json& json, const std::string& where,
@@ -185,9 +168,9 @@ Description Description::from_json(const std::string& text, const Supplied& supp
 std::string Description::to_json(int indent) const {
   Json json;
   json["nsn"] = kSchemaVersion;
-  json["input"] = {{"shape", input_}, {"dtype", dtype_name(dtype_)}};
+  json["input"] = {{"shape", input_}, {"dtype", detail::dtype_name(dtype_)}};
   if (!at::isFloatingType(dtype_) && parameter_dtype_ != at::kFloat) {
-    json["dtype"] = dtype_name(parameter_dtype_);
+    json["dtype"] = detail::dtype_name(parameter_dtype_);
   }
   json["blocks"] = Json::array();
   for (const NamedBlock& block : blocks_) {

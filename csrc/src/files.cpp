@@ -70,7 +70,8 @@ std::string folder_of(const std::string& path) {
 }
 
 /// Where a link that leads to nothing leads to; else the path itself.
-std::string behind_links(std::string path, const std::string& given) {
+std::string behind_links(const std::string& given) {
+  std::string path = given;
   std::array<char, PATH_MAX> to{};
   for (int links = 0; links <= kMostLinks; ++links) {
     const ssize_t size = ::readlink(path.c_str(), to.data(), to.size());
@@ -183,7 +184,7 @@ NewFile::NewFile(const std::string& path) : path_(path) {
       errno = EISDIR;
       refuse_file(path, "write");
     }
-    target_ = behind_links(path, path);
+    target_ = behind_links(path);
   }
   const std::string folder = folder_of(target_);
   clean(folder);

@@ -32,6 +32,11 @@ bool is_spare(const at::Tensor& tensor) {
          tensor.storage().use_count() == 1;
 }
 
+at::Tensor own_memory(at::Tensor tensor) {
+  const bool is_alone = is_spare(tensor) && tensor.storage().nbytes() == tensor.nbytes();
+  return is_alone ? tensor : tensor.clone();
+}
+
 at::Tensor as_rows(const at::Tensor& tensor) {
   const auto are_rows = [](const at::Tensor& matrix) {
     return matrix.dim() == 2 && (matrix.stride(1) == 1 || matrix.size(1) == 1) &&

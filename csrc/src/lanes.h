@@ -26,6 +26,10 @@ at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes,
 /// are not spare.
 bool is_spare(const at::Tensor& tensor);
 
+/// A tensor for a caller, who may write into what it gets: itself where all of its storage is its
+/// own and spare, else a copy.
+at::Tensor own_memory(at::Tensor tensor);
+
 /// `compute(x)` of a block that is not nsn's, which might work in place: on memory that is not
 /// spare that would change what other lanes, the backward or the caller read. Throws
 /// c10::ValueError, beginning with what `who()` gives, where it did.

@@ -1,7 +1,6 @@
 #include "nsn/pack.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
@@ -11,12 +10,16 @@
 #include <iomanip>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <ostream>
 #include <sstream>
 #include <utility>
 
 #include "autocast.h"
-#include "packs.h"
+#include "inference/packed_program.h"
+#include "inference/packed_tensors.h"
+#include "nsn/description/lower.h"
+#include "parameters.h"
 #include "plain.h"
 
 namespace nsn {
@@ -48,14 +51,19 @@ uint64_t fingerprint(const at::Tensor& tensor) {
   return result;
 }
 
+/// A name and the dtype of a parameter, as the first of its dtype.
+using NamedDtype = std::pair<std::string, at::ScalarType>;
+
 /// What one packing left; constant.
 struct Snapshot {
   std::shared_ptr<const Core> core;
-  std::vector<at::Tensor> table;
-  /// Constant too once it is filled: passes only read it.
-  std::shared_ptr<detail::Packs> packs;
+  detail::PackedTensors tensors;
+  /// By the sub-network's place; none for those that are not in the pack.
+  std::vector<std::optional<detail::PackedProgram>> programs;
   /// Of the tensors that its sub-networks read, by place.
   std::vector<std::pair<size_t, uint64_t>> fingerprints;
+  /// The floating dtypes that its parameters have.
+  std::vector<NamedDtype> dtypes;
 };
 
 }  // namespace
@@ -77,7 +85,6 @@ struct Pack::State {
     const detail::WithoutAutocast guard(at::kCPU);
     auto made = std::make_shared<Snapshot>();
     made->core = core;
-    made->packs = std::make_shared<detail::Packs>();
     const Description& description = core->description();
     const auto& blocks = description.blocks();
     const bool has_modules = std::any_of(blocks.begin(), blocks.end(), [](const auto& block) {
@@ -103,21 +110,25 @@ struct Pack::State {
         }
       }
     }
-    // The passes that fill it. The network may have moved to another device or floating dtype.
-    Shape shape = description.input();
-    shape.insert(shape.begin(), 1);
-    at::TensorOptions options = at::TensorOptions().dtype(description.dtype());
-    for (const size_t i : c10::irange(table.size())) {
-      if (!table[i].defined() || description.parameters()[i].is_buffer) continue;
-      options = options.device(table[i].device());
-      if (at::isFloatingType(description.dtype())) options = options.dtype(table[i].dtype());
+    made->core->check_statistics(table, subnetworks);
+    std::vector<Program> programs;  // which stay until the tensors are filled
+    programs.reserve(subnetworks.size());
+    made->programs.resize(description.subnetworks().size());
+    for (const size_t s : subnetworks) {
+      const std::string& name = description.subnetworks()[s].name;
+      programs.push_back(lower(made->core->description(), name));
+      made->programs[s].emplace(programs.back(), name, s, made->tensors);
     }
-    const at::Tensor x = at::zeros(shape, options);
-    for (const size_t s : subnetworks) made->core->packed(table, x, s, *made->packs);
+    made->tensors.fill(table);
     for (const size_t i : c10::irange(table.size())) {
-      if (table[i].defined()) made->fingerprints.emplace_back(i, fingerprint(table[i]));
+      if (!table[i].defined()) continue;
+      made->fingerprints.emplace_back(i, fingerprint(table[i]));
+      const auto& parameter = description.parameters()[i];
+      const auto dtype = table[i].scalar_type();
+      const bool known = std::any_of(made->dtypes.begin(), made->dtypes.end(),
+                                     [&](const NamedDtype& each) { return each.second == dtype; });
+      if (!parameter.is_buffer && !known) made->dtypes.emplace_back(parameter.name, dtype);
     }
-    made->table = made->packs->finish(table);
     const std::lock_guard<std::mutex> lock(mutex);
     snapshot = std::move(made);
   }
@@ -182,7 +193,7 @@ void Pack::refresh(at::TensorList parameters) { state_->pack(parameters); }
 
 std::vector<Pack::Entry> Pack::entries() const {
   const auto snapshot = state_->now();
-  return snapshot->packs->entries(snapshot->core->description());
+  return snapshot->tensors.entries(snapshot->core->description());
 }
 
 int64_t Pack::bytes() const {
@@ -198,7 +209,11 @@ at::Tensor PackedView::operator()(const at::Tensor& x) const {
   const at::NoGradGuard no_grad;
   const detail::WithoutAutocast guard(at::kCPU);
   const auto snapshot = state_->now();
-  return snapshot->core->packed(snapshot->table, x, subnetwork_, *snapshot->packs);
+  snapshot->core->check_input(x);
+  for (const auto& [parameter, dtype] : snapshot->dtypes) {
+    detail::check_dtype(x, parameter, dtype);
+  }
+  return (*snapshot->programs[subnetwork_])(x);
 }
 
 const std::string& PackedView::name() const {

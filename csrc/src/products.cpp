@@ -11,6 +11,7 @@
 #include "autograd.h"
 #include "kernels/level.h"
 #include "kernels/product.h"
+#include "kernels_for.h"
 #include "parallel.h"
 
 namespace nsn::detail {
@@ -40,10 +41,7 @@ bool has_rows(const at::Tensor& matrix) {
 }
 
 bool is_float_on_cpu(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b) {
-  const auto fits = [](const at::Tensor& each) {
-    return each.scalar_type() == at::kFloat && each.device().is_cpu();
-  };
-  return fits(a) && fits(b) && fits(c);
+  return has_kernels(a) && has_kernels(b) && has_kernels(c);
 }
 
 bool by_torch(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool adds,
@@ -123,7 +121,7 @@ std::string_view name_of(Route route) {
 
 Route route_of(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool /*adds*/) {
   const int64_t least = std::min({a.size(0), a.size(1), b.size(1)});
-  const bool panels = least >= rule_of(kernels::level()).panels_from && !plain_forced();
+  const bool panels = least >= rule_of(kernels::level()).panels_from;
   return panels && takes_panels(c, a, b) ? Route::kPanels : Route::kTorch;
 }
 

@@ -12,6 +12,7 @@
 #include <nsn/core.h>
 #include <nsn/cpu.h>
 #include <nsn/description.h>
+#include <nsn/description/lower.h>
 #include <nsn/error.h>
 #include <nsn/extract.h>
 #include <nsn/functional.h>
@@ -315,6 +316,14 @@ void bind_core(py::module_& m) {
              for (const auto& block : nsn::extract_blocks(self, name))
                result.append(as_dict(block));
              return result;
+           })
+      .def("program", [](const Description& self,
+                         const std::string& name) { return nsn::lower(self, name).to_json(); })
+      .def("program_text",
+           [](const Description& self, const std::string& name) {
+             std::ostringstream text;
+             text << nsn::lower(self, name);
+             return text.str();
            })
       .def("describe",
            [](const Description& self) {

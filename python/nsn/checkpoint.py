@@ -78,8 +78,7 @@ def load(
     if only is not None:
         expect_name("nsn.load: only", only)
     description, parameters, report = _C.read_checkpoint(os.fsencode(path), dict(rules or {}), only)
-    own = Description.from_json(description.to_json(), description.functions())
-    return Network._from_parameters(own, parameters, report)
+    return Network._from_parameters(Description._of(description), parameters, report)
 
 
 def load_rest(network: Network, path: AnyPath, only: str | None = None) -> None:

@@ -45,6 +45,12 @@ def expect(
         raise TypeError(f"{argument} must be {expected}, but is {kind_of(value)}.{remedy}")
 
 
+def expect_callable(argument: str, value: object, expected: str) -> None:
+    """Refuses what cannot be called, as ``expect`` does."""
+    if not callable(value):
+        raise TypeError(f"{argument} must be {expected}, but is {kind_of(value)}.")
+
+
 def expect_name(argument: str, value: object) -> None:
     """Refuses what is no sub-network's name."""
     expect(argument, value, str, "a sub-network's name, a str")

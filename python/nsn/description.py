@@ -162,6 +162,11 @@ class Description(_C.Description):
         _C.Description.__init__(description, text, dict(rules or {}))
         return description
 
+    @classmethod
+    def _of(cls, description: _C.Description) -> "Description":
+        """One that the C++ library made, with the functions of its rules."""
+        return cls.from_json(description.to_json(), description.functions())
+
     def alone(self, name: str) -> "Description":
         """The network of one sub-network by itself: its blocks, as wide as it keeps them.
 
@@ -172,7 +177,7 @@ class Description(_C.Description):
             ValueError: where there is no such sub-network.
         """
         expect_name("nsn.Description.alone: name", name)
-        return Description.from_json(super().alone(name).to_json())
+        return Description._of(super().alone(name))
 
     def index_of(self, name: str) -> int:
         """A sub-network's place among ``names``.
@@ -216,6 +221,20 @@ class Description(_C.Description):
     def describe(self) -> Summary:
         """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, what it shares."""
         return Summary(super().describe())
+
+    def program(self, name: str) -> str:
+        """What a sub-network computes in inference, in primitives, as a JSON document.
+
+        ``{"input": {..}, "steps": [..], "output": value}``; docs/program.md has the schema. Raises
+        as :meth:`index_of`.
+        """
+        expect_name("nsn.Description.program: name", name)
+        return super().program(name)
+
+    def program_text(self, name: str) -> str:
+        """The same for people, one line a step."""
+        expect_name("nsn.Description.program_text: name", name)
+        return super().program_text(name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Description.from_json, (self.to_json(), self.functions())

@@ -1,8 +1,9 @@
 """A sub-network as a plain ``torch.nn`` module, which knows nothing of nsn.
 
-There is one way down from a description to torch: :func:`lower` makes the modules, without
-weights, and says which part of which of the network's tensors each of their parameters is.
-:func:`extract` fills them with copies; :mod:`nsn.exporting` runs them on the network's own tensors.
+A sub-network's program, which the C++ library makes, is all that this file knows of it:
+:func:`lower` turns its steps into modules, without weights, and says which part of which of the
+network's tensors each of their parameters is. :func:`extract` fills them with copies;
+:mod:`nsn.exporting` runs them on the network's own tensors.
 
 What ``torch.nn`` has is used as it is. The few formulas that it has not are modules in this file,
 which ``torch.fx`` turns into graphs of torch's operations, so that nothing of nsn is left in them.
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import json
 import keyword
+import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +29,7 @@ from nsn.description import Description
 if TYPE_CHECKING:
     from nsn.network import Network
 
-#: A block's JSON, with all fields.
+#: A part of a program's JSON.
 Document = dict[str, Any]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -121,324 +124,313 @@ def lower(description: Description, name: str) -> tuple[nn.Sequential, list[Use]
     Raises:
         ValueError: where there is no such sub-network.
     """
-    document = json.loads(description.to_json())["input"]
-    signal = _Signal(len(document["shape"]), getattr(torch, document["dtype"]))
-    blocks: OrderedDict[str, nn.Module] = OrderedDict()
-    uses = []
-    for block in description.extract(name):
-        with torch.device("meta"):
-            lowered = _lower(json.loads(block["document"]), signal)
-        signal = lowered.output
-        child = _free_name(block["name"])
-        blocks[child] = lowered.module
-        for parameter in block["parameters"]:
-            uses.append(
-                Use(
-                    f"{child}.{lowered.paths[parameter['name']]}",
-                    parameter["place"],
-                    parameter["is_buffer"],
-                    tuple(parameter["view"]),
-                    tuple(parameter["kept"]),
-                    tuple(parameter["shape"]),
-                )
-            )
-    return nn.Sequential(blocks), uses
+    program = json.loads(description.program(name))
+    shapes = [program["input"]["shape"], *(step["shape"] for step in program["steps"])]
+    nodes, owners = [], []
+    with torch.device("meta"):
+        for document in program["steps"]:
+            step = _Step(document, shapes, getattr(torch, program["input"]["dtype"]))
+            modules = _MODULES[document["primitive"]](step)
+            path = (*document["block"].split("."), document["part"])
+            nodes.append(_Node(path, modules, tuple(document["inputs"]), document["value"]))
+            owners += [(each, modules[document["part"]]) for each in document["operands"]]
+        module = _assemble(nodes, (0,), program["output"])
+    assert isinstance(module, nn.Sequential)
+    names = {id(each): name for name, each in module.named_modules()}
+    return module, [_use(operand, names[id(owner)]) for operand, owner in owners]
 
 
-# ---- one block -----------------------------------------------------------------------------------
+def _use(operand: Document, owner: str) -> Use:
+    leaf = "weight" if operand["role"] == "scale" else operand["role"]
+    return Use(
+        f"{owner}.{leaf}",
+        operand["place"],
+        operand["is_buffer"],
+        tuple(operand["view"]),
+        tuple(operand["kept"]),
+        tuple(operand["shape"]),
+    )
+
+
+# ---- from steps to a tree of modules -------------------------------------------------------------
+
+#: What a step is made of: modules in a row, by name, its part's with its tensors; none where it is
+#: an operation of the graph that it stands in.
+_Modules = OrderedDict[str, nn.Module]
 
 
 @dataclass(frozen=True)
-class _Signal:
-    """What a block reads: the number of one sample's dimensions, and the network's input dtype."""
-
-    rank: int
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class _Lowered:
-    """A block as a module.
+class _Node:
+    """A step, or several that make one child of a module.
 
     Attributes:
-        module: on the meta device.
-        paths: the block's name for each of its tensors to its name in ``module``.
-        output: what the next block reads.
+        path: the names of the block, from outside in, and the part.
+        modules: in a row.
+        inputs: the values that it reads.
+        output: the value that it makes.
     """
 
-    module: nn.Module
-    paths: Mapping[str, str]
-    output: _Signal
+    path: tuple[str, ...]
+    modules: _Modules
+    inputs: tuple[int, ...]
+    output: int
 
 
-def _lower(block: Document, signal: _Signal) -> _Lowered:
-    return _LOWER[block["type"]](block, signal)
-
-
-def _plain(module: nn.Module, signal: _Signal) -> _Lowered:
-    """A module whose tensors are called as the block calls them."""
-    names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
-    return _Lowered(module, {name: name for name in names}, signal)
-
-
-def _product(kind: str, product: nn.Module, block: Document, signal: _Signal) -> _Lowered:
-    """A product with what stands behind it: scale and bias, activation, dropout."""
-    dimension = -1 if kind == "linear" else 1
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    paths = {"weight": f"{kind}.weight", "bias": f"{kind}.bias"}
-    if block.get("causal"):
-        parts["pad"] = nn.ConstantPad1d(((block["kernel_size"] - 1) * block["dilation"], 0), 0.0)
-    parts[kind] = product
-    if block.get("scale"):
-        trailing = 0 if kind == "linear" else signal.rank - 1
-        parts["scale"] = _traced(_Scale(_outputs(block), trailing, block["bias"]))
-        paths |= {"scale": "scale.weight", "bias": "scale.bias"}
-    if block["activation"] != "linear":
-        parts["activation"] = _activation(block["activation"], dimension, _outputs(block) // 2)
-    if block["dropout"] > 0:
-        parts["dropout"] = nn.Dropout(block["dropout"])
-    if len(parts) == 1:
-        return _plain(product, signal)
-    return _Lowered(nn.Sequential(parts), paths, signal)
-
-
-def _is_gated(activation: str) -> bool:
-    return activation == "glu" or activation in _GATES
-
-
-def _activation(name: str, dimension: int = -1, width: int = 0) -> nn.Module:
-    """An activation; a gated one acts on a dimension, and leaves it ``width`` wide."""
-    if name == "glu":
-        return nn.GLU(dimension)
-    if name in _GATES:
-        return _traced(_Gated(_GATES[name], dimension, width))
-    return _ACTIVATIONS[name]()
-
-
-def _outputs(block: Document) -> int:
-    """The outputs of a block's product: twice as many where value and gate come from it."""
-    outputs: int = block["out_features" if block["type"] == "Dense" else "out_channels"]
-    return outputs * (2 if _is_gated(block["activation"]) else 1)
-
-
-def _dense(block: Document, signal: _Signal) -> _Lowered:
-    has_bias = block["bias"] and not block["scale"]
-    product = nn.Linear(block["in_features"], _outputs(block), has_bias)
-    return _product("linear", product, block, signal)
-
-
-def _convolution(block: Document, signal: _Signal) -> _Lowered:
-    product = getattr(nn, block["type"])(
-        block["in_channels"],
-        _outputs(block),
-        _extents(block["kernel_size"]),
-        stride=_extents(block["stride"]),
-        padding=_extents(block["padding"]),
-        dilation=_extents(block["dilation"]),
-        groups=block["groups"],
-        bias=block["bias"] and not block["scale"],
-    )
-    return _product("conv", product, block, signal)
-
-
-def _transposed_convolution(block: Document, signal: _Signal) -> _Lowered:
-    product = nn.ConvTranspose2d(
-        block["in_channels"],
-        block["out_channels"],
-        _extents(block["kernel_size"]),
-        stride=_extents(block["stride"]),
-        padding=_extents(block["padding"]),
-        output_padding=_extents(block["output_padding"]),
-        dilation=_extents(block["dilation"]),
-        bias=block["bias"],
-    )
-    return _product("conv", product, block, signal)
-
-
-def _upsample(block: Document, signal: _Signal) -> _Lowered:
-    align = False if block["mode"] == "bilinear" else None
-    module = nn.Upsample(
-        scale_factor=block["scale_factor"], mode=block["mode"], align_corners=align
-    )
-    return _Lowered(module, {}, signal)
-
-
-def _pool(block: Document, signal: _Signal) -> _Lowered:
-    kernel, stride = _extents(block["kernel_size"]), _extents(block["stride"])
-    module = getattr(nn, block["type"])(kernel, stride=stride, padding=_extents(block["padding"]))
-    return _Lowered(module, {}, signal)
-
-
-def _global_average_pool(block: Document, signal: _Signal) -> _Lowered:
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    if signal.rank == 3:
-        parts["pool"] = nn.AdaptiveAvgPool2d(1)
-    else:
-        if signal.rank > 3:
-            parts["positions"] = nn.Flatten(2)
-        parts["pool"] = nn.AdaptiveAvgPool1d(1)
-    parts["flatten"] = nn.Flatten(1)
-    return _Lowered(nn.Sequential(parts), {}, _Signal(1, signal.dtype))
-
-
-def _flatten(block: Document, signal: _Signal) -> _Lowered:
-    return _Lowered(nn.Flatten(1), {}, _Signal(1, signal.dtype))
-
-
-def _embedding(block: Document, signal: _Signal) -> _Lowered:
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    output = _Signal(signal.rank + 1, signal.dtype)
-    if signal.dtype not in (torch.int64, torch.int32):  # what torch.nn.Embedding takes
-        parts["integers"] = _traced(_Long())
-    parts["embedding"] = nn.Embedding(block["num_embeddings"], block["embedding_dim"])
-    if block["dropout"] > 0:
-        parts["dropout"] = nn.Dropout(block["dropout"])
-    if len(parts) == 1:
-        return _plain(parts["embedding"], output)
-    return _Lowered(nn.Sequential(parts), {"weight": "embedding.weight"}, output)
-
-
-def _position_embedding(block: Document, signal: _Signal) -> _Lowered:
-    position = _traced(_Position(block["length"], block["features"]))
-    if block["dropout"] == 0:
-        return _plain(position, signal)
-    parts = OrderedDict(position=position, dropout=nn.Dropout(block["dropout"]))
-    return _Lowered(nn.Sequential(parts), {"weight": "position.weight"}, signal)
-
-
-def _tied_output(block: Document, signal: _Signal) -> _Lowered:
-    return _plain(nn.Linear(block["embedding_dim"], block["num_embeddings"], block["bias"]), signal)
-
-
-def _layer_norm(block: Document, signal: _Signal) -> _Lowered:
-    affine, bias = block["affine"], block["bias"]
-    return _plain(nn.LayerNorm(block["features"], block["eps"], affine, bias), signal)
-
-
-def _rms_norm(block: Document, signal: _Signal) -> _Lowered:
-    return _plain(nn.RMSNorm(block["features"], block["eps"], block["affine"]), signal)
-
-
-def _group_norm(block: Document, signal: _Signal) -> _Lowered:
-    module = nn.GroupNorm(block["groups"], block["channels"], block["eps"], block["affine"])
-    return _plain(module, signal)
-
-
-def _batch_norm(block: Document, signal: _Signal) -> _Lowered:
-    kinds = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}
-    if signal.rank not in kinds:
-        raise ValueError(
-            f"nsn: torch.nn has a batch norm for samples of 1 to 4 dimensions, but one here has "
-            f"{signal.rank}. Flatten some of them."
-        )
-    # Where they are not tracked, training leaves the statistics as they are.
-    momentum = block["momentum"] if block["track"] else 0.0
-    module = kinds[signal.rank](block["features"], block["eps"], momentum, block["affine"])
-    return _plain(module, signal)
-
-
-def _activation_block(block: Document, signal: _Signal) -> _Lowered:
-    return _Lowered(_activation(block["function"]), {}, signal)
-
-
-def _dropout(block: Document, signal: _Signal) -> _Lowered:
-    return _Lowered(nn.Dropout(block["p"]), {}, signal)
-
-
-def _attention(block: Document, signal: _Signal) -> _Lowered:
-    return _plain(_traced(_Attention(block)), signal)
-
-
-def _sequence(block: Document, signal: _Signal) -> _Lowered:
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    paths = {}
-    for inner in block["blocks"]:
-        lowered = _lower(inner, signal)
-        signal = lowered.output
-        child = _free_name(inner["name"])
-        parts[child] = lowered.module
-        for name, path in lowered.paths.items():
-            paths[f"{inner['name']}.{name}"] = f"{child}.{path}"
-    return _Lowered(nn.Sequential(parts), paths, signal)
-
-
-def _residual(block: Document, signal: _Signal) -> _Lowered:
-    inner = _sequence(block, signal)
-    return _Lowered(_traced(_Residual(inner.module.named_children())), inner.paths, signal)
-
-
-def _transformer(block: Document, signal: _Signal) -> _Lowered:
-    """As docs/blocks.md says what it is made of."""
-    features, bias, dropout = block["features"], block["bias"], block["dropout"]
-    norm = {
-        "name": "norm",
-        "type": "LayerNorm" if block["norm"] == "layer" else "RMSNorm",
-        "features": features,
-        "eps": 1e-5,
-        "affine": True,
-        "bias": bias,
-    }
-    attention = {**block, "name": "self", "type": "Attention"}
-    dense = {"type": "Dense", "bias": bias, "scale": False}
-    up = {
-        **dense,
-        "name": "up",
-        "in_features": features,
-        "out_features": block["ffn"],
-        "activation": block["activation"],
-        "dropout": 0.0,
-    }
-    down = {
-        **dense,
-        "name": "down",
-        "in_features": block["ffn"],
-        "out_features": features,
-        "activation": "linear",
-        "dropout": dropout,
-    }
-    parts = [
-        {"name": "attention", "type": "Residual", "blocks": [norm, attention]},
-        {"name": "ffn", "type": "Residual", "blocks": [norm, up, down]},
+def _assemble(
+    nodes: list[_Node], inputs: tuple[int, ...], output: int, depth: int = 0
+) -> nn.Module:
+    """A module of the nodes, whose children are called what their paths have at ``depth``."""
+    children = [
+        _child(name, list(group), nodes, output, depth)
+        for name, group in groupby(nodes, key=lambda node: node.path[depth])
     ]
-    return _sequence({"type": "Sequence", "blocks": parts}, signal)
+    row: _Modules = OrderedDict()
+    for child in children:
+        row.update(child.modules)
+    reads = [inputs, *((child.output,) for child in children)]
+    if reads[-1] == (output,) and all(
+        child.modules and child.inputs == before
+        for child, before in zip(children, reads, strict=False)
+    ):
+        return nn.Sequential(row)
+    graph = fx.Graph()
+    values = {
+        value: graph.placeholder("x" if value == inputs[0] else f"x{value}") for value in inputs
+    }
+    for child in children:
+        given = tuple(values[value] for value in child.inputs)
+        if not child.modules:
+            values[child.output] = graph.call_function(operator.add, given)
+            continue
+        for name in child.modules:
+            given = (graph.call_module(name, given),)
+        values[child.output] = given[0]
+    graph.output(values[output])
+    return fx.GraphModule(nn.ModuleDict(row), graph, "Graph")
 
 
-_LOWER: dict[str, Callable[[Document, _Signal], _Lowered]] = {
-    "Activation": _activation_block,
-    "Attention": _attention,
-    "AvgPool1d": _pool,
-    "AvgPool2d": _pool,
-    "BatchNorm": _batch_norm,
-    "Conv1d": _convolution,
-    "Conv2d": _convolution,
-    "ConvTranspose2d": _transposed_convolution,
-    "Dense": _dense,
-    "Dropout": _dropout,
-    "Embedding": _embedding,
-    "Flatten": _flatten,
-    "GlobalAvgPool": _global_average_pool,
-    "GroupNorm": _group_norm,
-    "LayerNorm": _layer_norm,
-    "MaxPool1d": _pool,
-    "MaxPool2d": _pool,
-    "PositionEmbedding": _position_embedding,
-    "RMSNorm": _rms_norm,
-    "Residual": _residual,
-    "Sequence": _sequence,
-    "TiedOutput": _tied_output,
-    "Transformer": _transformer,
-    "Upsample": _upsample,
-}
-
-
-def _extents(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _child(name: str, group: list[_Node], among: list[_Node], output: int, depth: int) -> _Node:
+    """Those nodes whose paths have ``name`` at ``depth``, as one child of their module."""
+    if len(group) == 1 and len(group[0].path) == depth + 1:
+        return group[0]
+    made = {node.output for node in group}
+    inputs = tuple(dict.fromkeys(v for node in group for v in node.inputs if v not in made))
+    read = {v for node in among if node not in group for v in node.inputs} | {output}
+    last = next(node.output for node in reversed(group) if node.output in read)
+    is_block = len(group) == 1 and len(group[0].path) == depth + 2  # one step is all of it
+    if is_block and len(group[0].modules) == 1:
+        (module,) = group[0].modules.values()
+    else:
+        module = _assemble(group, inputs, last, depth + 1)
+    return _Node((name,), OrderedDict({_free_name(name): module}), inputs, last)
 
 
 def _free_name(name: str) -> str:
     """A block's name as that of a module: some are Python's words, or attributes of a container."""
-    taken = keyword.iskeyword(name) or hasattr(fx.GraphModule, name) or hasattr(nn.Sequential, name)
+    containers = (fx.GraphModule, nn.Sequential, nn.ModuleDict)
+    taken = keyword.iskeyword(name) or any(hasattr(each, name) for each in containers)
     return f"{name}_" if taken else name
+
+
+# ---- from a step to its module -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step of a program as its JSON has it; its attributes are attributes.
+
+    Attributes:
+        document: the step.
+        shapes: of all values, of one sample.
+        dtype: of the program's input.
+    """
+
+    document: Document
+    shapes: list[list[int]]
+    dtype: torch.dtype
+
+    def __getattr__(self, attribute: str) -> Any:
+        value = self.document["attributes"][attribute]
+        if isinstance(value, list):  # one number, or one for each dimension
+            return value[0] if len(value) == 1 else tuple(value)
+        return value
+
+    @property
+    def input(self) -> list[int]:
+        """The shape of one sample of the first input."""
+        return self.shapes[self.document["inputs"][0]]
+
+    @property
+    def output(self) -> list[int]:
+        """The shape of one sample of the output."""
+        return self.shapes[self.document["value"]]
+
+    def tensor(self, role: str) -> list[int]:
+        """The shape of a tensor that it reads; empty where it reads none of that role."""
+        shapes = {each["role"]: each["shape"] for each in self.document["operands"]}
+        return list(shapes.get(role, []))
+
+    def modules(self, module: nn.Module) -> _Modules:
+        """One module, as the step's part."""
+        return OrderedDict({self.document["part"]: module})
+
+
+def _product(step: _Step) -> _Modules:
+    outputs, inputs = step.tensor("weight")
+    return step.modules(nn.Linear(inputs, outputs, bool(step.tensor("bias"))))
+
+
+def _convolution(step: _Step) -> _Modules:
+    outputs, per_group, *extents = step.tensor("weight")
+    kernel: Any = extents[0] if len(extents) == 1 else tuple(extents)
+    module = {1: nn.Conv1d, 2: nn.Conv2d}[len(extents)](
+        per_group * step.groups,
+        outputs,
+        kernel,
+        step.stride,
+        step.padding,
+        step.dilation,
+        step.groups,
+        bool(step.tensor("bias")),
+    )
+    return step.modules(module)
+
+
+def _transposed_convolution(step: _Step) -> _Modules:
+    inputs, outputs, *kernel = step.tensor("weight")
+    module = nn.ConvTranspose2d(
+        inputs,
+        outputs,
+        (kernel[0], kernel[1]),
+        step.stride,
+        step.padding,
+        step.output_padding,
+        bias=bool(step.tensor("bias")),
+        dilation=step.dilation,
+    )
+    return step.modules(module)
+
+
+def _pool(step: _Step, line: type[nn.Module], plane: type[nn.Module]) -> _Modules:
+    module = line if len(step.input) == 2 else plane
+    return step.modules(module(step.kernel, step.stride, step.padding))
+
+
+def _global_average(step: _Step) -> _Modules:
+    parts: _Modules = OrderedDict()
+    if len(step.input) > 3:
+        parts["positions"] = nn.Flatten(2)
+    is_plane = len(step.input) == 3
+    parts["pool"] = nn.AdaptiveAvgPool2d(1) if is_plane else nn.AdaptiveAvgPool1d(1)
+    parts["flatten"] = nn.Flatten(1)
+    return parts
+
+
+def _upsample(step: _Step) -> _Modules:
+    align = False if step.mode == "bilinear" else None
+    return step.modules(nn.Upsample(scale_factor=step.factor, mode=step.mode, align_corners=align))
+
+
+def _layer_norm(step: _Step) -> _Modules:
+    affine, bias = bool(step.tensor("weight")), bool(step.tensor("bias"))
+    return step.modules(nn.LayerNorm(step.input[-1], step.eps, affine, bias))
+
+
+def _rms_norm(step: _Step) -> _Modules:
+    return step.modules(nn.RMSNorm(step.input[-1], step.eps, bool(step.tensor("weight"))))
+
+
+def _group_norm(step: _Step) -> _Modules:
+    affine = bool(step.tensor("weight"))
+    return step.modules(nn.GroupNorm(step.groups, step.input[0], step.eps, affine))
+
+
+def _batch_norm(step: _Step) -> _Modules:
+    kinds = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}
+    rank = len(step.input)
+    if rank not in kinds:
+        raise ValueError(
+            f"nsn: torch.nn has a batch norm for samples of 1 to 4 dimensions, but one here has "
+            f"{rank}. Flatten some of them."
+        )
+    affine = bool(step.tensor("weight"))
+    return step.modules(kinds[rank](step.input[0], step.eps, step.momentum, affine))
+
+
+def _scale_and_shift(step: _Step) -> _Modules:
+    trailing = len(step.input) - step.dimension if step.dimension > 0 else -1 - step.dimension
+    scale, shift = step.tensor("scale"), step.tensor("bias")
+    return step.modules(_traced(_Scale((scale or shift)[0], trailing, bool(scale), bool(shift))))
+
+
+def _activation(step: _Step) -> _Modules:
+    return step.modules(_ACTIVATIONS[step.function]())
+
+
+def _gate(step: _Step) -> _Modules:
+    if step.function == "glu":
+        return step.modules(nn.GLU(step.dimension))
+    axis = step.dimension - 1 if step.dimension > 0 else step.dimension
+    width = step.output[axis]
+    return step.modules(_traced(_Gated(_GATES[step.function], step.dimension, width)))
+
+
+def _add(step: _Step) -> _Modules:
+    shape = step.tensor("weight")
+    return step.modules(_traced(_Offset(shape))) if shape else OrderedDict()
+
+
+def _reshape(step: _Step) -> _Modules:
+    parts: _Modules = step.modules(nn.Flatten(1))
+    if len(step.output) > 1:
+        parts["unflatten"] = nn.Unflatten(1, tuple(step.output))
+    return parts
+
+
+def _embedding(step: _Step) -> _Modules:
+    parts: _Modules = OrderedDict()
+    if step.dtype not in (torch.int64, torch.int32):  # what torch.nn.Embedding takes
+        parts["integers"] = _traced(_Long())
+    count, features = step.tensor("weight")
+    return OrderedDict(parts, **step.modules(nn.Embedding(count, features)))
+
+
+def _attention(step: _Step) -> _Modules:
+    head_dim = step.output[-1] // step.heads
+    return step.modules(_traced(_Attention(step.heads, head_dim, step.causal)))
+
+
+def _refuse(step: _Step) -> _Modules:
+    raise ValueError(
+        f"nsn: block '{step.document['block']}' ({step.type}) is not one of nsn's own, so it is "
+        f"unknown what it is in torch.nn. Use a view, or replace the block."
+    )
+
+
+#: Each primitive; ``tests/python/test_program.py`` compares with the library's list.
+_MODULES: dict[str, Callable[[_Step], _Modules]] = {
+    "product": _product,
+    "convolution": _convolution,
+    "transposed_convolution": _transposed_convolution,
+    "pad": lambda step: step.modules(nn.ConstantPad1d((step.before, 0), 0.0)),
+    "max_pool": lambda step: _pool(step, nn.MaxPool1d, nn.MaxPool2d),
+    "average_pool": lambda step: _pool(step, nn.AvgPool1d, nn.AvgPool2d),
+    "global_average": _global_average,
+    "upsample": _upsample,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
+    "scale_and_shift": _scale_and_shift,
+    "activation": _activation,
+    "gate": _gate,
+    "dropout": lambda step: step.modules(nn.Dropout(step.probability)),
+    "add": _add,
+    "reshape": _reshape,
+    "embedding": _embedding,
+    "attention": _attention,
+    "block": _refuse,
+}
 
 
 # ---- what torch.nn has not -----------------------------------------------------------------------
@@ -461,15 +453,16 @@ def _traced(module: nn.Module) -> fx.GraphModule:
 class _Scale(nn.Module):
     """x * weight + bias, over the last dimension or over one with ``trailing`` behind it."""
 
-    def __init__(self, features: int, trailing: int, bias: bool) -> None:
+    def __init__(self, features: int, trailing: int, has_scale: bool, has_shift: bool) -> None:
         super().__init__()
         self._trailing = trailing
-        self.weight = nn.Parameter(torch.empty(features))
-        self.bias = nn.Parameter(torch.empty(features)) if bias else None
+        self.weight = nn.Parameter(torch.empty(features)) if has_scale else None
+        self.bias = nn.Parameter(torch.empty(features)) if has_shift else None
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (-1,) + (1,) * self._trailing
-        x = x * self.weight.reshape(shape)
+        if self.weight is not None:
+            x = x * self.weight.reshape(shape)
         return x if self.bias is None else x + self.bias.reshape(shape)
 
 
@@ -496,48 +489,26 @@ class _Long(nn.Module):
         return x.long()
 
 
-class _Position(nn.Module):
-    """x + weight[:T]."""
+class _Offset(nn.Module):
+    """x + weight, of a sample's shape."""
 
-    def __init__(self, length: int, features: int) -> None:
+    def __init__(self, shape: list[int]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(length, features))
+        self.weight = nn.Parameter(torch.empty(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight[: x.size(1)]
-
-
-class _Residual(nn.Module):
-    """x + the last of the children, each applied to the one before."""
-
-    def __init__(self, children: Iterable[tuple[str, nn.Module]]) -> None:
-        super().__init__()
-        for name, child in children:
-            self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for child in self.children():
-            y = child(y)
-        return x + y
+        return x + self.weight
 
 
 class _Attention(nn.Module):
-    """Self-attention, x ``(B, T, features)``."""
+    """Attention over Q, K and V in one tensor, ``(B, T, 3 * heads * head_dim)``."""
 
-    def __init__(self, block: Document) -> None:
+    def __init__(self, heads: int, head_dim: int, causal: bool) -> None:
         super().__init__()
-        self._heads, self._causal = block["heads"], block["causal"]
-        self._head_dim = block.get("head_dim") or block["features"] // block["heads"]
-        inside = self._heads * self._head_dim
-        self.qkv = nn.Linear(block["features"], 3 * inside, block["bias"])
-        self.out = nn.Linear(inside, block["features"], block["bias"])
-        self.dropout = nn.Dropout(block["dropout"]) if block["dropout"] > 0 else None
+        self._heads, self._head_dim, self._causal = heads, head_dim, causal
 
     def forward(self, x: Tensor) -> Tensor:
-        # (B, T, 3 * heads * head_dim) to three of (B, heads, T, head_dim).
-        parts = self.qkv(x).unflatten(-1, (3, self._heads, self._head_dim)).permute(2, 0, 3, 1, 4)
+        # To three of (B, heads, T, head_dim).
+        parts = x.unflatten(-1, (3, self._heads, self._head_dim)).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=self._causal)
-        y = self.out(y.transpose(1, 2).flatten(2))
-        result: Tensor = y if self.dropout is None else self.dropout(y)
-        return result
+        return y.transpose(1, 2).flatten(2)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nsn import _C
 from nsn._C.merge import Rule
-from nsn.checks import expect, expect_name, kind_of, names_of
+from nsn.checks import expect, expect_callable, expect_name, names_of
 
 
 def share(
@@ -95,10 +95,7 @@ def joint_loss(
     for name, weight in (weights or {}).items():
         expect_name("nsn.joint_loss: each name of weights", name)
         expect(f"nsn.joint_loss: the weight of '{name}'", weight, numbers.Real, "a number")
-    if loss is not None and not callable(loss):
-        raise TypeError(
-            f"nsn.joint_loss: loss must be a function of an output and the targets, but is "
-            f"{kind_of(loss)}."
-        )
+    if loss is not None:
+        expect_callable("nsn.joint_loss: loss", loss, "a function of an output and the targets")
     weights = {name: float(weight) for name, weight in (weights or {}).items()}
     return _C.joint_loss(list(outputs.items()), targets, loss, weights)

@@ -20,7 +20,7 @@ import torch
 
 from nsn._C import merge as _merge
 from nsn._C.merge import LaneGradient, Rule
-from nsn.checks import expect, expect_name, kind_of
+from nsn.checks import expect, expect_callable, expect_name
 
 __all__ = [
     "LaneGradient",
@@ -96,11 +96,8 @@ def function(
         name: what stands for the rule in a checkpoint, which cannot hold the function; ``load``
             takes it again by this name. Default: the function's own name.
     """
-    if not callable(function):
-        raise TypeError(
-            f"nsn.merge.function: function must take a list of LaneGradient and return a tensor, "
-            f"but is {kind_of(function)}."
-        )
+    takes = "a function of a list of LaneGradient that returns a tensor"
+    expect_callable("nsn.merge.function: function", function, takes)
     if name is not None:
         expect("nsn.merge.function: name", name, str, "a str")
     own: str = getattr(function, "__name__", "function")

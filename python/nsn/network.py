@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from nsn import _C
 from nsn._C.merge import Rule
 from nsn.blocks import BlockOptions
-from nsn.checks import expect, expect_batch, expect_name, kind_of, names_of, shown
+from nsn.checks import expect, expect_batch, expect_callable, expect_name, names_of, shown
 from nsn.description import Description, Subnetwork
 from nsn.extract import extract
 from nsn.pack import Pack
@@ -359,11 +359,12 @@ class Network(nn.Module):
     @property
     def description(self) -> Description:
         """What the network is, with the dtype that its parameters have now; a value."""
-        dtypes = {tensor.dtype for tensor in self._parameters_now() if tensor.is_floating_point()}
+        # As they are stored: to make reparametrized ones anew here would be a step of theirs.
+        blocks = [self._modules[name] for name in self._description.blocks]
+        stored = (each.state_dict(keep_vars=True).values() for each in blocks if each is not None)
+        dtypes = {each.dtype for each in chain.from_iterable(stored) if each.is_floating_point()}
         if len(dtypes) == 1 and dtypes != {self._description.parameter_dtype}:
-            known = self._description
-            described = known.with_dtype(dtypes.pop())
-            self._description = Description.from_json(described.to_json(), known.functions())
+            self._description = Description._of(self._description.with_dtype(dtypes.pop()))
             self._core = _C.Core(self._description)
         return self._description
 
@@ -434,11 +435,8 @@ class Network(nn.Module):
                 returns no scalar.
         """
         several = self._several("backward_by_lane", names)
-        if not callable(loss):
-            raise TypeError(
-                f"nsn.Network.backward_by_lane: loss must be a function of a name and an output, "
-                f"but is {kind_of(loss)}."
-            )
+        takes = "a function of a name and an output"
+        expect_callable("nsn.Network.backward_by_lane: loss", loss, takes)
         places = self._places_of(x, several)
         seed = _C.draw_seed() if self.training else 0
         losses: dict[str, Tensor] = {}

@@ -1,5 +1,6 @@
 #include <c10/util/irange.h>
 
+#include <algorithm>
 #include <map>
 
 #include "support.h"
@@ -217,7 +218,7 @@ TEST(Alone, HasItsOwnCopyOfAWrappedModule) {
 // -------------------------------------------------------------------------------------------------
 // As torch::nn modules
 
-/// Networks of what torch::nn::Sequential can express, all of it between them.
+/// Networks of all that stands in a row.
 std::map<std::string, NetworkOptions> plain_networks() {
   std::map<std::string, NetworkOptions> result;
   result["dense"] =
@@ -295,7 +296,9 @@ std::map<std::string, NetworkOptions> plain_networks() {
 }
 
 TEST(Extract, DoesWhatTheViewDoes) {
-  for (const auto& [kind, options] : plain_networks()) {
+  auto all = networks();
+  all.merge(plain_networks());
+  for (const auto& [kind, options] : all) {
     Network net = filled(options);
     net->eval();
     const at::Tensor x = batch_for(net);
@@ -332,19 +335,11 @@ TEST(Extract, NamesModulesAfterBlocks) {
   const Network net = filled(plain_networks().at("words"));
   std::vector<std::string> names;
   for (const auto& child : extract(net, "base")->named_children()) names.push_back(child.key());
-  const std::vector<std::string> expected{"tokens",
-                                          "tokens_dropout",
-                                          "mix_norm",
-                                          "mix_up",
-                                          "mix_up_activation",
-                                          "mix_drop",
-                                          "mix_down",
-                                          "mix_down_activation",
-                                          "even",
-                                          "sigmoid",
-                                          "flatten",
-                                          "output",
-                                          "output_activation"};
+  const std::vector<std::string> expected{
+      "tokens_embedding", "tokens_dropout",      "mix_norm",
+      "mix_up_linear",    "mix_up_activation",   "mix_drop",
+      "mix_down_linear",  "mix_down_activation", "even",
+      "sigmoid",          "output_linear",       "output_activation"};
   EXPECT_EQ(names, expected);
   const Network dense = filled(plain_networks().at("dense"));
   EXPECT_TRUE(extract(dense, "base")->named_children().contains("hidden_dropout"));
@@ -370,52 +365,70 @@ TEST(Extract, IsFrozenWhereTheNetworkIsAndDrawsNothing) {
   const auto state = at::detail::getDefaultCPUGenerator().get_state();
   auto own = extract(net, "half");
   EXPECT_TRUE(at::detail::getDefaultCPUGenerator().get_state().equal(state));
+  EXPECT_EQ(own->parameters().size(), 8U);
   for (const auto& parameter : own->named_parameters()) {
     EXPECT_TRUE(parameter.value().is_leaf()) << parameter.key();
-    // The bias that this layer norm does not have is zero, and stays so.
-    const bool frozen = parameter.key() == "gate.weight" || parameter.key() == "norm.bias";
-    EXPECT_EQ(parameter.value().requires_grad(), !frozen) << parameter.key();
+    EXPECT_EQ(parameter.value().requires_grad(), parameter.key() != "gate_linear.weight")
+        << parameter.key();
   }
 }
 
-TEST(Extract, RefusesWhatSequentialCannotExpress) {
-  const auto refuses = [](const std::string& block, const NetworkOptions& options,
-                          const std::string& subnetwork = "base") {
+TEST(Extract, KeepsTiedParametersTied) {
+  Network net = filled(networks().at("text"));
+  net->eval();
+  auto own = extract(net, "narrow");
+  const auto copy = std::dynamic_pointer_cast<ExtractedImpl>(own->clone());
+  const auto count = [](const torch::nn::Module& module) {
+    const auto all = module.parameters();
+    return std::count_if(all.begin(), all.end(),
+                         [](const at::Tensor& each) { return each.size(0) == 11; });
+  };
+  EXPECT_EQ(count(*own), 2);  // the embedding's, and the bias of the output
+  EXPECT_EQ(count(*copy), 2);
+  const at::Tensor x = batch_for(net), before = own->forward(x).detach();
+  {
+    const at::NoGradGuard no_grad;
+    own->named_parameters()["tokens.weight"].zero_();
+  }
+  const at::Tensor bias = own->named_parameters()["output.bias"];
+  expect_close(own->forward(x), bias.expand({4, 5, 11}), 1e-12);
+  expect_close(copy->forward(x), before, 1e-12);
+}
+
+TEST(Extract, GivesTheGradientsOfTheNetworkAlone) {
+  Network net = filled(networks().at("text"));
+  auto own = extract(net, "base");
+  const at::Tensor x = batch_for(net);
+  net->forward(x).square().mean().backward();
+  own->forward(x).square().mean().backward();
+  const auto gradients = own->named_parameters();
+  for (const auto& parameter : net->named_parameters()) {
+    // "first.ffn.up.weight" is "first_ffn_up_linear.weight".
+    std::string name = parameter.key();
+    const size_t leaf = name.rfind('.');
+    std::replace(name.begin(), name.begin() + static_cast<std::ptrdiff_t>(leaf), '.', '_');
+    if (!gradients.contains(name)) name.insert(leaf, "_linear");
+    const at::Tensor own_gradient = gradients[name].grad();
+    // Of 9 positions 5 are there.
+    const at::Tensor expected = parameter.value().grad().narrow(0, 0, own_gradient.size(0));
+    expect_close(own_gradient, expected, 1e-12, name);
+  }
+}
+
+TEST(Extract, RefusesWhatTorchHasNot) {
+  const auto refuses = [](const NetworkOptions& options, const std::vector<std::string>& parts) {
     const Network net = filled(options);
-    expect_throws_with([&] { extract(net, subnetwork); },
-                       {"nsn::extract: block " + block + " cannot be expressed in torch::nn::Seq",
-                        "net->view(\"" + subnetwork + "\")"});
+    expect_throws_with([&] { extract(net, "base"); }, parts);
   };
-  const auto floats = [](BlockPtr block) {
-    return NetworkOptions().input({3, 8}, at::kDouble).block("first", std::move(block));
-  };
-  const auto dense = DenseOptions(8, 8);
-  refuses("'first' (Residual)", floats(ResidualOptions().block("dense", dense)));
-  refuses("'first.inner' (Residual)",
-          floats(SequenceOptions().block("inner", ResidualOptions().block("dense", dense))));
-  refuses("'first' (Attention)", floats(AttentionOptions(8, 2)));
-  refuses("'first' (Transformer)", floats(TransformerOptions(8, 2, 8)));
-  refuses("'first' (RMSNorm)", floats(RMSNormOptions(8)));
-  refuses("'first' (PositionEmbedding)", floats(PositionEmbeddingOptions(3, 8)));
-  refuses("'first' (Dense) with the activation 'geglu'",
-          floats(DenseOptions(8, 8).activation(kGeGLU)));
-  refuses(
-      "'first' (Leading)",
-      NetworkOptions().input({8}, at::kDouble).block("first", std::make_shared<const Leading>()));
-  refuses("'first' (Linear)",
-          NetworkOptions().input({8}, at::kDouble).block("first", WrappedOptions("Linear", [] {
-                                                           torch::nn::Linear linear(8, 8);
-                                                           linear->to(at::kDouble);
-                                                           return linear;
-                                                         }())));
-  refuses("'norm' (BatchNorm) for samples of 5 dimensions",
-          NetworkOptions().input({2, 1, 1, 1, 1}, at::kDouble).block("norm", BatchNormOptions(2)));
-  refuses(
-      "'mean' (GlobalAvgPool) for samples of 5 dimensions",
-      NetworkOptions().input({2, 1, 1, 1, 1}, at::kDouble).block("mean", GlobalAvgPoolOptions()));
-  // Where the embedding is not there, the output is a plain product.
-  refuses("'output' (TiedOutput)", networks().at("ties"));
-  EXPECT_EQ(extract(filled(networks().at("ties")), "apart")->size(), 2U);
+  const auto floats = NetworkOptions().input({8}, at::kDouble);
+  refuses(NetworkOptions(floats).block("first", std::make_shared<const Leading>()),
+          {"nsn::extract: block 'first' (Leading) is not one of nsn's own", "Use net->view"});
+  torch::nn::Linear linear(8, 8);
+  linear->to(at::kDouble);
+  refuses(NetworkOptions(floats).block("first", WrappedOptions("Linear", linear)),
+          {"nsn::extract: block 'first' (Linear) is not one of nsn's own"});
+  refuses(NetworkOptions().input({2, 1, 1, 1, 1}, at::kDouble).block("norm", BatchNormOptions(2)),
+          {"block 'norm' has samples of 5 dimensions", "Flatten some of them"});
 }
 
 TEST(Extract, RefusesTwoModulesOfOneName) {

@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _leaves_nothing_behind() -> Iterator[None]:
+    """Tests write into folders of their own, not where they are run."""
+    before = set(Path.cwd().iterdir())
+    yield
+    left = set(Path.cwd().iterdir()) - before
+    left = {each.name for each in left} - {".hypothesis", ".pytest_cache", ".coverage"}
+    assert not left, f"tests left {sorted(left)} in {Path.cwd()}"
 
 
 @pytest.fixture

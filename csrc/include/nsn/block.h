@@ -68,7 +68,6 @@ class Module;
 namespace nsn {
 
 namespace detail {
-class Packs;
 struct TiedLanes;
 }  // namespace detail
 
@@ -186,9 +185,6 @@ class NSN_API BlockPass {
   at::TensorList table;
   /// The lanes' slices of tied parameters, which all uses of the pass have in common.
   detail::TiedLanes* tied = nullptr;
-  /// In a packed pass, which has one lane, what products and convolutions compute with. Default:
-  /// none, the table.
-  detail::Packs* packs = nullptr;
   /// The block's name, and the pass of the block around it, if there is one.
   std::string_view name = {};
   const BlockPass* outer = nullptr;
@@ -198,7 +194,6 @@ class NSN_API BlockPass {
 
   /// Parameter `p` of the block, whole, as `lane` finds it.
   const at::Tensor& parameter(size_t p, size_t lane = 0) const {
-    if (packs != nullptr) note_read(p, lane);
     return table[lanes[lane].parameters[p].place];
   }
 
@@ -218,12 +213,10 @@ class NSN_API BlockPass {
 
   /// For each lane the first one of the same way, itself if there is none before it.
   std::vector<size_t> first_of_way(uint64_t LanePass::* way) const;
-
- private:
-  void note_read(size_t p, size_t lane) const;
 };
 
 class Block;
+class Lowering;
 using BlockPtr = std::shared_ptr<const Block>;
 
 /// A block inside another one.
@@ -267,6 +260,10 @@ class NSN_API Block {
   /// y of all lanes that pass the block together; `inputs[l]` belongs to `pass.lanes[l]`. Default:
   /// `forward` once a lane, with what `BlockPass::share` gives.
   virtual std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const;
+
+  /// What it computes in inference: appends its steps to a program, and returns the value that is
+  /// y. Default: one step that calls the block, which copies and exports cannot express.
+  virtual size_t lower(Lowering& to, size_t x) const;
 
   /// The blocks inside, in the order of Fit::inner.
   virtual const std::vector<InnerBlock>& inner() const;

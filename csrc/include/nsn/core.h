@@ -56,10 +56,12 @@ class NSN_API Core {
   at::Tensor lane(at::TensorList parameters, const at::Tensor& x, c10::ArrayRef<size_t> subnetworks,
                   size_t lane, bool training, uint64_t seed) const;
 
-  /// One sub-network in evaluation, with `packs` in place of weights: what nsn::Pack runs. Throws
-  /// as `joint`.
-  at::Tensor packed(at::TensorList parameters, const at::Tensor& x, size_t subnetwork,
-                    detail::Packs& packs) const;
+  /// Throws c10::ValueError where x is no batch of the described shape and dtype.
+  void check_input(const at::Tensor& x) const;
+
+  /// Throws c10::ValueError where running statistics of these sub-networks were never made while
+  /// other sub-networks' were: one cannot be evaluated by them.
+  void check_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const;
 
   /// A pass that makes running statistics from a batch: each one moves to the mean over all batches
   /// since `num_batches_tracked` was 0. Nothing is dropped.
@@ -92,7 +94,6 @@ class NSN_API Core {
     bool calibrating = false;
     /// Default: none, one is drawn for training.
     std::optional<uint64_t> seed = std::nullopt;
-    detail::Packs* packs = nullptr;
     /// The lanes of which this pass's one is a part. Default: none, those of the pass.
     c10::ArrayRef<size_t> part_of = {};
   };
@@ -100,10 +101,10 @@ class NSN_API Core {
                               c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
   merge::Rule rule_of(size_t block, c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
   void trace_ways();
-  void check_input(at::TensorList parameters, const at::Tensor& x) const;
+  void check_table(at::TensorList parameters) const;
   void check_parameters(at::TensorList parameters, const BlockPass& pass, size_t block,
                         const at::Tensor& x) const;
-  void check_statistics(at::TensorList parameters, const BlockPass& pass, size_t block) const;
+  void check_statistics(at::TensorList parameters, const LanePass& lane, size_t block) const;
   static void check_outputs(at::TensorList outputs, const Description::NamedBlock& block,
                             const BlockPass& pass, const c10::SymInt& batch);
   void share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks, const Mode& mode,

@@ -7,6 +7,7 @@
 #include <nsn/blocks/conv.h>
 #include <nsn/blocks/dense.h>
 #include <nsn/blocks/embedding.h>
+#include <nsn/blocks/lowering.h>
 #include <nsn/blocks/norm.h>
 #include <nsn/blocks/pointwise.h>
 #include <nsn/blocks/pool.h>
@@ -16,6 +17,7 @@
 #include <nsn/core.h>
 #include <nsn/cpu.h>
 #include <nsn/description.h>
+#include <nsn/description/lower.h>
 #include <nsn/error.h>
 #include <nsn/extract.h>
 #include <nsn/functional.h>
@@ -26,6 +28,8 @@
 #include <nsn/network.h>
 #include <nsn/optim.h>
 #include <nsn/pack.h>
+#include <nsn/program/primitives.h>
+#include <nsn/program/program.h>
 #include <nsn/recalibrate.h>
 #include <nsn/summary.h>
 #include <nsn/version.h>

@@ -12,7 +12,6 @@
 #include "nsn/blocks/dense.h"
 #include "nsn/blocks/norm.h"
 #include "nsn/functional.h"
-#include "packs.h"
 
 namespace nsn {
 
@@ -77,7 +76,7 @@ std::vector<InnerBlock> transformer_parts(const TransformerOptions& o) {
   return {{"attention", attention}, {"ffn", ffn}};
 }
 
-constexpr size_t kQkvWeight = 0;
+constexpr size_t kQkvWeight = 0, kOutWeight = 1, kQkvBias = 2, kOutBias = 3;
 
 }  // namespace
 
@@ -139,16 +138,10 @@ Fit Attention::fit(const Signal& input, const BlockUse& use) const {
 }
 
 std::vector<at::Tensor> Attention::joint(at::TensorList inputs, const BlockPass& pass) const {
-  constexpr size_t kOutWeight = 1, kQkvBias = 2, kOutBias = 3;
   const functional::Memory memory{pass.memory.workspace};
   const bool shares_bias = options_.bias() && pass.is_shared(kQkvBias);
   const auto product = [&](at::TensorList x, size_t weight, size_t bias,
                            std::vector<size_t> same_as) -> std::vector<at::Tensor> {
-    if (pass.packs != nullptr) {
-      detail::ProductPlaces places{weight};
-      if (options_.bias()) places.bias = bias;
-      return {pass.packs->product(pass, places, torch::kLinear, x[0])};
-    }
     auto y = functional::linear(x, pass.parameter(weight),
                                 shares_bias ? pass.parameter(bias) : at::Tensor(),
                                 detail::shared_lanes(pass, weight, std::move(same_as)), {}, memory);
@@ -170,6 +163,19 @@ std::vector<at::Tensor> Attention::joint(at::TensorList inputs, const BlockPass&
     heads.push_back(attended.transpose(1, 2).flatten(2));
   }
   return detail::drop(product(heads, kOutWeight, kOutBias, {}), options_.dropout(), pass);
+}
+
+size_t Attention::lower(Lowering& to, size_t x) const {
+  const auto product = [&](const char* part, size_t weight, size_t bias, size_t from) {
+    std::vector<Operand> operands{to.operand(weight, "weight")};
+    if (options_.bias()) operands.push_back(to.operand(bias, "bias"));
+    return to.step(part, primitives::Product{}, {from}, std::move(operands));
+  };
+  const int64_t heads = to.fit().use.width_of("heads", options_.heads());
+  const size_t qkv = product("qkv", kQkvWeight, kQkvBias, x);
+  const size_t attended = to.step("heads", primitives::Attend{heads, options_.causal()}, {qkv});
+  const size_t y = product("out", kOutWeight, kOutBias, attended);
+  return detail::lower_dropout(to, y, options_.dropout());
 }
 
 BlockPtr Attention::narrowed(const Fit& fit) const {

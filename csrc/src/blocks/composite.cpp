@@ -169,6 +169,15 @@ std::vector<at::Tensor> Composite::joint(at::TensorList inputs, const BlockPass&
   return activations;
 }
 
+size_t Composite::lower(Lowering& to, size_t x) const {
+  size_t y = x, first = 0;
+  for (const size_t i : c10::irange(blocks_.size())) {
+    y = to.inner(i, first, y);
+    first += counts_[i];
+  }
+  return is_residual_ ? to.step("add", primitives::Add{}, {x, y}) : y;
+}
+
 std::optional<double> Composite::dropout() const {
   std::optional<double> largest;
   for (const InnerBlock& inner : blocks_) {

@@ -14,7 +14,6 @@
 #include "blocks/options.h"
 #include "blocks/support.h"
 #include "nsn/functional.h"
-#include "packs.h"
 
 namespace nsn {
 
@@ -195,14 +194,6 @@ std::vector<at::Tensor> Conv<D>::joint(at::TensorList inputs, const BlockPass& p
     const int64_t reach = (*o.dilation())[0] * ((*o.kernel_size())[0] - 1);
     for (at::Tensor& each : x) each = at::constant_pad_nd(each, {reach, 0});
   }
-  if (pass.packs != nullptr) {
-    detail::ProductPlaces places{kWeight};
-    if (o.scale()) places.scale = scale;
-    if (o.bias()) places.bias = bias;
-    return {pass.packs->convolution(
-        pass, places, {extents(o.stride()), extents(o.padding()), extents(o.dilation())},
-        o.activation(), x[0])};
-  }
   // With a scale in between, the bias is added behind it.
   const bool adds_bias = o.bias() && !o.scale();
   std::vector<at::Tensor> outputs;
@@ -229,6 +220,26 @@ std::vector<at::Tensor> Conv<D>::joint(at::TensorList inputs, const BlockPass& p
   }
   if (o.bias() && !adds_bias) epilogue.bias = bias;
   return epilogue(std::move(outputs), pass);
+}
+
+template <size_t D>
+size_t Conv<D>::lower(Lowering& to, size_t x) const {
+  const ConvOptions<D>& o = options_;
+  const size_t scale = 1, bias = o.scale() ? 2 : 1;
+  if (o.causal()) {
+    const int64_t reach = (*o.dilation())[0] * ((*o.kernel_size())[0] - 1);
+    x = to.step("pad", primitives::Pad{reach}, {x});
+  }
+  std::vector<Operand> operands{to.operand(kWeight, "weight")};
+  detail::Epilogue epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1};
+  if (o.scale()) epilogue.scale = scale;
+  if (o.bias() && o.scale()) epilogue.bias = bias;
+  if (o.bias() && !o.scale()) operands.push_back(to.operand(bias, "bias"));
+  const int64_t groups = to.fit().input.layout[0].kept() / to.fit().slices[kWeight][1].kept();
+  const primitives::Convolution convolution{extents(o.stride()), extents(o.padding()),
+                                            extents(o.dilation()), groups};
+  const size_t y = to.step("conv", convolution, {x}, std::move(operands));
+  return detail::lower_epilogue(to, y, epilogue);
 }
 
 template <size_t D>
@@ -353,6 +364,18 @@ std::vector<at::Tensor> ConvTranspose2d::joint(at::TensorList inputs, const Bloc
   }
   return detail::Epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1}(
       std::move(outputs), pass);
+}
+
+size_t ConvTranspose2d::lower(Lowering& to, size_t x) const {
+  const ConvTranspose2dOptions& o = options_;
+  std::vector<Operand> operands{to.operand(kWeight, "weight")};
+  if (o.bias()) operands.push_back(to.operand(1, "bias"));
+  const primitives::TransposedConvolution convolution{extents(o.stride()), extents(o.padding()),
+                                                      extents(o.output_padding()),
+                                                      extents(o.dilation())};
+  const size_t y = to.step("conv", convolution, {x}, std::move(operands));
+  return detail::lower_epilogue(to, y,
+                                {std::nullopt, std::nullopt, o.activation(), o.dropout(), 1});
 }
 
 BlockPtr ConvTranspose2d::narrowed(const Fit& fit) const {

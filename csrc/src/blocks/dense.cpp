@@ -10,7 +10,6 @@
 #include "blocks/options.h"
 #include "blocks/support.h"
 #include "nsn/functional.h"
-#include "packs.h"
 
 namespace nsn {
 
@@ -91,12 +90,6 @@ Fit Dense::fit(const Signal& input, const BlockUse& use) const {
 
 std::vector<at::Tensor> Dense::joint(at::TensorList inputs, const BlockPass& pass) const {
   const size_t scale = 1, bias = options_.scale() ? 2 : 1;
-  if (pass.packs != nullptr) {
-    detail::ProductPlaces places{kWeight};
-    if (options_.scale()) places.scale = scale;
-    if (options_.bias()) places.bias = bias;
-    return {pass.packs->product(pass, places, options_.activation(), inputs[0])};
-  }
   const auto lanes = detail::shared_lanes(pass, kWeight, pass.first_of_way(&LanePass::input_way));
   const bool relu = std::holds_alternative<torch::enumtype::kReLU>(options_.activation());
   const bool linear = std::holds_alternative<torch::enumtype::kLinear>(options_.activation());
@@ -120,6 +113,18 @@ std::vector<at::Tensor> Dense::joint(at::TensorList inputs, const BlockPass& pas
   if (options_.scale()) epilogue.scale = scale;
   if (options_.bias() && !fused) epilogue.bias = bias;
   return epilogue(std::move(outputs), pass);
+}
+
+size_t Dense::lower(Lowering& to, size_t x) const {
+  const size_t scale = 1, bias = options_.scale() ? 2 : 1;
+  std::vector<Operand> operands{to.operand(kWeight, "weight")};
+  detail::Epilogue epilogue{std::nullopt, std::nullopt, options_.activation(), options_.dropout(),
+                            -1};
+  if (options_.scale()) epilogue.scale = scale;
+  if (options_.bias() && options_.scale()) epilogue.bias = bias;
+  if (options_.bias() && !options_.scale()) operands.push_back(to.operand(bias, "bias"));
+  const size_t y = to.step("linear", primitives::Product{}, {x}, std::move(operands));
+  return detail::lower_epilogue(to, y, epilogue);
 }
 
 BlockPtr Dense::narrowed(const Fit& fit) const {

@@ -12,7 +12,6 @@
 #include "blocks/options.h"
 #include "blocks/support.h"
 #include "nsn/blocks/dense.h"
-#include "packs.h"
 
 namespace nsn {
 
@@ -93,6 +92,11 @@ std::vector<at::Tensor> Embedding::joint(at::TensorList inputs, const BlockPass&
   return detail::drop(std::move(outputs), options_.dropout(), pass);
 }
 
+size_t Embedding::lower(Lowering& to, size_t x) const {
+  const size_t y = to.step("embedding", primitives::Embed{}, {x}, {to.operand(0, "weight")});
+  return detail::lower_dropout(to, y, options_.dropout());
+}
+
 BlockPtr Embedding::narrowed(const Fit& fit) const {
   EmbeddingOptions options = options_;
   options.embedding_dim(fit.output.layout.back().kept());
@@ -151,6 +155,11 @@ std::vector<at::Tensor> PositionEmbedding::joint(at::TensorList inputs,
     outputs.push_back(inputs[lane] + weights[lane]);
   }
   return detail::drop(std::move(outputs), options_.dropout(), pass);
+}
+
+size_t PositionEmbedding::lower(Lowering& to, size_t x) const {
+  const size_t y = to.step("position", primitives::Add{}, {x}, {to.operand(0, "weight")});
+  return detail::lower_dropout(to, y, options_.dropout());
 }
 
 BlockPtr PositionEmbedding::narrowed(const Fit& fit) const {
@@ -213,13 +222,6 @@ Fit TiedOutput::fit(const Signal& input, const BlockUse& use) const {
   return result;
 }
 
-std::vector<at::Tensor> TiedOutput::joint(at::TensorList inputs, const BlockPass& pass) const {
-  if (pass.packs == nullptr) return Block::joint(inputs, pass);
-  detail::ProductPlaces places{0};
-  if (options_.bias()) places.bias = 1;
-  return {pass.packs->product(pass, places, torch::kLinear, inputs[0])};
-}
-
 at::Tensor TiedOutput::forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                                const BlockPass& pass) const {
   static_cast<void>(lane);
@@ -227,6 +229,12 @@ at::Tensor TiedOutput::forward(const at::Tensor& x, at::TensorList parameters, c
   const std::optional<at::Tensor> bias =
       options_.bias() ? std::optional<at::Tensor>(parameters[1]) : std::nullopt;
   return at::linear(x, parameters[0], bias);
+}
+
+size_t TiedOutput::lower(Lowering& to, size_t x) const {
+  std::vector<Operand> operands{to.operand(0, "weight")};
+  if (options_.bias()) operands.push_back(to.operand(1, "bias"));
+  return to.step("linear", primitives::Product{}, {x}, std::move(operands));
 }
 
 BlockPtr TiedOutput::narrowed(const Fit& fit) const {

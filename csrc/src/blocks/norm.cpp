@@ -16,7 +16,6 @@
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
-#include "packs.h"
 #include "regions.h"
 
 namespace nsn {
@@ -98,6 +97,14 @@ void start_affine(at::TensorList parameters, bool has_bias) {
   if (has_bias) parameters[1].zero_();
 }
 
+/// "weight" and "bias", as many as there are.
+std::vector<Operand> affine_operands(Lowering& to, size_t count) {
+  std::vector<Operand> result;
+  if (count > 0) result.push_back(to.operand(0, "weight"));
+  if (count > 1) result.push_back(to.operand(1, "bias"));
+  return result;
+}
+
 std::optional<at::Tensor> at_or_none(at::TensorList parameters, size_t place) {
   return place < parameters.size() ? std::optional<at::Tensor>(parameters[place]) : std::nullopt;
 }
@@ -131,6 +138,11 @@ at::Tensor LayerNorm::forward(const at::Tensor& x, at::TensorList parameters, co
   static_cast<void>(pass);
   return at::layer_norm(x, {x.size(-1)}, at_or_none(parameters, 0), at_or_none(parameters, 1),
                         options_.eps());
+}
+
+size_t LayerNorm::lower(Lowering& to, size_t x) const {
+  return to.step("norm", primitives::LayerNorm{options_.eps()}, {x},
+                 affine_operands(to, parameters().size()));
 }
 
 BlockPtr LayerNorm::narrowed(const Fit& fit) const {
@@ -173,6 +185,11 @@ at::Tensor RMSNorm::forward(const at::Tensor& x, at::TensorList parameters, cons
   static_cast<void>(lane);
   static_cast<void>(pass);
   return at::rms_norm(x, {x.size(-1)}, at_or_none(parameters, 0), options_.eps());
+}
+
+size_t RMSNorm::lower(Lowering& to, size_t x) const {
+  return to.step("norm", primitives::RMSNorm{options_.eps()}, {x},
+                 affine_operands(to, parameters().size()));
 }
 
 BlockPtr RMSNorm::narrowed(const Fit& fit) const {
@@ -229,6 +246,13 @@ at::Tensor GroupNorm::forward(const at::Tensor& x, at::TensorList parameters, co
   const auto cut = detail::cut_groups(*axis, options_.groups());
   return at::group_norm(x, cut->groups, at_or_none(parameters, 0), at_or_none(parameters, 1),
                         options_.eps());
+}
+
+size_t GroupNorm::lower(Lowering& to, size_t x) const {
+  const auto axis = detail::reads(to.fit().input.layout.front(), options_.channels());
+  const auto cut = detail::cut_groups(*axis, options_.groups());
+  return to.step("norm", primitives::GroupNorm{cut->groups, options_.eps()}, {x},
+                 affine_operands(to, parameters().size()));
 }
 
 BlockPtr GroupNorm::narrowed(const Fit& fit) const {
@@ -289,14 +313,6 @@ Fit BatchNorm::fit(const Signal& input, const BlockUse& use) const {
 
 std::vector<at::Tensor> BatchNorm::joint(at::TensorList inputs, const BlockPass& pass) const {
   const size_t statistics = options_.affine() ? 2 : 0;
-  if (pass.packs != nullptr) {
-    detail::NormPlaces places{statistics, statistics + 1};
-    if (options_.affine()) {
-      places.weight = 0;
-      places.bias = 1;
-    }
-    return {pass.packs->batch_norm(pass, places, options_.eps(), inputs[0])};
-  }
   const auto weights = options_.affine() ? pass.share(0) : std::vector<at::Tensor>();
   const auto biases = options_.affine() ? pass.share(1) : std::vector<at::Tensor>();
   const bool by_batch = pass.training || pass.calibrating;
@@ -376,6 +392,17 @@ void BatchNorm::update(const std::vector<at::Tensor>& means,
   move(pass.parameter(statistics), means);
   move(pass.parameter(statistics + 1), variances);
   count.add_(1);
+}
+
+size_t BatchNorm::lower(Lowering& to, size_t x) const {
+  const size_t statistics = options_.affine() ? 2 : 0;
+  std::vector<Operand> operands = affine_operands(to, statistics);
+  operands.push_back(to.operand(statistics, "running_mean"));
+  operands.push_back(to.operand(statistics + 1, "running_var"));
+  operands.push_back(to.operand(statistics + 2, "num_batches_tracked"));
+  // Statistics that are not tracked stay as they are in a copy that is trained.
+  const double momentum = options_.track() ? options_.momentum() : 0.0;
+  return to.step("norm", primitives::BatchNorm{options_.eps(), momentum}, {x}, std::move(operands));
 }
 
 BlockPtr BatchNorm::narrowed(const Fit& fit) const {

@@ -106,6 +106,10 @@ std::vector<at::Tensor> ActivationBlock::joint(at::TensorList inputs, const Bloc
   return outputs;
 }
 
+size_t ActivationBlock::lower(Lowering& to, size_t x) const {
+  return to.step("activation", primitives::Activate{options_.function()}, {x});
+}
+
 void ActivationBlock::pretty_print(std::ostream& stream) const {
   detail::print_options(stream, options_, options_);
 }
@@ -124,6 +128,10 @@ Fit Dropout::fit(const Signal& input, const BlockUse& use) const { return same(i
 
 std::vector<at::Tensor> Dropout::joint(at::TensorList inputs, const BlockPass& pass) const {
   return detail::drop(inputs.vec(), options_.p(), pass);
+}
+
+size_t Dropout::lower(Lowering& to, size_t x) const {
+  return to.step("dropout", primitives::Drop{to.fit().use.dropout.value_or(options_.p())}, {x});
 }
 
 BlockPtr Dropout::narrowed(const Fit& fit) const {
@@ -150,6 +158,10 @@ at::Tensor Flatten::forward(const at::Tensor& x, at::TensorList parameters, cons
   static_cast<void>(lane);
   static_cast<void>(pass);
   return x.flatten(1);
+}
+
+size_t Flatten::lower(Lowering& to, size_t x) const {
+  return to.step("flatten", primitives::Reshape{kept_shape(to.fit().output.layout)}, {x});
 }
 
 UpsampleOptions::operator BlockPtr() const { return std::make_shared<const Upsample>(*this); }
@@ -184,6 +196,10 @@ at::Tensor Upsample::forward(const at::Tensor& x, at::TensorList parameters, con
                                   x.size(3) * options_.scale_factor()};
   return options_.mode() == "nearest" ? at::upsample_nearest2d(x, size)
                                       : at::upsample_bilinear2d(x, size, /*align_corners=*/false);
+}
+
+size_t Upsample::lower(Lowering& to, size_t x) const {
+  return to.step("upsample", primitives::Upsample{options_.scale_factor(), options_.mode()}, {x});
 }
 
 void Upsample::pretty_print(std::ostream& stream) const {

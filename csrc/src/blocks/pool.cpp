@@ -7,6 +7,7 @@
 #include <ATen/ops/mean.h>
 
 #include <ostream>
+#include <type_traits>
 
 #include "blocks/builtin.h"
 #include "blocks/options.h"
@@ -96,6 +97,19 @@ at::Tensor Pool<kind, D>::forward(const at::Tensor& x, at::TensorList parameters
 }
 
 template <PoolKind kind, size_t D>
+size_t Pool<kind, D>::lower(Lowering& to, size_t x) const {
+  using Pooling =
+      std::conditional_t<kind == PoolKind::kMax, primitives::MaxPool, primitives::AveragePool>;
+  const auto extents = [](const torch::ExpandingArray<D>& array) {
+    return std::vector<int64_t>(array->begin(), array->end());
+  };
+  return to.step("pool",
+                 Pooling{extents(options_.kernel_size()), extents(options_.stride()),
+                         extents(options_.padding())},
+                 {x});
+}
+
+template <PoolKind kind, size_t D>
 void Pool<kind, D>::pretty_print(std::ostream& stream) const {
   detail::print_options(stream, options_, PoolOptions<kind, D>(options_.kernel_size()));
 }
@@ -122,6 +136,10 @@ at::Tensor GlobalAvgPool::forward(const at::Tensor& x, at::TensorList parameters
   static_cast<void>(lane);
   static_cast<void>(pass);
   return x.flatten(2).mean(2);
+}
+
+size_t GlobalAvgPool::lower(Lowering& to, size_t x) const {
+  return to.step("pool", primitives::GlobalAverage{}, {x});
 }
 
 namespace detail {

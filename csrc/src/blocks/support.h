@@ -10,6 +10,7 @@
 
 #include "nsn/block.h"
 #include "nsn/blocks/activation.h"
+#include "nsn/blocks/lowering.h"
 #include "nsn/blocks/parts.h"
 #include "nsn/functional/dropout.h"
 #include "nsn/functional/linear.h"
@@ -51,6 +52,13 @@ struct Epilogue {
   /// dropout(activation(scale * y + bias)) for each lane.
   std::vector<at::Tensor> operator()(std::vector<at::Tensor> y, const BlockPass& pass) const;
 };
+
+/// Appends what follows a product to a program, as Epilogue computes it; steps that do nothing are
+/// left out.
+size_t lower_epilogue(Lowering& to, size_t y, const Epilogue& epilogue);
+
+/// Appends a dropout, as the sub-network has it in place of the block's own, where it drops at all.
+size_t lower_dropout(Lowering& to, size_t y, double standard);
 
 /// The dropout of each lane in this pass.
 functional::ReluDropout dropout_of(double standard, const BlockPass& pass);

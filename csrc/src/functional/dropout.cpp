@@ -16,6 +16,7 @@
 
 #include "autograd.h"
 #include "elementwise.h"
+#include "kernels_for.h"
 #include "lanes.h"
 #include "masks.h"
 #include "workspace.h"
@@ -114,13 +115,11 @@ functional::ReluDropout checked_options(functional::ReluDropout options, size_t 
   return options;
 }
 
-bool takes_kernels(const at::Tensor& tensor) { return tensor.device().is_cpu() && !plain_forced(); }
-
 variable_list relu_dropout_forward(at::TensorList inputs, const at::Tensor& bias,
                                    const functional::ReluDropout& options,
                                    const functional::Memory& memory, bool in_place, Masks* masks) {
   const Groups groups(options.same_as);
-  const bool kernels = takes_kernels(inputs[0]);
+  const bool kernels = has_kernels_there(inputs[0]);
   at::Tensor buffer;
   if (kernels && !in_place) {
     int64_t numel = 0;

@@ -23,6 +23,7 @@
 #include "autocast.h"
 #include "autograd.h"
 #include "elementwise.h"
+#include "kernels_for.h"
 #include "lanes.h"
 #include "masks.h"
 #include "products.h"
@@ -733,8 +734,7 @@ std::vector<at::Tensor> linear(at::TensorList inputs, const at::Tensor& weight,
 std::vector<at::Tensor> linear_gelu(at::TensorList inputs, const at::Tensor& weight,
                                     const at::Tensor& bias, const SharedLanes& lanes,
                                     const Memory& memory) {
-  const bool kernel = detail::takes_kernels(weight) && weight.scalar_type() == at::kFloat &&
-                      !detail::autocast_dtype(weight);
+  const bool kernel = detail::has_kernels(weight) && !detail::autocast_dtype(weight);
   const auto operands = operands_of(inputs, weight, bias, lanes);
   LinearSpec spec = make_spec(weight, lanes, {}, memory);
   spec.gelu = kernel;

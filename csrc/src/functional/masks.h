@@ -28,9 +28,6 @@ struct Masks {
 /// itself. Throws c10::ValueError where there are other numbers of them than lanes.
 functional::ReluDropout checked_options(functional::ReluDropout options, size_t lanes);
 
-/// Whether nsn's kernels take a tensor: on the CPU, unless plain operations are forced.
-bool takes_kernels(const at::Tensor& tensor);
-
 /// For saved tensors: the masks' tensors behind those in `saved`, and `masks` without them; and
 /// back, from place `first` on. `save_for_backward` frees them when the backward is done, and shows
 /// them to hooks.

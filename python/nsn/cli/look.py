@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from nsn import files
 from nsn.cli.app import (
     EPILOG,
     SETTINGS,
@@ -18,6 +17,7 @@ from nsn.cli.app import (
     app,
     command,
     data_of,
+    given,
     load_network,
     say,
     tables_console,
@@ -57,9 +57,8 @@ def curves(
     labels = short if len(set(short)) == len(short) else [str(path) for path in runs]
     reports = dict(zip(labels, map(read_report, runs), strict=True))
     try:
-        plot_curves(reports, out, "" if len(runs) > 1 else labels[0])
-    except OSError as error:
-        raise InputError(f"--out: {files.reason(error)}") from None
+        with given("--out: "):
+            plot_curves(reports, out, "" if len(runs) > 1 else labels[0])
     except (KeyError, TypeError) as error:
         raise InputError(
             f"report: an epoch's record is not as nsn train writes it: {error}."
@@ -79,15 +78,19 @@ def paths(
       nsn plot paths transformer --out transformer.png
     """
     ways = paths_of(read_description(network))
-    try:
+    with given("--out: "):
         plot_paths(ways, out, network)
-    except OSError as error:
-        raise InputError(f"--out: {files.reason(error)}") from None
     say(as_json, {"file": str(out)}, f"Wrote {out}")
 
 
 @command(app)
-def describe(network: NetworkArgument, as_json: JsonOption = False) -> None:
+def describe(
+    network: NetworkArgument,
+    program: Annotated[
+        bool, typer.Option("--program", help="Show what each computes, step by step.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show each sub-network's blocks, widths and costs, and what it shares with the others.
 
     "its own alone" counts parameters that no other sub-network uses; FLOPs are two for each
@@ -96,8 +99,17 @@ def describe(network: NetworkArgument, as_json: JsonOption = False) -> None:
     Examples:
       nsn describe demo
       nsn describe runs/demo/model.safetensors --json
+      nsn describe demo --program
     """
     description = read_description(network)
+    if program and as_json:
+        programs = {name: json.loads(description.program(name)) for name in description.names}
+        typer.echo(json.dumps(programs, indent=2))
+        return
+    if program:
+        for name in description.names:
+            typer.echo(f"{name}:\n{description.program_text(name)}")
+        return
     if as_json:
         typer.echo(json.dumps(description.describe(), indent=2))
         return

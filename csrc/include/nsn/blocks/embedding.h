@@ -45,6 +45,7 @@ class NSN_API Embedding final : public Block {
   std::vector<Dimension> dimensions() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
   std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   std::optional<double> dropout() const override { return options_.dropout(); }
   void initialize(at::TensorList parameters) const override;
@@ -86,6 +87,7 @@ class NSN_API PositionEmbedding final : public Block {
   std::vector<ParameterSpec> parameters() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
   std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   std::optional<double> dropout() const override { return options_.dropout(); }
   void initialize(at::TensorList parameters) const override;
@@ -129,9 +131,9 @@ class NSN_API TiedOutput final : public Block {
   std::string options_json() const override;
   std::vector<ParameterSpec> parameters() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
-  std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
   at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                      const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   void initialize(at::TensorList parameters) const override;
   void pretty_print(std::ostream& stream) const override;

@@ -49,6 +49,7 @@ class NSN_API LayerNorm final : public Block {
   Fit fit(const Signal& input, const BlockUse& use) const override;
   at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                      const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   void initialize(at::TensorList parameters) const override;
   void pretty_print(std::ostream& stream) const override;
@@ -89,6 +90,7 @@ class NSN_API RMSNorm final : public Block {
   Fit fit(const Signal& input, const BlockUse& use) const override;
   at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                      const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   void initialize(at::TensorList parameters) const override;
   void pretty_print(std::ostream& stream) const override;
@@ -134,6 +136,7 @@ class NSN_API GroupNorm final : public Block {
   Fit fit(const Signal& input, const BlockUse& use) const override;
   at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                      const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   void initialize(at::TensorList parameters) const override;
   void pretty_print(std::ostream& stream) const override;
@@ -189,6 +192,7 @@ class NSN_API BatchNorm final : public Block {
   std::vector<ParameterSpec> parameters() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
   std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   void initialize(at::TensorList parameters) const override;
   void pretty_print(std::ostream& stream) const override;

@@ -38,6 +38,7 @@ class NSN_API ActivationBlock final : public Block {
   std::string options_json() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
   std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   void pretty_print(std::ostream& stream) const override;
 
  private:
@@ -69,6 +70,7 @@ class NSN_API Dropout final : public Block {
   std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   std::optional<double> dropout() const override { return options_.p(); }
+  size_t lower(Lowering& to, size_t x) const override;
   void pretty_print(std::ostream& stream) const override;
 
  private:
@@ -87,6 +89,7 @@ class NSN_API Flatten final : public Block {
   Fit fit(const Signal& input, const BlockUse& use) const override;
   at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                      const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   void pretty_print(std::ostream& stream) const override { static_cast<void>(stream); }
 };
 
@@ -116,6 +119,7 @@ class NSN_API Upsample final : public Block {
   Fit fit(const Signal& input, const BlockUse& use) const override;
   at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                      const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   void pretty_print(std::ostream& stream) const override;
 
  private:

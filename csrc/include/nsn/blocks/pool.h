@@ -47,6 +47,7 @@ class NSN_API Pool final : public Block {
   Fit fit(const Signal& input, const BlockUse& use) const override;
   at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                      const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   void pretty_print(std::ostream& stream) const override;
 
  private:
@@ -73,6 +74,7 @@ class NSN_API GlobalAvgPool final : public Block {
   Fit fit(const Signal& input, const BlockUse& use) const override;
   at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                      const BlockPass& pass) const override;
+  size_t lower(Lowering& to, size_t x) const override;
   void pretty_print(std::ostream& stream) const override { static_cast<void>(stream); }
 };
 

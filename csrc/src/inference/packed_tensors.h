@@ -1,0 +1,83 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "nsn/pack.h"
+#include "nsn/program/program.h"
+#include "packed_weight.h"
+
+namespace nsn::detail {
+
+/// In which form a pack holds a tensor: panels for products and convolutions, a batch norm as scale
+/// and shift, all else as it is.
+enum class PackedForm { kProduct, kConvolution, kNorm, kCopy };
+
+/// What a step of a packed program reads: a slice of one of the pack's tensors. `fill` sets it.
+struct PackedSlice {
+  /// The slice, where it is not in panels.
+  at::Tensor plain;
+  /// The panels, whose leading `rows` output features are meant; null where there are none.
+  const PackedWeight* panels = nullptr;
+  int64_t rows = 0;
+
+  /// The elements of a vector, or null.
+  static const float* data(const PackedSlice* slice) {
+    return slice == nullptr ? nullptr : slice->plain.const_data_ptr<float>();
+  }
+};
+
+/// The tensors of a pack: one copy of each slice that its sub-networks need, in the form in which
+/// they need it; leading slices of one parameter are served by one copy, of the widest. First all
+/// sub-networks say what they will read, then `fill` copies, and from then on it is constant.
+class PackedTensors {
+ public:
+  /// What `subnetwork` will read of an operand; the result stays where it is.
+  const PackedSlice* read(const Operand& operand, PackedForm form, size_t subnetwork);
+
+  /// The scale and shift of a batch norm, stacked: (2, features).
+  const PackedSlice* read_norm(const Step& step, size_t subnetwork);
+
+  /// Copies from the table of all parameters.
+  void fill(at::TensorList table);
+
+  std::vector<Pack::Entry> entries(const Description& description) const;
+
+ private:
+  /// A copy of a slice of one parameter, the widest that its users need.
+  struct Copy {
+    size_t place;
+    PackedForm form;
+    std::set<size_t> users = {};
+    /// What is copied of the parameter: of the leading ones the widest. Of a norm: its operands.
+    Layout slice = {};
+    const Step* norm = nullptr;
+    /// Undefined where `panels` is there.
+    at::Tensor plain = {};
+    std::optional<PackedWeight> panels = std::nullopt;
+
+    Shape shape() const;
+    int64_t bytes() const;
+  };
+  struct Use {
+    Copy* copy;
+    /// The part of the copy.
+    Shape kept;
+    PackedSlice slice;
+  };
+
+  static void fill(Copy& copy, at::TensorList table);
+
+  /// By place, form and slice, the leading slices of one parameter being one.
+  std::map<std::string, std::unique_ptr<Copy>> copies_;
+  std::deque<Use> uses_;
+};
+
+}  // namespace nsn::detail
