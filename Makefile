@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test clang fuzz tsan bench bench-products format lint clean
+.PHONY: help setup build install demo test wheel clang fuzz tsan bench bench-products format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -106,6 +106,11 @@ tsan: $(BUILD)/tsan/build.ninja ## build the library under ThreadSanitizer, and 
 	OMP_NUM_THREADS=1 $$(setarch -R true 2>/dev/null && echo setarch -R) \
 	  $(BUILD)/tsan/tests/cpp/nsn_thread_tests
 
+wheel: install ## make dist/nsn-*.whl, which installs where there is no compiler
+	@rm -rf dist
+	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	@ls dist
+
 BENCH := $(BUILD)/bench
 
 bench: install build ## run the benchmark programs, in some 20 minutes; results in build/bench
@@ -124,7 +129,8 @@ format: setup ## format C++ and Python in place
 	ruff format .
 	ruff check --fix .
 
-lint: setup install $(BUILD)/build.ninja ## check formats, ruff, mypy and clang-tidy
+lint: setup install $(BUILD)/build.ninja ## check layers, formats, ruff, mypy and clang-tidy
+	python tools/check_layers.py
 	clang-format --dry-run -Werror $(CPP_SOURCES)
 	ruff format --check .
 	ruff check .

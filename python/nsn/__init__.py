@@ -66,7 +66,8 @@ from nsn.exporting import Export, export
 from nsn.functional import joint_loss, share
 from nsn.network import ALL, Network
 from nsn.optim import param_groups
-from nsn.pack import Pack, PackedView, PackEntry
+from nsn.pack import Pack, PackedView
+from nsn.summary import PackEntry
 from nsn.view import View
 
 cpu_level()  # throws where NSN_CPU_LEVEL names another level than there is

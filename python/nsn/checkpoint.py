@@ -13,14 +13,15 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from nsn import _C
-from nsn.checks import expect, expect_functions, expect_name, kind_of, network_in, shown
+from nsn.checks import expect, expect_functions, expect_name, kind_of, shown
 from nsn.description import Description
 from nsn.files import AnyPath
 from nsn.network import Network
+from nsn.parameters import ParameterTable, network_in
 
 
 def save(
-    network: Network,
+    network: ParameterTable,
     path: AnyPath,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -81,7 +82,7 @@ def load(
     return Network._from_parameters(Description._of(description), parameters, report)
 
 
-def load_rest(network: Network, path: AnyPath, only: str | None = None) -> None:
+def load_rest(network: ParameterTable, path: AnyPath, only: str | None = None) -> None:
     """Adds what :func:`load` with ``only`` left out.
 
     It is read into the parameters that there are, so optimizers and views see it and stay valid.

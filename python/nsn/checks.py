@@ -1,12 +1,9 @@
 """Arguments held against what a function takes: the one form of message for a wrong kind."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from nsn.network import Network
+from torch import Tensor
 
 
 def kind_of(value: object) -> str:
@@ -95,25 +92,3 @@ def expect_functions(argument: str, value: object) -> None:
                 f"{argument} must be a dict of merge functions by name, but {shown(name)} stands "
                 f"for {kind_of(function)}. Give the function itself, as to nsn.merge.function."
             )
-
-
-def network_in(argument: str, value: object) -> "Network":
-    """The network that was given, or that a wrapper holds: DDP, AveragedModel, torch.compile's.
-
-    Raises:
-        TypeError: where there is none.
-    """
-    from nsn.network import Network
-
-    inside = value
-    while isinstance(inside, nn.Module) and not isinstance(inside, Network):
-        held = inside._modules.get("module") or inside._modules.get("_orig_mod")
-        if held is None:
-            break
-        inside = held
-    if isinstance(inside, Network):
-        return inside
-    raise TypeError(
-        f"{argument} must be an nsn.Network, but is {kind_of(value)}. Give the network, or a "
-        f"wrapper that holds it as .module."
-    )

@@ -18,16 +18,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nsn.description import Description
-
-if TYPE_CHECKING:
-    from nsn.network import Network
+from nsn.parameters import ParameterTable
 
 #: A part of a program's JSON.
 Document = dict[str, Any]
@@ -89,7 +87,7 @@ class Use:
         return part.reshape(self.shape)
 
 
-def extract(network: Network, name: str) -> nn.Sequential:
+def extract(network: ParameterTable, name: str) -> nn.Sequential:
     """A sub-network as a plain module with weights of its own, contiguous; the same outputs.
 
     Its children are named as the blocks. It is made of ``torch.nn`` modules and, where torch has

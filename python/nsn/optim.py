@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nsn.checks import expect, expect_name, network_in
-from nsn.network import Network
+from nsn.checks import expect, expect_name
+from nsn.parameters import ParameterTable, network_in
 
 
 def param_groups(
-    network: Network, weight_decay: float, of: str | None = None
+    network: ParameterTable, weight_decay: float, of: str | None = None
 ) -> list[dict[str, Any]]:
     """The parameters in groups by the weight decay that each is to get: weights, not biases.
 
@@ -47,7 +47,7 @@ def param_groups(
     ]
 
 
-def _leaves(network: Network, path: tuple[str, ...]) -> list[nn.Parameter]:
+def _leaves(network: ParameterTable, path: tuple[str, ...]) -> list[nn.Parameter]:
     """What an optimizer updates: the parameter, or what a parametrization computes it from."""
     module, parameter = network._module_of(path), path[-1]
     if parametrize.is_parametrized(module, parameter):

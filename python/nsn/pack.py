@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from nsn import _C
-from nsn.checks import expect_batch, expect_name, names_of, network_in
+from nsn.checks import expect_batch, expect_name, names_of
+from nsn.parameters import ParameterTable, network_in
+from nsn.summary import PackEntry
 from nsn.view import refuse_tracing
-
-if TYPE_CHECKING:
-    from nsn.network import Network
-
-
-class PackEntry(TypedDict):
-    """One copy of one slice of one parameter."""
-
-    #: "hidden1.weight"; of a batch norm its running mean.
-    parameter: str
-    #: The extents of the widest slice that it serves.
-    shape: tuple[int, ...]
-    #: "product" or "convolution" (panels), "norm" (scale and shift) or "copy".
-    form: str
-    bytes: int
-    #: The sub-networks that use it.
-    subnetworks: list[str]
 
 
 class PackedView:
@@ -71,7 +55,7 @@ class Pack:
     holds.
     """
 
-    def __init__(self, network: Network, subnetworks: Sequence[str] = ()) -> None:
+    def __init__(self, network: ParameterTable, subnetworks: Sequence[str] = ()) -> None:
         network = network_in("nsn.Pack: network", network)
         chosen = names_of("nsn.Pack: subnetworks", subnetworks)
         self._network = weakref.ref(network)

@@ -1,6 +1,6 @@
-"""What the sub-networks of a description are, in numbers."""
+"""What sub-networks and packs are, in numbers."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 
 class Summary(list[dict[str, Any]]):
@@ -42,3 +42,17 @@ def width_texts(block: dict[str, Any]) -> list[str]:
         + (f" of {width['full']}" if width["kept"] != width["full"] else "")
         for name, width in block["widths"].items()
     ]
+
+
+class PackEntry(TypedDict):
+    """One copy of one slice of one parameter."""
+
+    #: "hidden1.weight"; of a batch norm its running mean.
+    parameter: str
+    #: The extents of the widest slice that it serves.
+    shape: tuple[int, ...]
+    #: "product" or "convolution" (panels), "norm" (scale and shift) or "copy".
+    form: str
+    bytes: int
+    #: The sub-networks that use it.
+    subnetworks: list[str]

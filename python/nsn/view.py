@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nsn import _C
-from nsn.checks import expect_batch, expect_name, network_in
-
-if TYPE_CHECKING:
-    from nsn.network import Network
+from nsn.checks import expect_batch, expect_name
+from nsn.parameters import ParameterTable, network_in
 
 
 def refuse_tracing() -> None:
@@ -40,7 +37,7 @@ class View:
     training the network while a view of it runs is a race that the caller prevents.
     """
 
-    def __init__(self, network: Network, name: str) -> None:
+    def __init__(self, network: ParameterTable, name: str) -> None:
         network = network_in("nsn.View: network", network)
         expect_name("nsn.View: name", name)
         self._network = weakref.ref(network)

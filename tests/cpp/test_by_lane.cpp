@@ -1,4 +1,4 @@
-#include <nsn/by_lane.h>
+#include <nsn/network/by_lane.h>
 
 #include <algorithm>
 

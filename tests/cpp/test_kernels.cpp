@@ -1,6 +1,6 @@
 // The kernels by themselves, at the level that the process runs at; ctest runs them at all levels.
 
-#include <nsn/cpu.h>
+#include <nsn/operations/cpu.h>
 
 #include <algorithm>
 #include <bit>
@@ -11,8 +11,8 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
+#include "kernels/mix.h"
 #include "kernels/product.h"
-#include "mix.h"
 #include "support.h"
 
 namespace nsn::test {

@@ -5,9 +5,9 @@
 #include <map>
 #include <thread>
 
-#include "lanes.h"
+#include "operations/lanes.h"
+#include "operations/workspace.h"
 #include "support.h"
-#include "workspace.h"
 
 // What a training step allocates, and the memory that lasts from one pass to the next.
 

@@ -14,7 +14,7 @@ Network network(at::ScalarType dtype = at::kFloat) {
 TEST(Pack, GivesWhatViewsGive) {
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     const Network net = network(dtype);
-    const Pack pack = net->pack();
+    const Pack pack(net);
     for (const int64_t batch : {1, 3, 8, 70}) {
       const at::Tensor x = at::randn({batch, 5}, dtype);
       for (const std::string name : {"base", "sub1", "sub2"}) {
@@ -29,7 +29,7 @@ TEST(Pack, GivesWhatViewsGive) {
 TEST(Pack, RandomNetworks) {
   for (uint64_t seed = 0; seed < 60; ++seed) {
     const Case test = random_case(seed, "mean");
-    const Pack pack = test.net->pack();
+    const Pack pack(test.net);
     for (const std::string& name : test.net->description().names()) {
       expect_close(pack.view(name)(test.x), test.net->view(name)(test.x), 1e-12,
                    "seed " + std::to_string(seed) + ", " + name);
@@ -39,7 +39,7 @@ TEST(Pack, RandomNetworks) {
 
 TEST(Pack, IsASnapshotUntilItIsRefreshed) {
   Network net = network();
-  Pack pack = net->pack();
+  Pack pack(net);
   const PackedView view = pack.view("sub1");
   const at::Tensor x = at::randn({3, 5});
   const at::Tensor before = view(x);
@@ -62,7 +62,7 @@ TEST(Pack, OutlivesItsNetwork) {
   at::Tensor expected;
   {
     const Network net = network();
-    pack.emplace(net->pack());
+    pack.emplace(net);
     expected = net->view("base")(x);
   }
   expect_close(pack->view("base")(x), expected, 1e-6);
@@ -72,7 +72,7 @@ TEST(Pack, OutlivesItsNetwork) {
 
 TEST(Pack, SharesWhatSubnetworksShareAndShowsIt) {
   const Network net = network();
-  const Pack pack = net->pack();
+  const Pack pack(net);
   int64_t sum = 0;
   for (const Pack::Entry& entry : pack.entries()) {
     sum += entry.bytes;
@@ -84,7 +84,7 @@ TEST(Pack, SharesWhatSubnetworksShareAndShowsIt) {
   }
   EXPECT_EQ(pack.bytes(), sum);
   EXPECT_EQ(pack.entries().size(), 6U);
-  EXPECT_EQ(net->pack({"sub2"}).entries().size(), 2U);
+  EXPECT_EQ(Pack(net, {"sub2"}).entries().size(), 2U);
   std::ostringstream text;
   text << pack.entries();
   EXPECT_NE(text.str().find("hidden2.bias"), std::string::npos);
@@ -99,7 +99,7 @@ TEST(Pack, WrappedModulesBelongToTheSnapshot) {
                         .block("own", WrappedOptions("Mine", module))
                         .block("output", DenseOptions(5, 3))
                         .subnetwork("small", SubnetworkOptions({"output"})));
-  const Pack pack = net->pack();
+  const Pack pack(net);
   const at::Tensor x = at::randn({4, 5});
   const at::Tensor before = net->view("base")(x);
   expect_close(pack.view("base")(x), before, 1e-6);
@@ -127,7 +127,7 @@ TEST(Pack, BlocksOfOnesOwnReadCopies) {
                   .input({5})
                   .block("stretch", std::make_shared<const Stretch>())
                   .block("output", DenseOptions(5, 3)));
-  const Pack pack = net->pack();
+  const Pack pack(net);
   const at::Tensor x = at::randn({4, 5});
   const at::Tensor before = pack.view("base")(x);
   expect_close(before, net->view("base")(x), 1e-6);
@@ -139,8 +139,8 @@ TEST(Pack, BlocksOfOnesOwnReadCopies) {
 
 TEST(Pack, RefusesWhatIsNotThere) {
   const Network net = network();
-  expect_throws_with([&] { net->pack({"sub9"}); }, {"no sub-network 'sub9'"});
-  const Pack pack = net->pack({"sub2"});
+  expect_throws_with([&] { Pack(net, {"sub9"}); }, {"no sub-network 'sub9'"});
+  const Pack pack(net, {"sub2"});
   expect_throws_with([&] { pack.view("base"); },
                      {"'base' is not in this pack, which has 'sub2'", "Name it when packing"});
 }

@@ -57,7 +57,7 @@ TYPED_TEST_SUITE(BlocksOfOnesOwn, Own);
 TYPED_TEST(BlocksOfOnesOwn, ArePackedAsTheViewComputesThem) {
   const Network net = network<TypeParam>();
   const at::Tensor x = at::randn({5, 6}, at::kDouble);
-  const Pack pack = net->pack();
+  const Pack pack(net);
   for (const std::string name : {"base", "half"}) {
     expect_close(pack.view(name)(x), net->view(name)(x), 1e-14, name);
   }

@@ -256,7 +256,7 @@ TEST(Statistics, ANetworkThatWasNeverTrainedEvaluates) {
   const auto x = torch::randn({6, 4});
   const auto before = net->forward(x, "other");
   expect_same_bits(net->view("other")(x), before);
-  expect_close(net->pack().view("other")(x), before, 1e-5);
+  expect_close(Pack(net).view("other")(x), before, 1e-5);
   // Batches that do not fit leave the statistics as they are.
   expect_throws_with([&] { recalibrate(net, {x, torch::randn({6, 5})}); }, {"(6, 5)"});
   expect_same_bits(net->forward(x, "other"), before);
@@ -490,7 +490,7 @@ TEST(Plain, MemoryIsAskedForByNameAndType) {
   const auto weight = own[0].detach();
   const std::vector<at::Tensor> others{weight.to_sparse(), weight.to(at::kMeta),
                                        weight.to_sparse_csr()};
-  const Pack pack = net->pack();
+  const Pack pack(net);
   for (const at::Tensor& other : others) {
     const std::vector<at::Tensor> table{other, own[1].detach()};
     const std::vector<std::string> parts{"'a.weight'", other.toString(), "no plain memory"};

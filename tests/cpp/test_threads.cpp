@@ -7,7 +7,8 @@
 #include <nsn/blocks/dense.h>
 #include <nsn/blocks/embedding.h>
 #include <nsn/blocks/norm.h>
-#include <nsn/network.h>
+#include <nsn/inference/pack.h>
+#include <nsn/network/network.h>
 
 #include <atomic>
 #include <random>
@@ -99,7 +100,7 @@ void switch_in_threads(const Network& net, const std::vector<at::Tensor>& inputs
 
 /// The same with packed views, of a pack that is made anew meanwhile.
 void switch_packed_in_threads(const Network& net, const std::vector<at::Tensor>& inputs) {
-  Pack pack = net->pack();
+  Pack pack(net);
   std::vector<PackedView> views;
   std::vector<std::vector<at::Tensor>> expected;
   for (const std::string& name : net->description().names()) {
@@ -146,7 +147,7 @@ TEST(Threads, TrainNetworksOfTheirOwn) {
         const at::NoGradGuard no_grad;
         for (at::Tensor& parameter : net->parameters()) parameter.sub_(parameter.grad(), 0.1);
       }
-      const PackedView view = net->pack().view("half");
+      const PackedView view = Pack(net).view("half");
       right += at::allclose(view(x), net->view("half")(x), 1e-4, 1e-5) ? 1 : 0;
     });
   }

@@ -1,8 +1,8 @@
 #include <ATen/ops/zeros.h>
 #include <c10/util/accumulate.h>
-#include <nsn/checkpoint.h>
-#include <nsn/pack.h>
-#include <nsn/summary.h>
+#include <nsn/checkpoint/checkpoint.h>
+#include <nsn/description/summary.h>
+#include <nsn/inference/pack.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -95,7 +95,7 @@ void use(nsn::Network net) {
   });
   net->eval();
   unless_refused([&] {
-    nsn::Pack pack = net->pack();
+    nsn::Pack pack(net);
     for (const std::string& name : description.names()) pack.view(name)(x);
     if (pack.stale()) fail("a new pack is stale");
     pack.refresh();

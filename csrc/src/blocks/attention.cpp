@@ -1,5 +1,6 @@
 #include "nsn/blocks/attention.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <c10/util/irange.h>
 
@@ -11,13 +12,13 @@
 #include "blocks/support.h"
 #include "nsn/blocks/dense.h"
 #include "nsn/blocks/norm.h"
-#include "nsn/functional.h"
+#include "nsn/functional/functional.h"
 
 namespace nsn {
 
 // Found by the type of the options, which an unnamed namespace would prevent.
-template <typename Options, typename Visitor>
-static void visit(Options& options, const AttentionOptions& defaults, Visitor& visitor) {
+static void list_options(const AttentionOptions& options, const AttentionOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("features", options.features());
   visitor.required("heads", options.heads());
   visitor.optional("head_dim", options.head_dim(), defaults.head_dim());
@@ -27,8 +28,8 @@ static void visit(Options& options, const AttentionOptions& defaults, Visitor& v
   visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const TransformerOptions& defaults, Visitor& visitor) {
+static void list_options(const TransformerOptions& options, const TransformerOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("features", options.features());
   visitor.required("heads", options.heads());
   visitor.required("ffn", options.ffn());
@@ -237,12 +238,8 @@ void Transformer::pretty_print(std::ostream& stream) const {
 
 namespace detail {
 
-BlockPtr read_attention(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kDefaults);
-}
-BlockPtr read_transformer(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kTransformerDefaults);
-}
+BlockType block_type_Attention() { return block_type("Attention", kDefaults); }
+BlockType block_type_Transformer() { return block_type("Transformer", kTransformerDefaults); }
 
 }  // namespace detail
 }  // namespace nsn

@@ -1,38 +1,48 @@
 #pragma once
 
-#include "fields.h"
-#include "nsn/block.h"
-#include "nsn/description.h"
+#include <vector>
 
-// The readers of the built-in types, each beside its block.
+#include "blocks/options.h"
+#include "nsn/values/visibility.h"
+
+// The one list of nsn's own types of blocks. Each is defined beside its block, as
+// `BlockType block_type_Dense()`; one that is not does not link.
+
+// NOLINTBEGIN(cppcoreguidelines-macro-usage)
+#define NSN_BUILTIN_BLOCKS(X) \
+  X(Activation)               \
+  X(Attention)                \
+  X(AvgPool1d)                \
+  X(AvgPool2d)                \
+  X(BatchNorm)                \
+  X(Conv1d)                   \
+  X(Conv2d)                   \
+  X(ConvTranspose2d)          \
+  X(Dense)                    \
+  X(Dropout)                  \
+  X(Embedding)                \
+  X(Flatten)                  \
+  X(GlobalAvgPool)            \
+  X(GroupNorm)                \
+  X(LayerNorm)                \
+  X(MaxPool1d)                \
+  X(MaxPool2d)                \
+  X(PositionEmbedding)        \
+  X(RMSNorm)                  \
+  X(Residual)                 \
+  X(Sequence)                 \
+  X(TiedOutput)               \
+  X(Transformer)              \
+  X(Upsample)
+// NOLINTEND(cppcoreguidelines-macro-usage)
 
 namespace nsn::detail {
 
-using BlockReader = BlockPtr (*)(Fields& fields, const Supplied& supplied);
+#define NSN_DECLARE(name) BlockType block_type_##name();
+NSN_BUILTIN_BLOCKS(NSN_DECLARE)
+#undef NSN_DECLARE
 
-BlockPtr read_dense(Fields& fields, const Supplied& supplied);
-BlockPtr read_conv1d(Fields& fields, const Supplied& supplied);
-BlockPtr read_conv2d(Fields& fields, const Supplied& supplied);
-BlockPtr read_conv_transpose2d(Fields& fields, const Supplied& supplied);
-BlockPtr read_upsample(Fields& fields, const Supplied& supplied);
-BlockPtr read_max_pool1d(Fields& fields, const Supplied& supplied);
-BlockPtr read_max_pool2d(Fields& fields, const Supplied& supplied);
-BlockPtr read_avg_pool1d(Fields& fields, const Supplied& supplied);
-BlockPtr read_avg_pool2d(Fields& fields, const Supplied& supplied);
-BlockPtr read_global_avg_pool(Fields& fields, const Supplied& supplied);
-BlockPtr read_flatten(Fields& fields, const Supplied& supplied);
-BlockPtr read_embedding(Fields& fields, const Supplied& supplied);
-BlockPtr read_position_embedding(Fields& fields, const Supplied& supplied);
-BlockPtr read_tied_output(Fields& fields, const Supplied& supplied);
-BlockPtr read_layer_norm(Fields& fields, const Supplied& supplied);
-BlockPtr read_rms_norm(Fields& fields, const Supplied& supplied);
-BlockPtr read_group_norm(Fields& fields, const Supplied& supplied);
-BlockPtr read_batch_norm(Fields& fields, const Supplied& supplied);
-BlockPtr read_activation(Fields& fields, const Supplied& supplied);
-BlockPtr read_dropout(Fields& fields, const Supplied& supplied);
-BlockPtr read_sequence(Fields& fields, const Supplied& supplied);
-BlockPtr read_residual(Fields& fields, const Supplied& supplied);
-BlockPtr read_attention(Fields& fields, const Supplied& supplied);
-BlockPtr read_transformer(Fields& fields, const Supplied& supplied);
+/// All of them, in the order of the list.
+NSN_API const std::vector<BlockType>& builtin_types();
 
 }  // namespace nsn::detail

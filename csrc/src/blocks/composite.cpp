@@ -1,5 +1,7 @@
 #include "nsn/blocks/composite.h"
 
+#include <ATen/TensorOperators.h>
+
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
@@ -11,21 +13,21 @@
 
 #include "blocks/builtin.h"
 #include "blocks/options.h"
+#include "blocks/slices.h"
 #include "blocks/support.h"
-#include "mix.h"
-#include "slices.h"
+#include "kernels/mix.h"
 
 namespace nsn {
 
 // Found by the type of the options, which an unnamed namespace would prevent.
-template <typename Options, typename Visitor>
-static void visit(Options& options, const SequenceOptions& defaults, Visitor& visitor) {
+static void list_options(const SequenceOptions& options, const SequenceOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   static_cast<void>(defaults);
   visitor.required("blocks", options.blocks());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const ResidualOptions& defaults, Visitor& visitor) {
+static void list_options(const ResidualOptions& options, const ResidualOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   static_cast<void>(defaults);
   visitor.required("blocks", options.blocks());
 }
@@ -243,12 +245,8 @@ void Residual::pretty_print(std::ostream& stream) const {
 
 namespace detail {
 
-BlockPtr read_sequence(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, SequenceOptions());
-}
-BlockPtr read_residual(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, ResidualOptions());
-}
+BlockType block_type_Sequence() { return block_type("Sequence", SequenceOptions()); }
+BlockType block_type_Residual() { return block_type("Residual", ResidualOptions()); }
 
 }  // namespace detail
 }  // namespace nsn

@@ -9,17 +9,18 @@
 #include <ostream>
 #include <utility>
 
-#include "autocast.h"
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
-#include "nsn/functional.h"
+#include "nsn/functional/functional.h"
+#include "operations/autocast.h"
 
 namespace nsn {
 
 // Found by the type of the options, which an unnamed namespace would prevent.
-template <typename Options, size_t D, typename Visitor>
-static void visit(Options& options, const ConvOptions<D>& defaults, Visitor& visitor) {
+template <size_t D>
+static void list_options(const ConvOptions<D>& options, const ConvOptions<D>& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("in_channels", options.in_channels());
   visitor.required("out_channels", options.out_channels());
   visitor.required("kernel_size", options.kernel_size());
@@ -37,8 +38,8 @@ static void visit(Options& options, const ConvOptions<D>& defaults, Visitor& vis
   visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const ConvTranspose2dOptions& defaults, Visitor& visitor) {
+static void list_options(const ConvTranspose2dOptions& options,
+                         const ConvTranspose2dOptions& defaults, detail::OptionVisitor& visitor) {
   visitor.required("in_channels", options.in_channels());
   visitor.required("out_channels", options.out_channels());
   visitor.required("kernel_size", options.kernel_size());
@@ -397,16 +398,10 @@ void ConvTranspose2d::pretty_print(std::ostream& stream) const {
   detail::print_options(stream, options_, kTransposeDefaults);
 }
 
-BlockPtr detail::read_conv1d(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kDefaults<1>);
-}
-
-BlockPtr detail::read_conv2d(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kDefaults<2>);
-}
-
-BlockPtr detail::read_conv_transpose2d(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kTransposeDefaults);
+detail::BlockType detail::block_type_Conv1d() { return block_type("Conv1d", kDefaults<1>); }
+detail::BlockType detail::block_type_Conv2d() { return block_type("Conv2d", kDefaults<2>); }
+detail::BlockType detail::block_type_ConvTranspose2d() {
+  return block_type("ConvTranspose2d", kTransposeDefaults);
 }
 
 }  // namespace nsn

@@ -9,13 +9,13 @@
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
-#include "nsn/functional.h"
+#include "nsn/functional/functional.h"
 
 namespace nsn {
 
 // Found by the type of the options, which an unnamed namespace would prevent.
-template <typename Options, typename Visitor>
-static void visit(Options& options, const DenseOptions& defaults, Visitor& visitor) {
+static void list_options(const DenseOptions& options, const DenseOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("in_features", options.in_features());
   visitor.required("out_features", options.out_features());
   visitor.optional("bias", options.bias(), defaults.bias());
@@ -146,8 +146,6 @@ void Dense::pretty_print(std::ostream& stream) const {
   detail::print_options(stream, options_, kDefaults);
 }
 
-BlockPtr detail::read_dense(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kDefaults);
-}
+detail::BlockType detail::block_type_Dense() { return block_type("Dense", kDefaults); }
 
 }  // namespace nsn

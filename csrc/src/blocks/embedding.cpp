@@ -1,5 +1,6 @@
 #include "nsn/blocks/embedding.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/linear.h>
@@ -16,24 +17,24 @@
 namespace nsn {
 
 // Found by the type of the options, which an unnamed namespace would prevent.
-template <typename Options, typename Visitor>
-static void visit(Options& options, const EmbeddingOptions& defaults, Visitor& visitor) {
+static void list_options(const EmbeddingOptions& options, const EmbeddingOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("num_embeddings", options.num_embeddings());
   visitor.required("embedding_dim", options.embedding_dim());
   visitor.optional("std", options.std(), defaults.std());
   visitor.optional("dropout", options.dropout(), defaults.dropout());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const PositionEmbeddingOptions& defaults, Visitor& visitor) {
+static void list_options(const PositionEmbeddingOptions& options,
+                         const PositionEmbeddingOptions& defaults, detail::OptionVisitor& visitor) {
   visitor.required("length", options.length());
   visitor.required("features", options.features());
   visitor.optional("std", options.std(), defaults.std());
   visitor.optional("dropout", options.dropout(), defaults.dropout());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const TiedOutputOptions& defaults, Visitor& visitor) {
+static void list_options(const TiedOutputOptions& options, const TiedOutputOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("embedding", options.embedding());
   visitor.required("num_embeddings", options.num_embeddings());
   visitor.required("embedding_dim", options.embedding_dim());
@@ -261,15 +262,11 @@ void TiedOutput::pretty_print(std::ostream& stream) const {
 
 namespace detail {
 
-BlockPtr read_embedding(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kDefaults);
+BlockType block_type_Embedding() { return block_type("Embedding", kDefaults); }
+BlockType block_type_PositionEmbedding() {
+  return block_type("PositionEmbedding", kPositionDefaults);
 }
-BlockPtr read_position_embedding(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kPositionDefaults);
-}
-BlockPtr read_tied_output(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kTiedDefaults);
-}
+BlockType block_type_TiedOutput() { return block_type("TiedOutput", kTiedDefaults); }
 
 }  // namespace detail
 }  // namespace nsn

@@ -1,5 +1,6 @@
 #include "nsn/blocks/norm.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
@@ -12,17 +13,17 @@
 #include <ostream>
 #include <utility>
 
-#include "batch_norm.h"
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
-#include "regions.h"
+#include "operations/batch_norm.h"
+#include "values/regions.h"
 
 namespace nsn {
 
 // Found by the type of the options, which an unnamed namespace would prevent.
-template <typename Options, typename Visitor>
-static void visit(Options& options, const LayerNormOptions& defaults, Visitor& visitor) {
+static void list_options(const LayerNormOptions& options, const LayerNormOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("features", options.features());
   visitor.optional("eps", options.eps(), defaults.eps());
   visitor.optional("affine", options.affine(), defaults.affine());
@@ -30,16 +31,16 @@ static void visit(Options& options, const LayerNormOptions& defaults, Visitor& v
   visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const RMSNormOptions& defaults, Visitor& visitor) {
+static void list_options(const RMSNormOptions& options, const RMSNormOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("features", options.features());
   visitor.optional("eps", options.eps(), defaults.eps());
   visitor.optional("affine", options.affine(), defaults.affine());
   visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const GroupNormOptions& defaults, Visitor& visitor) {
+static void list_options(const GroupNormOptions& options, const GroupNormOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("groups", options.groups());
   visitor.required("channels", options.channels());
   visitor.optional("eps", options.eps(), defaults.eps());
@@ -47,8 +48,8 @@ static void visit(Options& options, const GroupNormOptions& defaults, Visitor& v
   visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const BatchNormOptions& defaults, Visitor& visitor) {
+static void list_options(const BatchNormOptions& options, const BatchNormOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("features", options.features());
   visitor.optional("eps", options.eps(), defaults.eps());
   visitor.optional("momentum", options.momentum(), defaults.momentum());
@@ -424,18 +425,10 @@ void BatchNorm::pretty_print(std::ostream& stream) const {
 
 namespace detail {
 
-BlockPtr read_layer_norm(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kLayerNormDefaults);
-}
-BlockPtr read_rms_norm(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kRMSNormDefaults);
-}
-BlockPtr read_group_norm(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kGroupNormDefaults);
-}
-BlockPtr read_batch_norm(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kBatchNormDefaults);
-}
+BlockType block_type_LayerNorm() { return block_type("LayerNorm", kLayerNormDefaults); }
+BlockType block_type_RMSNorm() { return block_type("RMSNorm", kRMSNormDefaults); }
+BlockType block_type_GroupNorm() { return block_type("GroupNorm", kGroupNormDefaults); }
+BlockType block_type_BatchNorm() { return block_type("BatchNorm", kBatchNormDefaults); }
 
 }  // namespace detail
 }  // namespace nsn

@@ -1,213 +1,140 @@
 #pragma once
 
-#include <c10/util/Exception.h>
 #include <torch/expanding_array.h>
 
-#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <ostream>
-#include <set>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
-#include "blocks/reading.h"
-#include "fields.h"
-#include "nsn/blocks/activation.h"
+#include "nsn/blocks/block.h"
 #include "nsn/blocks/parts.h"
+#include "nsn/blocks/supplied.h"
+#include "nsn/blocks/weight_init.h"
+#include "nsn/functional/activation.h"
 
-// A block's options, listed once: each block's `visit(options, defaults, visitor)` names them, and
-// reading, writing and printing follow. Required ones come first, as in the constructor.
+// A block's options, listed once. Each block has one `list_options(options, defaults, visitor)`,
+// which names each option with its value and its default; reading, writing and printing follow, and
+// tests hold Python's dataclasses and the documents against the list. Required ones come first, as
+// in the constructor.
 
 namespace nsn::detail {
 
-// -------------------------------------------------------------------------------------------------
-// Values as JSON
+class Fields;
 
-inline Json to_json(bool value) { return value; }
-inline Json to_json(int64_t value) { return value; }
-inline Json to_json(double value) { return value; }
-inline Json to_json(const std::string& value) { return value; }
-inline Json to_json(const Activation& value) { return to_string(value); }
-inline Json to_json(WeightInit value) { return to_string(value); }
-inline Json to_json(const Parts& value) { return value; }
-inline Json to_json(const std::optional<double>& value) { return *value; }
-inline Json to_json(const std::optional<int64_t>& value) { return *value; }
-template <size_t D>
-Json to_json(const torch::ExpandingArray<D>& value) {
-  const auto& extents = *value;
-  const bool one =
-      std::all_of(extents.begin(), extents.end(), [&](int64_t each) { return each == extents[0]; });
-  if (one) return extents[0];
-  return Json(std::vector<int64_t>(extents.begin(), extents.end()));
-}
-inline Json to_json(const std::vector<InnerBlock>& value) {
-  Json result = Json::array();
-  for (const InnerBlock& inner : value) {
-    result.push_back(write_block(inner.name, *inner.block));
-    if (!inner.takes_dropout) result.back()["takes_dropout"] = false;
+/// An option's value, of one of the kinds that there are.
+using OptionValue =
+    std::variant<bool*, int64_t*, double*, std::string*, Activation*, WeightInit*, Parts*,
+                 std::optional<double>*, std::optional<int64_t>*, torch::ExpandingArray<1>*,
+                 torch::ExpandingArray<2>*, std::vector<InnerBlock>*>;
+
+/// What is done with each option of a list.
+class OptionVisitor {
+ public:
+  virtual ~OptionVisitor() = default;
+
+  /// Must be given.
+  template <typename T>
+  void required(const char* name, const T& value) {
+    visit(name, pointer(value), std::nullopt);
   }
-  return result;
-}
-
-/// Whether an option is left out of the document: it stands for "none".
-template <typename T>
-bool is_none(const T& value) {
-  static_cast<void>(value);
-  return false;
-}
-template <typename T>
-bool is_none(const std::optional<T>& value) {
-  return !value.has_value();
-}
-
-inline void read(Fields& fields, const std::string& name, const Supplied&, bool& value) {
-  value = fields.boolean(name);
-}
-inline void read(Fields& fields, const std::string& name, const Supplied&, int64_t& value) {
-  value = fields.option(name);
-}
-inline void read(Fields& fields, const std::string& name, const Supplied&, double& value) {
-  value = fields.number(name);
-}
-inline void read(Fields& fields, const std::string& name, const Supplied&, std::string& value) {
-  value = fields.string(name);
-}
-inline void read(Fields& fields, const std::string& name, const Supplied&, Activation& value) {
-  value = activation_from_string(fields.string(name));
-}
-inline void read(Fields& fields, const std::string& name, const Supplied&, WeightInit& value) {
-  value = weight_init_from_string(fields.string(name));
-}
-inline void read(Fields& fields, const std::string& name, const Supplied&, Parts& value) {
-  value.clear();
-  for (const Json& part : fields.as_array(fields.get(name), name)) {
-    value.insert(fields.as_string(part, name));
+  /// May be left out.
+  template <typename T>
+  void optional(const char* name, const T& value, const T& standard) {
+    visit(name, pointer(value), pointer(standard));
   }
-}
-inline void read(Fields& fields, const std::string& name, const Supplied&,
-                 std::optional<double>& value) {
-  value = fields.number(name);
-}
-inline void read(Fields& fields, const std::string& name, const Supplied&,
-                 std::optional<int64_t>& value) {
-  value = fields.option(name);
-}
-template <size_t D>
-void read(Fields& fields, const std::string& name, const Supplied&,
-          torch::ExpandingArray<D>& value) {
-  const Json& json = fields.get(name);
-  if (!json.is_array()) {
-    value = torch::ExpandingArray<D>(fields.as_option(json, name));
-    return;
-  }
-  TORCH_CHECK_VALUE(json.size() == D, "nsn::Description: ", fields.where(), ": '", name,
-                    "' must be an integer or ", D, " of them, but has ", json.size(), ".");
-  for (size_t i = 0; i < D; ++i) (*value)[i] = fields.as_option(json[i], name);
-}
-inline void read(Fields& fields, const std::string& name, const Supplied& supplied,
-                 std::vector<InnerBlock>& value) {
-  value.clear();
-  for (const Json& inner : fields.as_array(fields.get(name), name)) {
-    Fields own(inner, "a block in " + fields.where());
-    const std::string own_name = own.string("name");
-    if (!own.has("takes_dropout")) {
-      value.push_back({own_name, read_block(inner, supplied)});
-      continue;
-    }
-    // A field of its place, which the block itself does not know.
-    const bool takes_dropout = own.boolean("takes_dropout");
-    Json block = inner;
-    block.erase("takes_dropout");
-    value.push_back({own_name, read_block(block, supplied), takes_dropout});
-  }
-}
 
-// -------------------------------------------------------------------------------------------------
-// Visitors
+ protected:
+  /// `standard` is none for a required one. Only readers write.
+  virtual void visit(const char* name, OptionValue value, std::optional<OptionValue> standard) = 0;
 
-class OptionsReader {
+ private:
+  // One list serves readers and writers, so that it is written for const options.
+  template <typename T>
+  static OptionValue pointer(const T& value) {
+    return const_cast<T*>(&value);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+  }
+};
+
+/// {"in_features": 784, ...}: what stands for "none" is left out.
+class OptionsWriter final : public OptionVisitor {
+ public:
+  OptionsWriter();
+  ~OptionsWriter() override;
+  OptionsWriter(const OptionsWriter&) = delete;
+  OptionsWriter& operator=(const OptionsWriter&) = delete;
+  std::string text() const;
+
+ private:
+  void visit(const char* name, OptionValue value, std::optional<OptionValue> standard) override;
+  struct Document;
+  std::unique_ptr<Document> document_;
+};
+
+/// "784, 10, bias=false".
+class OptionsPrinter final : public OptionVisitor {
+ public:
+  explicit OptionsPrinter(std::ostream& stream) : stream_(stream) {}
+
+ private:
+  void visit(const char* name, OptionValue value, std::optional<OptionValue> standard) override;
+  std::ostream& stream_;
+  bool first_ = true;
+};
+
+/// Sets options from a block's JSON.
+class OptionsReader final : public OptionVisitor {
  public:
   OptionsReader(Fields& fields, const Supplied& supplied) : fields_(fields), supplied_(supplied) {}
 
-  template <typename T>
-  void required(const char* name, T& value) {
-    fields_.get(name);
-    read(fields_, name, supplied_, value);
-  }
-  template <typename T>
-  void optional(const char* name, T& value, const T& standard) {
-    static_cast<void>(standard);
-    if (fields_.has(name)) read(fields_, name, supplied_, value);
-  }
-
  private:
+  void visit(const char* name, OptionValue value, std::optional<OptionValue> standard) override;
   Fields& fields_;
   const Supplied& supplied_;
 };
 
-class OptionsWriter {
- public:
-  template <typename T>
-  void required(const char* name, const T& value) {
-    json_[name] = to_json(value);
-  }
-  template <typename T>
-  void optional(const char* name, const T& value, const T& standard) {
-    static_cast<void>(standard);
-    if (!is_none(value)) json_[name] = to_json(value);
-  }
-  std::string text() const { return json_.is_null() ? "{}" : json_.dump(); }
-
- private:
-  Json json_;
+/// One option of a type of block, for those who have no options at hand.
+struct OptionFacts {
+  std::string name;
+  /// "bool", "int", "float", "str", "activation", "weight_init", "parts", "extents1", "extents2",
+  /// "blocks"; with a '?' behind it where it may be none.
+  std::string kind;
+  /// As JSON; none for a required one, "null" for none.
+  std::optional<std::string> standard;
 };
 
-/// "784, 10, bias=false".
-class OptionsPrinter {
- public:
-  explicit OptionsPrinter(std::ostream& stream) : stream_(stream) {}
+/// A type of built-in blocks.
+struct BlockType {
+  std::string name;
+  std::function<BlockPtr(Fields& fields, const Supplied& supplied)> read;
+  std::vector<OptionFacts> options;
+};
 
-  template <typename T>
-  void required(const char* name, const T& value) {
-    static_cast<void>(name);
-    stream_ << separator() << plain(to_json(value));
-  }
-  void required(const char* name, const std::vector<InnerBlock>& value) {
-    static_cast<void>(name);
-    for (const InnerBlock& inner : value) {
-      stream_ << separator() << inner.name << ": " << inner.block->type() << '(';
-      inner.block->pretty_print(stream_);
-      stream_ << ')';
-    }
-  }
-  template <typename T>
-  void optional(const char* name, const T& value, const T& standard) {
-    if (is_none(value) || (!is_none(standard) && to_json(value) == to_json(standard))) return;
-    stream_ << separator() << name << '=' << plain(to_json(value));
-  }
+/// Collects what a list says.
+class OptionsCollector final : public OptionVisitor {
+ public:
+  std::vector<OptionFacts> options;
 
  private:
-  const char* separator() { return std::exchange(first_, false) ? "" : ", "; }
-  static std::string plain(const Json& json) {
-    return json.is_string() ? json.get<std::string>() : json.dump();
-  }
-
-  std::ostream& stream_;
-  bool first_ = true;
+  void visit(const char* name, OptionValue value, std::optional<OptionValue> standard) override;
 };
 
 template <typename Options>
 std::string write_options(const Options& options, const Options& defaults) {
   OptionsWriter writer;
-  visit(options, defaults, writer);
+  list_options(options, defaults, writer);
   return writer.text();
 }
 
 template <typename Options>
 void print_options(std::ostream& stream, const Options& options, const Options& defaults) {
   OptionsPrinter printer(stream);
-  visit(options, defaults, printer);
+  list_options(options, defaults, printer);
 }
 
 /// Reads `options`, which holds the defaults.
@@ -215,8 +142,19 @@ template <typename Options>
 BlockPtr read_options(Fields& fields, const Supplied& supplied, Options options) {
   OptionsReader reader(fields, supplied);
   const Options defaults = options;
-  visit(options, defaults, reader);
+  list_options(options, defaults, reader);
   return options;
+}
+
+template <typename Options>
+BlockType block_type(const char* name, const Options& defaults) {
+  OptionsCollector collector;
+  list_options(defaults, defaults, collector);
+  return {name,
+          [defaults](Fields& fields, const Supplied& supplied) {
+            return read_options(fields, supplied, defaults);
+          },
+          std::move(collector.options)};
 }
 
 }  // namespace nsn::detail

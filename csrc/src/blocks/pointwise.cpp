@@ -8,30 +8,30 @@
 #include <ostream>
 #include <utility>
 
-#include "autograd.h"
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
-#include "lanes.h"
-#include "nsn/functional.h"
+#include "nsn/functional/functional.h"
+#include "operations/autograd.h"
+#include "operations/lanes.h"
 
 namespace nsn {
 
 // Found by the type of the options, which an unnamed namespace would prevent.
-template <typename Options, typename Visitor>
-static void visit(Options& options, const ActivationOptions& defaults, Visitor& visitor) {
+static void list_options(const ActivationOptions& options, const ActivationOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   static_cast<void>(defaults);
   visitor.required("function", options.function());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const DropoutOptions& defaults, Visitor& visitor) {
+static void list_options(const DropoutOptions& options, const DropoutOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   static_cast<void>(defaults);
   visitor.required("p", options.p());
 }
 
-template <typename Options, typename Visitor>
-static void visit(Options& options, const UpsampleOptions& defaults, Visitor& visitor) {
+static void list_options(const UpsampleOptions& options, const UpsampleOptions& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("scale_factor", options.scale_factor());
   visitor.optional("mode", options.mode(), defaults.mode());
 }
@@ -208,20 +208,12 @@ void Upsample::pretty_print(std::ostream& stream) const {
 
 namespace detail {
 
-BlockPtr read_activation(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, ActivationOptions());
+BlockType block_type_Activation() { return block_type("Activation", ActivationOptions()); }
+BlockType block_type_Dropout() { return block_type("Dropout", DropoutOptions()); }
+BlockType block_type_Flatten() {
+  return {"Flatten", [](Fields&, const Supplied&) -> BlockPtr { return FlattenOptions(); }, {}};
 }
-BlockPtr read_dropout(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, DropoutOptions());
-}
-BlockPtr read_flatten(Fields& fields, const Supplied& supplied) {
-  static_cast<void>(fields);
-  static_cast<void>(supplied);
-  return FlattenOptions();
-}
-BlockPtr read_upsample(Fields& fields, const Supplied& supplied) {
-  return read_options(fields, supplied, kUpsampleDefaults);
-}
+BlockType block_type_Upsample() { return block_type("Upsample", kUpsampleDefaults); }
 
 }  // namespace detail
 }  // namespace nsn

@@ -16,8 +16,9 @@
 namespace nsn {
 
 // Found by the type of the options, which an unnamed namespace would prevent.
-template <typename Options, PoolKind kind, size_t D, typename Visitor>
-static void visit(Options& options, const PoolOptions<kind, D>& defaults, Visitor& visitor) {
+template <PoolKind kind, size_t D>
+static void list_options(const PoolOptions<kind, D>& options, const PoolOptions<kind, D>& defaults,
+                         detail::OptionVisitor& visitor) {
   visitor.required("kernel_size", options.kernel_size());
   visitor.optional("stride", options.stride(), defaults.stride());
   visitor.optional("padding", options.padding(), defaults.padding());
@@ -26,14 +27,21 @@ static void visit(Options& options, const PoolOptions<kind, D>& defaults, Visito
 namespace {
 
 template <PoolKind kind, size_t D>
-BlockPtr read_pool(detail::Fields& fields, const Supplied& supplied) {
-  PoolOptions<kind, D> options(1);
-  // The stride's default is the kernel's size.
-  if (fields.has("kernel_size")) {
-    read(fields, "kernel_size", supplied, options.kernel_size());
-    options.stride(options.kernel_size());
+detail::BlockType pool_type(const char* name) {
+  using Options = PoolOptions<kind, D>;
+  detail::BlockType result = detail::block_type(name, Options(1));
+  for (detail::OptionFacts& option : result.options) {
+    if (option.name == "stride") option.standard = "null";
   }
-  return detail::read_options(fields, supplied, options);
+  result.read = [](detail::Fields& fields, const Supplied& supplied) -> BlockPtr {
+    // The stride's default is the kernel's size.
+    Options options(1);
+    detail::OptionsReader reader(fields, supplied);
+    reader.required("kernel_size", options.kernel_size());
+    options.stride(options.kernel_size());
+    return detail::read_options(fields, supplied, options);
+  };
+  return result;
 }
 
 }  // namespace
@@ -144,22 +152,14 @@ size_t GlobalAvgPool::lower(Lowering& to, size_t x) const {
 
 namespace detail {
 
-BlockPtr read_max_pool1d(Fields& fields, const Supplied& supplied) {
-  return read_pool<PoolKind::kMax, 1>(fields, supplied);
-}
-BlockPtr read_max_pool2d(Fields& fields, const Supplied& supplied) {
-  return read_pool<PoolKind::kMax, 2>(fields, supplied);
-}
-BlockPtr read_avg_pool1d(Fields& fields, const Supplied& supplied) {
-  return read_pool<PoolKind::kAverage, 1>(fields, supplied);
-}
-BlockPtr read_avg_pool2d(Fields& fields, const Supplied& supplied) {
-  return read_pool<PoolKind::kAverage, 2>(fields, supplied);
-}
-BlockPtr read_global_avg_pool(Fields& fields, const Supplied& supplied) {
-  static_cast<void>(fields);
-  static_cast<void>(supplied);
-  return GlobalAvgPoolOptions();
+BlockType block_type_MaxPool1d() { return pool_type<PoolKind::kMax, 1>("MaxPool1d"); }
+BlockType block_type_MaxPool2d() { return pool_type<PoolKind::kMax, 2>("MaxPool2d"); }
+BlockType block_type_AvgPool1d() { return pool_type<PoolKind::kAverage, 1>("AvgPool1d"); }
+BlockType block_type_AvgPool2d() { return pool_type<PoolKind::kAverage, 2>("AvgPool2d"); }
+BlockType block_type_GlobalAvgPool() {
+  return {"GlobalAvgPool",
+          [](Fields&, const Supplied&) -> BlockPtr { return GlobalAvgPoolOptions(); },
+          {}};
 }
 
 }  // namespace detail

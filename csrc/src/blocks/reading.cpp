@@ -1,43 +1,21 @@
-#include "reading.h"
+#include "blocks/reading.h"
 
 #include <c10/util/Exception.h>
 
-#include <map>
+#include <algorithm>
 
-#include "builtin.h"
+#include "blocks/builtin.h"
+#include "values/fields.h"
 
 namespace nsn::detail {
 
 namespace {
 
-const std::map<std::string, BlockReader>& readers() {
-  static const std::map<std::string, BlockReader> all = {
-      {"Activation", &read_activation},
-      {"Attention", &read_attention},
-      {"AvgPool1d", &read_avg_pool1d},
-      {"AvgPool2d", &read_avg_pool2d},
-      {"BatchNorm", &read_batch_norm},
-      {"Conv1d", &read_conv1d},
-      {"Conv2d", &read_conv2d},
-      {"ConvTranspose2d", &read_conv_transpose2d},
-      {"Dense", &read_dense},
-      {"Dropout", &read_dropout},
-      {"Embedding", &read_embedding},
-      {"Flatten", &read_flatten},
-      {"GlobalAvgPool", &read_global_avg_pool},
-      {"GroupNorm", &read_group_norm},
-      {"LayerNorm", &read_layer_norm},
-      {"MaxPool1d", &read_max_pool1d},
-      {"MaxPool2d", &read_max_pool2d},
-      {"PositionEmbedding", &read_position_embedding},
-      {"RMSNorm", &read_rms_norm},
-      {"Residual", &read_residual},
-      {"Sequence", &read_sequence},
-      {"TiedOutput", &read_tied_output},
-      {"Transformer", &read_transformer},
-      {"Upsample", &read_upsample},
-  };
-  return all;
+const BlockType* find_builtin(const std::string& name) {
+  const auto& all = builtin_types();
+  const auto found = std::find_if(all.begin(), all.end(),
+                                  [&](const BlockType& type) { return type.name == name; });
+  return found == all.end() ? nullptr : &*found;
 }
 
 /// A block of a type that the caller supplied: all fields but these two are its options.
@@ -53,7 +31,14 @@ BlockPtr read_supplied(const Json& json, const BlockFactory& factory, const std:
 
 }  // namespace
 
-bool is_builtin(const std::string& type) { return readers().count(type) > 0; }
+const std::vector<BlockType>& builtin_types() {
+#define NSN_CALL(name) block_type_##name(),
+  static const std::vector<BlockType> all = {NSN_BUILTIN_BLOCKS(NSN_CALL)};
+#undef NSN_CALL
+  return all;
+}
+
+bool is_builtin(const std::string& type) { return find_builtin(type) != nullptr; }
 
 BlockPtr read_block(const Json& json, const Supplied& supplied) {
   const std::string name = Fields(json, "a block").string("name");
@@ -63,18 +48,17 @@ BlockPtr read_block(const Json& json, const Supplied& supplied) {
   if (const auto own = supplied.blocks.find(type); own != supplied.blocks.end()) {
     return read_supplied(json, own->second, fields.where());
   }
-  const auto reader = readers().find(type);
-  if (reader == readers().end()) {
+  const BlockType* builtin = find_builtin(type);
+  if (builtin == nullptr) {
     std::string known;
-    for (const auto& [each, read] : readers()) {
-      static_cast<void>(read);
-      known += (known.empty() ? "'" : ", '") + each + "'";
+    for (const BlockType& each : builtin_types()) {
+      known += (known.empty() ? "'" : ", '") + each.name + "'";
     }
     TORCH_CHECK_VALUE(false, "nsn::Description: ", fields.where(), " has an unknown type '", type,
                       "'. The types are ", known,
                       ". For a type of your own supply its factory when loading, in C++.");
   }
-  BlockPtr block = reader->second(fields, supplied);
+  BlockPtr block = builtin->read(fields, supplied);
   fields.finish();
   return block;
 }

@@ -2,9 +2,9 @@
 
 #include <string>
 
-#include "json.h"
-#include "nsn/block.h"
-#include "nsn/description.h"
+#include "nsn/blocks/block.h"
+#include "nsn/blocks/supplied.h"
+#include "values/json.h"
 
 // Blocks to and from JSON: {"name": .., "type": .., options}.
 

@@ -1,15 +1,16 @@
-#include "support.h"
+#include "blocks/support.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 #include "blocks/reading.h"
+#include "operations/lanes.h"
 
 namespace nsn::detail {
 
@@ -75,21 +76,6 @@ Fit checked_fit(const Block& block, const Signal& input, const BlockUse& use) {
   return fit;
 }
 
-int64_t saturating_add(int64_t a, int64_t b) {
-  int64_t sum = 0;
-  return __builtin_add_overflow(a, b, &sum) ? std::numeric_limits<int64_t>::max() : sum;
-}
-
-int64_t saturating_product(std::initializer_list<int64_t> factors) {
-  int64_t product = 1;
-  for (const int64_t factor : factors) {
-    if (__builtin_mul_overflow(product, factor, &product)) {
-      return std::numeric_limits<int64_t>::max();
-    }
-  }
-  return product;
-}
-
 std::optional<Axis> reads(const Axis& axis, int64_t declared) {
   if (axis.full() == declared) return axis;
   if (axis.kept() == declared) return Axis(declared);
@@ -128,12 +114,6 @@ functional::ReluDropout dropout_of(double standard, const BlockPass& pass) {
 std::vector<at::Tensor> drop(std::vector<at::Tensor> y, double standard, const BlockPass& pass) {
   const auto options = dropout_of(standard, pass);
   return options.is_identity() ? y : functional::relu_dropout(y, options, pass.memory);
-}
-
-at::Tensor along(const at::Tensor& vector, int64_t dim, const at::Tensor& like) {
-  std::vector<int64_t> sizes(static_cast<size_t>(like.dim()), 1);
-  sizes[static_cast<size_t>(dim < 0 ? dim + like.dim() : dim)] = vector.numel();
-  return vector.reshape(sizes);
 }
 
 std::vector<at::Tensor> Epilogue::operator()(std::vector<at::Tensor> y,
@@ -204,12 +184,6 @@ std::optional<GroupCut> cut_groups(const Axis& axis, int64_t groups) {
     return GroupCut{factors[0].kept, factors[1].kept};
   }
   return std::nullopt;
-}
-
-int64_t kept_numel(const Layout& layout, size_t first) {
-  int64_t product = 1;
-  for (size_t i = first; i < layout.size(); ++i) product *= layout[i].kept();
-  return product;
 }
 
 }  // namespace nsn::detail

@@ -8,12 +8,14 @@
 #include <string>
 #include <vector>
 
-#include "nsn/block.h"
-#include "nsn/blocks/activation.h"
+#include "nsn/blocks/block.h"
 #include "nsn/blocks/lowering.h"
 #include "nsn/blocks/parts.h"
-#include "nsn/functional/dropout.h"
+#include "nsn/blocks/weight_init.h"
+#include "nsn/functional/activation.h"
 #include "nsn/functional/linear.h"
+#include "nsn/functional/relu_dropout.h"
+#include "values/counts.h"
 
 // What the blocks' implementations have in common.
 
@@ -36,9 +38,6 @@ Axis rows_axis(const Axis& out, bool gated);
 /// The lanes that share parameter `p`, with their slices where one is narrower than all.
 functional::SharedLanes shared_lanes(const BlockPass& pass, size_t p,
                                      std::vector<size_t> same_as = {});
-
-/// A vector along dimension `dim` of what it is multiplied with or added to.
-at::Tensor along(const at::Tensor& vector, int64_t dim, const at::Tensor& like);
 
 /// What follows the product of Dense and convolutions, one element at a time.
 struct Epilogue {
@@ -84,12 +83,5 @@ std::optional<GroupCut> cut_groups(const Axis& axis, int64_t groups);
 /// What `block` makes of `input`, a signal of at most 2^60 elements; throws a Misfit where more
 /// come out.
 Fit checked_fit(const Block& block, const Signal& input, const BlockUse& use);
-
-/// Counts of naturals that stay at 2^63 - 1 rather than overflow.
-int64_t saturating_add(int64_t a, int64_t b);
-int64_t saturating_product(std::initializer_list<int64_t> factors);
-
-/// The product of the kept extents, from axis `first` on.
-int64_t kept_numel(const Layout& layout, size_t first = 0);
 
 }  // namespace nsn::detail

@@ -9,9 +9,9 @@
 #include <ostream>
 #include <utility>
 
-#include "autograd.h"
-#include "lanes.h"
-#include "modules.h"
+#include "blocks/modules.h"
+#include "operations/autograd.h"
+#include "operations/lanes.h"
 
 namespace nsn {
 

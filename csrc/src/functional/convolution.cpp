@@ -11,10 +11,10 @@
 #include <optional>
 #include <utility>
 
-#include "autograd.h"
-#include "lanes.h"
-#include "regions.h"
-#include "sources.h"
+#include "functional/sources.h"
+#include "operations/autograd.h"
+#include "operations/lanes.h"
+#include "values/regions.h"
 
 namespace nsn::functional {
 

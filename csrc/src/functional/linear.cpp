@@ -20,16 +20,16 @@
 #include <string>
 #include <utility>
 
-#include "autocast.h"
-#include "autograd.h"
-#include "elementwise.h"
-#include "kernels_for.h"
-#include "lanes.h"
-#include "masks.h"
-#include "products.h"
-#include "regions.h"
-#include "sources.h"
-#include "workspace.h"
+#include "functional/masks.h"
+#include "functional/sources.h"
+#include "operations/autocast.h"
+#include "operations/autograd.h"
+#include "operations/elementwise.h"
+#include "operations/kernels_for.h"
+#include "operations/lanes.h"
+#include "operations/products.h"
+#include "operations/workspace.h"
+#include "values/regions.h"
 
 namespace nsn::functional {
 

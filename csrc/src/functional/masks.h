@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "autograd.h"
-#include "nsn/functional/dropout.h"
+#include "nsn/functional/relu_dropout.h"
+#include "operations/autograd.h"
 
 // What functional::linear and functional::relu_dropout share: the element-wise part, and its
 // backward.

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "autograd.h"
-#include "regions.h"
+#include "operations/autograd.h"
+#include "values/regions.h"
 
 namespace nsn::functional {
 

@@ -24,8 +24,7 @@
 #include <optional>
 #include <utility>
 
-#include "blocks/support.h"
-#include "lanes.h"
+#include "operations/lanes.h"
 
 namespace nsn::detail {
 

@@ -10,12 +10,11 @@
 #include <tuple>
 #include <utility>
 
-#include "blocks/support.h"
-#include "elementwise.h"
 #include "inference/evaluate.h"
-#include "kernels_for.h"
-#include "lanes.h"
-#include "nsn/block.h"
+#include "nsn/blocks/block.h"
+#include "operations/elementwise.h"
+#include "operations/kernels_for.h"
+#include "operations/lanes.h"
 
 namespace nsn::detail {
 
@@ -111,10 +110,15 @@ PackedProgram::Operation call(const Step& step, const std::string& name, size_t 
       static_cast<void>(role);
       table.push_back(slice->plain);
     }
-    const BlockPass pass{.lanes = {{{name, 0}, subnetwork, fit.get(), places.data(), 0, 1}},
-                         .rule = merge::sum(),
-                         .table = table,
-                         .name = path};
+    const BlockPass pass{{{{name, 0}, subnetwork, fit.get(), places.data(), 0, 1}},
+                         merge::sum(),
+                         /*training=*/false,
+                         /*calibrating=*/false,
+                         /*seed=*/0,
+                         /*memory=*/{},
+                         table,
+                         /*tied=*/nullptr,
+                         path};
     return block->joint(inputs, pass)[0];
   };
 }

@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "blocks/slices.h"
 #include "inference/evaluate.h"
-#include "kernels_for.h"
-#include "regions.h"
-#include "slices.h"
+#include "operations/kernels_for.h"
+#include "values/regions.h"
 
 namespace nsn::detail {
 

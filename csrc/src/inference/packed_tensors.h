@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "nsn/pack.h"
+#include "nsn/inference/pack.h"
 #include "nsn/program/program.h"
-#include "packed_weight.h"
+#include "operations/packed_weight.h"
 
 namespace nsn::detail {
 

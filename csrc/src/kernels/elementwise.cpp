@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "kernels/level.h"
-#include "mix.h"
+#include "kernels/mix.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/elementwise.cpp"

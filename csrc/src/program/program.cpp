@@ -7,10 +7,10 @@
 #include <ostream>
 #include <utility>
 
-#include "dtypes.h"
-#include "json.h"
 #include "program/attributes.h"
 #include "program/shapes.h"
+#include "values/dtypes.h"
+#include "values/json.h"
 
 namespace nsn {
 

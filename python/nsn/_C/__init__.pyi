@@ -3,7 +3,7 @@ from typing import Any
 
 from torch import Tensor, dtype
 
-from nsn.pack import PackEntry
+from nsn.summary import PackEntry
 
 from . import merge as merge
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 import nsn
 from nsn import files
-from nsn.checks import names_of, network_in, shown
+from nsn.checks import names_of, shown
 from nsn.exporting import to_executorch, to_onnx, to_pt2
 from nsn.exporting.folder import Export, Program, write_manifest
 from nsn.exporting.job import Job, Progress, need
 from nsn.network import Network
+from nsn.parameters import network_in
 
 _WRITERS: dict[str, ModuleType] = {"executorch": to_executorch, "onnx": to_onnx, "pt2": to_pt2}
 
@@ -55,7 +56,9 @@ def export(
         raise ValueError(
             f"nsn.export: format must be one of {', '.join(FORMATS)}, but is {shown(format)}."
         )
-    network = network_in("nsn.export: network", network)
+    held = network_in("nsn.export: network", network)
+    assert isinstance(held, Network)
+    network = held
     if isinstance(subnetworks, str):
         raise TypeError(
             f"nsn.export: subnetworks must be a list of names, but is a str. Write "

@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include <nsn/block.h>
-#include <nsn/blocks/activation.h>
+#include <nsn/blocks/block.h>
 #include <nsn/blocks/composite.h>
 #include <nsn/blocks/parts.h>
+#include <nsn/functional/activation.h>
 
 namespace nsn {
 

@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include <nsn/block.h>
+#include <nsn/blocks/block.h>
 
 // Blocks made of blocks, which are kept or dropped as a whole.
 

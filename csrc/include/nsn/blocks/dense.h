@@ -6,9 +6,10 @@
 #include <string>
 #include <vector>
 
-#include <nsn/block.h>
-#include <nsn/blocks/activation.h>
+#include <nsn/blocks/block.h>
 #include <nsn/blocks/parts.h>
+#include <nsn/blocks/weight_init.h>
+#include <nsn/functional/activation.h>
 
 namespace nsn {
 

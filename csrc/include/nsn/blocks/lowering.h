@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include <nsn/block.h>
-#include <nsn/export.h>
+#include <nsn/blocks/block.h>
 #include <nsn/program/program.h>
+#include <nsn/values/visibility.h>
 
 namespace nsn {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <nsn/block.h>
+#include <nsn/blocks/block.h>
 #include <nsn/blocks/parts.h>
 
 // Normalisation. All leave the features as they are, at the width that a sub-network has.

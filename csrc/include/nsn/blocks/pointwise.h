@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include <nsn/block.h>
-#include <nsn/blocks/activation.h>
+#include <nsn/blocks/block.h>
+#include <nsn/functional/activation.h>
 
 // Blocks without parameters that leave the features as they are. (Pools: pool.h.)
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include <nsn/block.h>
+#include <nsn/blocks/block.h>
 
 namespace nsn {
 

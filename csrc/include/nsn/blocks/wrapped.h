@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include <nsn/block.h>
+#include <nsn/blocks/block.h>
 
 namespace nsn {
 

@@ -2,9 +2,9 @@
 
 #include <string>
 
-#include <nsn/description.h>
-#include <nsn/export.h>
+#include <nsn/description/description.h>
 #include <nsn/program/program.h>
+#include <nsn/values/visibility.h>
 
 namespace nsn {
 

@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include <nsn/export.h>
 #include <nsn/functional/linear.h>
+#include <nsn/values/visibility.h>
 
 namespace nsn::functional {
 

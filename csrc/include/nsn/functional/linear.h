@@ -4,10 +4,10 @@
 
 #include <vector>
 
-#include <nsn/export.h>
-#include <nsn/functional/dropout.h>
-#include <nsn/layout.h>
-#include <nsn/merge.h>
+#include <nsn/functional/relu_dropout.h>
+#include <nsn/values/layout.h>
+#include <nsn/values/merge.h>
+#include <nsn/values/visibility.h>
 
 namespace nsn::functional {
 

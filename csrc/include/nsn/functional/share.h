@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include <nsn/export.h>
-#include <nsn/layout.h>
-#include <nsn/merge.h>
+#include <nsn/values/layout.h>
+#include <nsn/values/merge.h>
+#include <nsn/values/visibility.h>
 
 namespace nsn::functional {
 

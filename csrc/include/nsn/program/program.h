@@ -7,12 +7,12 @@
 #include <string>
 #include <vector>
 
-#include <nsn/export.h>
-#include <nsn/layout.h>
 #include <nsn/program/primitives.h>
+#include <nsn/values/layout.h>
+#include <nsn/values/visibility.h>
 
 // What one sub-network computes in inference: the one form that copies, exports and packs are made
-// from. `lower` (description.h) makes it.
+// from. `lower` (description/lower.h) makes it.
 
 namespace nsn {
 

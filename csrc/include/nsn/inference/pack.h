@@ -1,0 +1,106 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <iosfwd>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <nsn/network/core.h>
+#include <nsn/network/network.h>
+#include <nsn/network/view.h>
+#include <nsn/values/visibility.h>
+
+namespace nsn {
+
+class PackedView;
+
+/// A snapshot of a network's weights, laid out for inference: the fastest way to run sub-networks,
+/// at the price of one copy of the weights that they use.
+///
+/// - Products (Dense, TiedOutput, those of Attention) and convolutions without groups run on panels
+///   of the weight, with scale, bias and ReLU in the same pass (float32 on the CPU). One copy
+///   serves all batch sizes, and all leading slices of a weight; a slice that is none (of heads, of
+///   gated halves) has its own.
+/// - Batch norms are a scale and a shift.
+/// - Whatever else a sub-network reads is copied as it is.
+///
+/// What the network does afterwards changes nothing here; `stale` tells whether it did, and
+/// `refresh` packs anew. The Pack outlives its network. Packed views may be called by any number of
+/// threads, also while `refresh` runs: a call that has begun ends with what it began with.
+class NSN_API Pack {
+ public:
+  /// Of a network's weights, for the sub-networks named; default: all. Throws c10::ValueError for
+  /// unknown ones, and for those that were not loaded.
+  explicit Pack(const Network& net, const std::vector<std::string>& subnetworks = {});
+
+  /// The same of any table: `parameters` are those of all blocks, as Core takes them; `current`
+  /// tells those of later moments.
+  Pack(std::shared_ptr<const Core> core, at::TensorList parameters,
+       const std::vector<std::string>& subnetworks = {}, View::Current current = nullptr);
+
+  /// A handle on one sub-network; throws c10::ValueError where it is not in this pack.
+  PackedView view(const std::string& subnetwork) const;
+
+  /// Whether the network's weights are other ones now, in place or moved. False once the network is
+  /// gone: nothing newer exists then. Reads all of the weights once, some milliseconds for ten MB:
+  /// not for the loop of an application that has to answer in time.
+  bool stale() const;
+  /// The same, against tensors of all blocks that the caller knows to be the network's.
+  bool stale(at::TensorList current) const;
+
+  /// Packs anew; all views made of this pack see it. Throws c10::ValueError once the network is
+  /// gone.
+  void refresh();
+  void refresh(at::TensorList parameters);
+
+  /// One copy of one slice of one parameter.
+  struct Entry {
+    /// "hidden1.weight"; of a batch norm its running mean.
+    std::string parameter;
+    /// The extents of the widest slice that it serves.
+    Shape shape;
+    /// "product" or "convolution" (panels), "norm" (scale and shift) or "copy".
+    std::string form;
+    int64_t bytes;
+    /// Who uses it, in the order of the description.
+    std::vector<std::string> subnetworks;
+  };
+  std::vector<Entry> entries() const;
+
+  /// What it holds, in bytes: the sum over `entries`.
+  int64_t bytes() const;
+
+  struct State;
+
+ private:
+  std::shared_ptr<State> state_;
+};
+
+/// A handle on one sub-network of a Pack; const, thread-safe, and cheap to copy.
+class NSN_API PackedView {
+ public:
+  /// y for a batch x: (B, *input) -> (B, *output). Evaluates, and records no gradients; computes in
+  /// the weights' dtype under autocast too.
+  at::Tensor operator()(const at::Tensor& x) const;
+
+  /// The sub-network's name.
+  const std::string& name() const;
+
+  /// As of the Pack.
+  bool stale() const;
+
+ private:
+  friend class Pack;
+  PackedView(std::shared_ptr<const Pack::State> state, size_t subnetwork);
+
+  std::shared_ptr<const Pack::State> state_;
+  size_t subnetwork_;
+};
+
+/// A table for people.
+NSN_API std::ostream& operator<<(std::ostream& stream, const std::vector<Pack::Entry>& entries);
+
+}  // namespace nsn

@@ -1,0 +1,172 @@
+#include "blocks/options.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "blocks/reading.h"
+#include "values/fields.h"
+#include "values/json.h"
+
+namespace nsn::detail {
+
+namespace {
+
+// -------------------------------------------------------------------------------------------------
+// Values as JSON
+
+Json to_json(bool value) { return value; }
+Json to_json(int64_t value) { return value; }
+Json to_json(double value) { return value; }
+Json to_json(const std::string& value) { return value; }
+Json to_json(const Activation& value) { return to_string(value); }
+Json to_json(WeightInit value) { return to_string(value); }
+Json to_json(const Parts& value) { return value; }
+template <typename T>
+Json to_json(const std::optional<T>& value) {
+  return value ? Json(*value) : Json();
+}
+template <size_t D>
+Json to_json(const torch::ExpandingArray<D>& value) {
+  const auto& extents = *value;
+  const bool one =
+      std::all_of(extents.begin(), extents.end(), [&](int64_t each) { return each == extents[0]; });
+  if (one) return extents[0];
+  return Json(std::vector<int64_t>(extents.begin(), extents.end()));
+}
+Json to_json(const std::vector<InnerBlock>& value) {
+  Json result = Json::array();
+  for (const InnerBlock& inner : value) {
+    result.push_back(write_block(inner.name, *inner.block));
+    if (!inner.takes_dropout) result.back()["takes_dropout"] = false;
+  }
+  return result;
+}
+
+/// null where the option stands for "none".
+Json as_json(const OptionValue& value) {
+  return std::visit([](const auto* each) { return to_json(*each); }, value);
+}
+
+std::string plain(const Json& json) {
+  return json.is_string() ? json.get<std::string>() : json.dump();
+}
+
+struct Reader {
+  Fields& fields;
+  const Supplied& supplied;
+  const std::string name;
+
+  void operator()(bool* value) const { *value = fields.boolean(name); }
+  void operator()(int64_t* value) const { *value = fields.option(name); }
+  void operator()(double* value) const { *value = fields.number(name); }
+  void operator()(std::string* value) const { *value = fields.string(name); }
+  void operator()(Activation* value) const { *value = activation_from_string(fields.string(name)); }
+  void operator()(WeightInit* value) const {
+    *value = weight_init_from_string(fields.string(name));
+  }
+  void operator()(Parts* value) const {
+    value->clear();
+    for (const Json& part : fields.as_array(fields.get(name), name)) {
+      value->insert(fields.as_string(part, name));
+    }
+  }
+  void operator()(std::optional<double>* value) const { *value = fields.number(name); }
+  void operator()(std::optional<int64_t>* value) const { *value = fields.option(name); }
+  template <size_t D>
+  void operator()(torch::ExpandingArray<D>* value) const {
+    const Json& json = fields.get(name);
+    if (!json.is_array()) {
+      *value = torch::ExpandingArray<D>(fields.as_option(json, name));
+      return;
+    }
+    TORCH_CHECK_VALUE(json.size() == D, "nsn::Description: ", fields.where(), ": '", name,
+                      "' must be an integer or ", D, " of them, but has ", json.size(), ".");
+    for (size_t i = 0; i < D; ++i) (**value)[i] = fields.as_option(json[i], name);
+  }
+  void operator()(std::vector<InnerBlock>* value) const {
+    value->clear();
+    for (const Json& inner : fields.as_array(fields.get(name), name)) {
+      Fields own(inner, "a block in " + fields.where());
+      const std::string own_name = own.string("name");
+      if (!own.has("takes_dropout")) {
+        value->push_back({own_name, read_block(inner, supplied)});
+        continue;
+      }
+      // A field of its place, which the block itself does not know.
+      const bool takes_dropout = own.boolean("takes_dropout");
+      Json block = inner;
+      block.erase("takes_dropout");
+      value->push_back({own_name, read_block(block, supplied), takes_dropout});
+    }
+  }
+};
+
+struct Kind {
+  std::string operator()(const bool*) const { return "bool"; }
+  std::string operator()(const int64_t*) const { return "int"; }
+  std::string operator()(const double*) const { return "float"; }
+  std::string operator()(const std::string*) const { return "str"; }
+  std::string operator()(const Activation*) const { return "activation"; }
+  std::string operator()(const WeightInit*) const { return "weight_init"; }
+  std::string operator()(const Parts*) const { return "parts"; }
+  std::string operator()(const std::optional<double>*) const { return "float?"; }
+  std::string operator()(const std::optional<int64_t>*) const { return "int?"; }
+  std::string operator()(const torch::ExpandingArray<1>*) const { return "extents1"; }
+  std::string operator()(const torch::ExpandingArray<2>*) const { return "extents2"; }
+  std::string operator()(const std::vector<InnerBlock>*) const { return "blocks"; }
+};
+
+}  // namespace
+
+struct OptionsWriter::Document {
+  Json json;
+};
+
+OptionsWriter::OptionsWriter() : document_(std::make_unique<Document>()) {}
+OptionsWriter::~OptionsWriter() = default;
+
+void OptionsWriter::visit(const char* name, OptionValue value,
+                          std::optional<OptionValue> /*standard*/) {
+  const Json json = as_json(value);
+  if (!json.is_null()) document_->json[name] = json;
+}
+
+std::string OptionsWriter::text() const {
+  return document_->json.is_null() ? "{}" : document_->json.dump();
+}
+
+void OptionsPrinter::visit(const char* name, OptionValue value,
+                           std::optional<OptionValue> standard) {
+  const auto separator = [&] { return std::exchange(first_, false) ? "" : ", "; };
+  if (const auto* blocks = std::get_if<std::vector<InnerBlock>*>(&value)) {
+    for (const InnerBlock& inner : **blocks) {
+      stream_ << separator() << inner.name << ": " << inner.block->type() << '(';
+      inner.block->pretty_print(stream_);
+      stream_ << ')';
+    }
+    return;
+  }
+  const Json json = as_json(value);
+  if (!standard) {
+    stream_ << separator() << plain(json);
+  } else if (!json.is_null() && json != as_json(*standard)) {
+    stream_ << separator() << name << '=' << plain(json);
+  }
+}
+
+void OptionsReader::visit(const char* name, OptionValue value,
+                          std::optional<OptionValue> standard) {
+  if (!standard) fields_.get(name);
+  if (!standard || fields_.has(name)) std::visit(Reader{fields_, supplied_, name}, value);
+}
+
+void OptionsCollector::visit(const char* name, OptionValue value,
+                             std::optional<OptionValue> standard) {
+  OptionFacts facts{name, std::visit(Kind(), value), std::nullopt};
+  if (standard) facts.standard = as_json(*standard).dump();
+  options.push_back(std::move(facts));
+}
+
+}  // namespace nsn::detail

@@ -1,0 +1,727 @@
+#include "nsn/description/description.h"
+
+#include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <numeric>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "blocks/reading.h"
+#include "blocks/support.h"
+#include "description/widths.h"
+#include "nsn/blocks/embedding.h"
+
+namespace nsn {
+
+NetworkOptions& NetworkOptions::input(Shape shape, at::ScalarType dtype) {
+  input_ = std::move(shape);
+  dtype_ = dtype;
+  return *this;
+}
+
+NetworkOptions& NetworkOptions::dtype(at::ScalarType parameters) {
+  parameter_dtype_ = parameters;
+  return *this;
+}
+
+NetworkOptions& NetworkOptions::block(std::string name, BlockPtr block,
+                                      std::optional<merge::Rule> rule) {
+  blocks_.push_back({std::move(name), std::move(block), std::move(rule)});
+  return *this;
+}
+
+NetworkOptions& NetworkOptions::subnetwork(std::string name, SubnetworkOptions options) {
+  subnetworks_.emplace_back(std::move(name), std::move(options));
+  return *this;
+}
+
+NetworkOptions& NetworkOptions::merge(merge::Rule rule) {
+  merge_ = std::move(rule);
+  return *this;
+}
+
+namespace {
+
+constexpr const char* kBase = "base";
+/// At the end of each message about a width.
+constexpr const char* kWidths =
+    "A whole number is a count (1 keeps one), a number with a point a fraction (1.0 keeps all).";
+constexpr size_t kMostSubnetworks = 1024;
+/// Of all sub-networks together: each keeps a Fit of each block, which a few bytes of JSON ask for.
+constexpr size_t kMostFits = 100'000;
+
+/// A block and those inside it.
+size_t count_blocks(const Block& block) {
+  size_t count = 1;
+  for (const InnerBlock& inner : block.inner()) count += count_blocks(*inner.block);
+  return count;
+}
+
+/// Names become parts of parameters' names and attributes in Python.
+void check_name(const std::string& name, const char* what) {
+  const auto is_word = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
+  };
+  const bool fits = !name.empty() && std::isdigit(static_cast<unsigned char>(name[0])) == 0 &&
+                    std::all_of(name.begin(), name.end(), is_word);
+  TORCH_CHECK_VALUE(fits, "nsn::Description: ", what, " name '", name,
+                    "' must be made of letters, digits and '_' and not start with a digit. Rename "
+                    "it.");
+}
+
+/// The names inside, and the options of a block of one's own, which may be any text.
+void check_block(const std::string& name, const Block& block) {
+  if (!detail::is_builtin(block.type())) {
+    const auto options = detail::Json::parse(block.options_json(), /*cb=*/nullptr,
+                                             /*allow_exceptions=*/false);
+    TORCH_CHECK_VALUE(options.is_object(), "nsn::Description: block '", name, "' (", block.type(),
+                      "): its options_json must be a JSON object, but is ",
+                      block.options_json().substr(0, 60), ". Return {} where it has no options.");
+  }
+  for (const InnerBlock& inner : block.inner()) {
+    check_name(inner.name, "inner block");
+    check_block(name + "." + inner.name, *inner.block);
+  }
+}
+
+/// Where a sub-network keeps a block, among the places of those that it keeps, in order.
+std::optional<size_t> position(const std::vector<size_t>& kept, size_t block) {
+  const auto found = std::lower_bound(kept.begin(), kept.end(), block);
+  if (found == kept.end() || *found != block) return std::nullopt;
+  return static_cast<size_t>(found - kept.begin());
+}
+
+std::string quoted(const std::vector<std::string>& names) {
+  constexpr size_t kMost = 20;
+  std::string result;
+  for (const size_t i : c10::irange(std::min(names.size(), kMost))) {
+    result += (i > 0 ? ", '" : "'") + names[i] + "'";
+  }
+  return names.size() > kMost ? result + ", ..." : result;
+}
+
+bool has_modes(const Block& block) {
+  const auto inner = block.inner();
+  return !detail::is_builtin(block.type()) || block.type() == "BatchNorm" ||
+         block.type() == "Dropout" || block.dropout().value_or(0.0) > 0.0 ||
+         std::any_of(inner.begin(), inner.end(),
+                     [](const InnerBlock& each) { return has_modes(*each.block); });
+}
+
+/// Refuses a rule of a block's own for a parameter that belongs to another block.
+void check_own_rule(const Description::NamedBlock& block) {
+  for (const ParameterSpec& spec : block.parameters) {
+    TORCH_CHECK_VALUE(spec.tied_to.empty() || !block.block->inner().empty(),
+                      "nsn::Description: block '", block.name, "' (", block.block->type(),
+                      ") has a merge rule of its own, but '", spec.tied_to,
+                      "', which it uses, belongs to another block, whose rule merges its "
+                      "gradients. Give the rule to that block.");
+  }
+}
+
+/// Refuses blocks that do not fit, and widths that name no dimension and change the output; moves
+/// the others into `use`. Returns how the blocks fit then.
+std::vector<Fit> settle_widths(const std::string& prefix, const std::vector<std::string>& names,
+                               std::vector<detail::KeptBlock>& kept, const Signal& input,
+                               at::ScalarType dtype) {
+  auto narrowed = kept;
+  bool has_unnamed = false;
+  for (detail::KeptBlock& block : narrowed) {
+    has_unnamed = has_unnamed || !block.unnamed.empty();
+    for (const auto& [dimension, count] : block.unnamed) block.use.width[dimension] = count;
+    block.unnamed.clear();
+  }
+  std::vector<Fit> fits, without;
+  try {
+    detail::fit_row(narrowed, input, fits);
+  } catch (const Misfit& problem) {
+    const size_t i = fits.size();
+    const std::string source = i == 0 ? "the network's input" : "block '" + names[i - 1] + "'";
+    TORCH_CHECK_VALUE(false, prefix, ": block '", names[i], "' (", kept[i].block->type(), ") ",
+                      problem.what(), " from ", source, i == 0 ? ", of dtype " : "",
+                      i == 0 ? c10::toString(dtype) : "", ". Change the options of '", names[i],
+                      "' or of ", source,
+                      ", or keep a block between them that makes the one shape of the other.");
+  }
+  if (!has_unnamed) return fits;
+  try {
+    detail::fit_row(kept, input, without);
+  } catch (const Misfit&) {
+    // The blocks fit only as narrow as this, so that there is no other output.
+    kept = std::move(narrowed);
+    return fits;
+  }
+  const Shape output = kept_shape(fits.back().output.layout);
+  const Shape whole = kept_shape(without.back().output.layout);
+  if (output != whole) {
+    const auto widened = detail::narrow(kept, input);
+    const auto& [place, dimension] = widened.front();
+    const std::string& block = names[place];
+    TORCH_CHECK_VALUE(false, prefix, ": the width of block '", block,
+                      "' would change the sub-network's output from ", to_string(whole), " to ",
+                      to_string(output),
+                      ". Leave it out; or, where that is what you want, name the dimension: {'",
+                      block, "': {'", dimension, "': ...}}. ", kWidths);
+  }
+  kept = std::move(narrowed);
+  return fits;
+}
+
+}  // namespace
+
+int64_t Width::of(const Dimension& dimension, const std::string& what) const {
+  if (const auto* count = std::get_if<int64_t>(&value_)) {
+    TORCH_CHECK_VALUE(*count >= 1 && *count <= dimension.full, what, " must be from 1 to ",
+                      dimension.full, ", but got ", *count,
+                      ". Give a count in that range, or a fraction such as 0.5. ", kWidths);
+    TORCH_CHECK_VALUE(*count % dimension.step == 0, what, " must be a multiple of ", dimension.step,
+                      ", its groups, but got ", *count, ". Give a multiple, or a fraction. ",
+                      kWidths);
+    return *count;
+  }
+  const double fraction = std::get<double>(value_);
+  TORCH_CHECK_VALUE(fraction > 0.0 && fraction <= 1.0, what,
+                    " must be a fraction above 0 and up to 1, but got ", fraction, ". ", kWidths);
+  const auto steps = static_cast<double>(dimension.full / dimension.step);
+  return dimension.step *
+         std::max<int64_t>(1, static_cast<int64_t>(std::floor(fraction * steps + 0.5)));
+}
+
+/// What sub-networks name, made once for all of them.
+struct Description::Lookup {
+  struct Dimensions {
+    std::vector<std::string> names;
+    std::unordered_map<std::string, Dimension> by_name;
+
+    /// The dimension of a name; the only one there is, of the block or of an inner block of that
+    /// name. None where there is no such, or several.
+    const Dimension* find(const std::string& name) const {
+      if (const auto found = by_name.find(name); found != by_name.end()) return &found->second;
+      const Dimension* result = nullptr;
+      for (const std::string& each : names) {
+        if (!name.empty() && !each.starts_with(name + ".")) continue;
+        if (result != nullptr) return nullptr;
+        result = &by_name.at(each);
+      }
+      return result;
+    }
+  };
+
+  explicit Lookup(const std::vector<NamedBlock>& blocks) {
+    for (const NamedBlock& block : blocks) {
+      places.emplace(block.name, places.size());
+      counts.push_back(count_blocks(*block.block));
+      Dimensions& own = dimensions.emplace_back();
+      for (Dimension& dimension : block.block->dimensions()) {
+        own.names.push_back(dimension.name);
+        own.by_name.emplace(dimension.name, std::move(dimension));
+      }
+    }
+  }
+
+  std::unordered_map<std::string, size_t> places;
+  /// Of each block: how many it is with those inside, and what may be narrowed.
+  std::vector<size_t> counts;
+  std::vector<Dimensions> dimensions;
+};
+
+Description::Description(const NetworkOptions& options)
+    : input_(options.input_),
+      dtype_(options.dtype_),
+      parameter_dtype_(
+          options.parameter_dtype_.value_or(at::isFloatingType(dtype_) ? dtype_ : at::kFloat)),
+      merge_(options.merge_) {
+  TORCH_CHECK_VALUE(!input_.empty(),
+                    "nsn::Description: the network's input has no shape. Give the shape of one "
+                    "sample without the batch dimension, such as 784.");
+  checked_numel(input_, "the network's input");
+  TORCH_CHECK_VALUE(at::isFloatingType(dtype_) || at::isIntegralType(dtype_, /*includeBool=*/false),
+                    "nsn::Description: the network's input dtype must be a floating or an integral "
+                    "one, but got ",
+                    dtype_, ". Use float32.");
+  TORCH_CHECK_VALUE(at::isFloatingType(parameter_dtype_),
+                    "nsn::Description: the parameters' dtype "
+                    "must be a floating one, but got ",
+                    parameter_dtype_, ". Use float32.");
+  TORCH_CHECK_VALUE(!at::isFloatingType(dtype_) || parameter_dtype_ == dtype_,
+                    "nsn::Description: the parameters' dtype must be that of the floating input, ",
+                    dtype_, ", but got ", parameter_dtype_, ". Give the input's alone.");
+  add_blocks(options);
+
+  TORCH_CHECK_VALUE(options.subnetworks_.size() <= kMostSubnetworks,
+                    "nsn::Description: a network has at most ", kMostSubnetworks,
+                    " sub-networks, but got ", options.subnetworks_.size(), ". Describe fewer.");
+  std::unordered_set<std::string> names;
+  for (const auto& [name, subnetwork] : options.subnetworks_) {
+    check_name(name, "sub-network");
+    TORCH_CHECK_VALUE(names.insert(name).second, "nsn::Description: two sub-networks are named '",
+                      name, "'. Rename one.");
+  }
+  const Lookup lookup(blocks_);
+  // "base" comes first, and has all blocks unless it is described.
+  std::vector<std::pair<std::string, SubnetworkOptions>> all;
+  const auto base = std::find_if(options.subnetworks_.begin(), options.subnetworks_.end(),
+                                 [](const auto& subnetwork) { return subnetwork.first == kBase; });
+  if (base != options.subnetworks_.end()) {
+    all.push_back(*base);
+  } else {
+    all.emplace_back(kBase, SubnetworkOptions());
+  }
+  for (const auto& subnetwork : options.subnetworks_) {
+    if (subnetwork.first != kBase) all.push_back(subnetwork);
+  }
+  std::vector<std::string> every;
+  for (const auto& block : blocks_) every.push_back(block.name);
+  size_t fits = 0;
+  for (auto& [name, subnetwork] : all) {
+    if (subnetwork.keeps_all_) subnetwork.blocks_ = every;
+    for (const std::string& block : subnetwork.blocks()) {
+      const auto place = lookup.places.find(block);
+      if (place != lookup.places.end()) fits += lookup.counts[place->second];
+    }
+    TORCH_CHECK_VALUE(fits <= kMostFits, "nsn::Description: the sub-networks keep more than ",
+                      kMostFits, " blocks together, counting those inside blocks. Describe fewer.");
+    add_subnetwork(name, subnetwork, lookup);
+  }
+
+  std::vector<bool> kept(blocks_.size(), false);
+  for (const Subnetwork& subnetwork : subnetworks_) {
+    for (const size_t block : subnetwork.blocks) kept[block] = true;
+  }
+  for (const size_t block : c10::irange(blocks_.size())) {
+    TORCH_CHECK_VALUE(kept[block], "nsn::Description: no sub-network keeps block '",
+                      blocks_[block].name, "'. Remove it, or add it to a sub-network.");
+  }
+  add_parameters();
+  add_uses();
+  add_tied_slices();
+  count_parameters();
+  rank_subnetworks();
+  check_rules();
+}
+
+void Description::add_blocks(const NetworkOptions& options) {
+  TORCH_CHECK_VALUE(!options.blocks_.empty(),
+                    "nsn::Description: the network has no blocks. Add at least one, such as a "
+                    "Dense of 784 and 10 features.");
+  std::unordered_set<std::string> names;
+  for (const auto& given : options.blocks_) {
+    check_name(given.name, "block");
+    TORCH_CHECK_VALUE(names.insert(given.name).second, "nsn::Description: two blocks are named '",
+                      given.name, "'. Rename one.");
+    TORCH_CHECK_VALUE(given.block != nullptr, "nsn::Description: block '", given.name,
+                      "' is null. Give its options, for example DenseOptions(784, 10).");
+    check_block(given.name, *given.block);
+    blocks_.push_back({given.name, given.block, given.block->parameters(),
+                       given.rule.value_or(merge_), given.rule.has_value()});
+    for (const ParameterSpec& parameter : blocks_.back().parameters) {
+      checked_numel(parameter.shape, "parameter '" + given.name + "." + parameter.name + "'");
+    }
+  }
+}
+
+void Description::add_subnetwork(const std::string& name, const SubnetworkOptions& options,
+                                 const Lookup& lookup) {
+  TORCH_CHECK_VALUE(!options.blocks().empty(), "nsn::Description: sub-network '", name,
+                    "' keeps no block. Name at least one, or remove the sub-network.");
+  const auto& places = lookup.places;
+  Subnetwork subnetwork{name, options, {}, {}, {}, {}, {}, 0, 0, 0};
+  for (const std::string& block_name : options.blocks()) {
+    const auto found = places.find(block_name);
+    if (found == places.end()) {
+      std::vector<std::string> all;
+      for (const auto& block : blocks_) all.push_back(block.name);
+      TORCH_CHECK_VALUE(false, "nsn::Description: sub-network '", name,
+                        "' names a block that does not exist: '", block_name, "'. The blocks are ",
+                        quoted(all), ".");
+    }
+    const size_t place = found->second;
+    TORCH_CHECK_VALUE(subnetwork.blocks.empty() || subnetwork.blocks.back() < place,
+                      "nsn::Description: sub-network '", name, "' keeps block '", block_name,
+                      "' after '", blocks_[subnetwork.blocks.back()].name,
+                      "', but blocks are kept in the order of the network, each once. List '",
+                      block_name, "' where the network has it.");
+    subnetwork.blocks.push_back(place);
+  }
+  const std::string prefix = "nsn::Description: sub-network '" + name + "'";
+  const auto kept_place = [&](const std::string& block_name, const char* sets) {
+    const auto found = places.find(block_name);
+    const auto kept =
+        found == places.end() ? std::nullopt : position(subnetwork.blocks, found->second);
+    TORCH_CHECK_VALUE(kept, prefix, " sets a ", sets, " for block '", block_name,
+                      "', which it does not keep. It keeps ", quoted(options.blocks()), ".");
+    return *kept;
+  };
+  std::vector<detail::KeptBlock> kept_blocks;
+  for (const size_t block : subnetwork.blocks)
+    kept_blocks.push_back({blocks_[block].block.get(), {}, {}});
+  for (const auto& [block_name, probability] : options.dropout()) {
+    const size_t kept = kept_place(block_name, "dropout");
+    const Block& block = *blocks_[subnetwork.blocks[kept]].block;
+    TORCH_CHECK_VALUE(block.dropout().has_value(), prefix, " sets a dropout for block '",
+                      block_name, "', but a ", block.type(), " has none. Remove it.");
+    TORCH_CHECK_VALUE(probability >= 0.0 && probability <= 1.0, prefix, ": the dropout of block '",
+                      block_name, "' must be a probability from 0 to 1, but got ", probability,
+                      ".");
+    TORCH_CHECK_VALUE(!kept_blocks[kept].use.dropout, prefix, " sets the dropout of block '",
+                      block_name, "' twice. Set it once.");
+    kept_blocks[kept].use.dropout = probability;
+  }
+  std::unordered_set<std::string> set;
+  std::optional<Width> of_all;
+  for (const auto& [block_name, dimension_name, width] : options.widths()) {
+    if (block_name == SubnetworkOptions::kAll) {
+      TORCH_CHECK_VALUE(!of_all && dimension_name.empty(), prefix,
+                        " sets the width of all blocks twice. Set it once.");
+      of_all = width;
+      continue;
+    }
+    const size_t kept = kept_place(block_name, "width");
+    const Block& block = *blocks_[subnetwork.blocks[kept]].block;
+    const auto& own = lookup.dimensions[subnetwork.blocks[kept]];
+    TORCH_CHECK_VALUE(!own.names.empty(), prefix, " sets a width for block '", block_name,
+                      "', but a ", block.type(), " has none of its own. Remove it.");
+    const Dimension* dimension = own.find(dimension_name);
+    TORCH_CHECK_VALUE(dimension != nullptr || !dimension_name.empty(), prefix,
+                      " sets one width for block '", block_name,
+                      "', which has several dimensions: ", quoted(own.names), ". Name them. ",
+                      kWidths);
+    TORCH_CHECK_VALUE(dimension != nullptr, prefix, ": block '", block_name, "' has no dimension '",
+                      dimension_name,
+                      "', or several in it. Its dimensions "
+                      "are ",
+                      quoted(own.names), ". ", kWidths);
+    const std::string what =
+        prefix + ": the width '" + dimension->name + "' of block '" + block_name + "'";
+    TORCH_CHECK_VALUE(set.insert(block_name + "." + dimension->name).second, what,
+                      " is set twice. Set it once.");
+    const int64_t count = width.of(*dimension, what);
+    TORCH_CHECK_VALUE(name != kBase || count == dimension->full, what,
+                      " is narrowed, but base is at full width. Make the block itself narrower, or "
+                      "rename the sub-network. ",
+                      kWidths);
+    if (count == dimension->full) continue;
+    if (dimension_name == dimension->name) {
+      kept_blocks[kept].use.width[dimension->name] = count;
+    } else {
+      kept_blocks[kept].unnamed.emplace_back(dimension->name, count);
+    }
+  }
+
+  const Signal input{whole(input_), !at::isFloatingType(dtype_)};
+  subnetwork.fits = settle_widths(prefix, options.blocks(), kept_blocks, input, dtype_);
+  if (of_all) {
+    const auto* fraction = std::get_if<double>(&of_all->value());
+    TORCH_CHECK_VALUE(fraction != nullptr && *fraction > 0.0 && *fraction <= 1.0, prefix,
+                      ": the width of all blocks must be a fraction above 0 and up to 1, but got ",
+                      std::visit([](auto value) { return c10::str(value); }, of_all->value()),
+                      ". Give one such as 0.5, and counts to single blocks. ", kWidths);
+    TORCH_CHECK_VALUE(name != kBase || *fraction == 1.0, prefix,
+                      " is narrowed, but base is at full width. Rename the sub-network. ", kWidths);
+    for (const size_t i : c10::irange(kept_blocks.size())) {
+      const auto& own = lookup.dimensions[subnetwork.blocks[i]];
+      for (const std::string& each : own.names) {
+        const Dimension& dimension = own.by_name.at(each);
+        const int64_t count = of_all->of(dimension, prefix);
+        if (count == dimension.full ||
+            set.count(blocks_[subnetwork.blocks[i]].name + "." + each) > 0) {
+          continue;
+        }
+        kept_blocks[i].unnamed.emplace_back(each, count);
+      }
+    }
+    detail::narrow(kept_blocks, input);
+    subnetwork.fits.clear();
+    detail::fit_row(kept_blocks, input, subnetwork.fits);
+  }
+  for (const Fit& fit : subnetwork.fits) {
+    subnetwork.flops = detail::saturating_add(subnetwork.flops, fit.flops);
+  }
+  subnetwork.output = kept_shape(subnetwork.fits.back().output.layout);
+  subnetworks_.push_back(std::move(subnetwork));
+}
+
+/// The table: each block's parameters, a private one once for each sub-network that keeps the
+/// block.
+void Description::add_parameters() {
+  for (Subnetwork& subnetwork : subnetworks_) subnetwork.places.resize(subnetwork.blocks.size());
+  std::unordered_map<std::string, size_t> table;
+  std::unordered_set<size_t> tied;
+  for (const bool ties : {false, true}) {
+    for (const size_t b : c10::irange(blocks_.size())) {
+      for (const size_t p : c10::irange(blocks_[b].parameters.size())) {
+        const ParameterSpec& spec = blocks_[b].parameters[p];
+        const std::string name = blocks_[b].name + "." + spec.name;
+        if (spec.tied_to.empty() == ties) continue;
+        if (ties) {
+          const auto owner = table.find(spec.tied_to);
+          TORCH_CHECK_VALUE(owner != table.end(), "nsn::Description: block '", blocks_[b].name,
+                            "' (", blocks_[b].block->type(), ") uses the parameter '", spec.tied_to,
+                            "', which no block has. Name an Embedding of this network.");
+          TORCH_CHECK_VALUE(parameters_[owner->second].shape == spec.shape,
+                            "nsn::Description: block '", blocks_[b].name, "' (",
+                            blocks_[b].block->type(), ") uses the parameter '", spec.tied_to,
+                            "' in the shape ", to_string(spec.shape), ", but it has ",
+                            to_string(parameters_[owner->second].shape), ". Make them equal.");
+          tied.insert(owner->second);
+        }
+        const auto dtype = spec.dtype.value_or(parameter_dtype());
+        if (!ties && !spec.per_subnetwork) {
+          table.emplace(name, parameters_.size());
+          parameters_.push_back({name, spec.shape, dtype, spec.decays, spec.is_buffer, b, p,
+                                 std::nullopt, spec.counts_batches});
+        }
+        for (const size_t s : c10::irange(subnetworks_.size())) {
+          Subnetwork& subnetwork = subnetworks_[s];
+          const auto at = position(subnetwork.blocks, b);
+          if (!at) continue;
+          auto& places = subnetwork.places[*at];
+          places.resize(blocks_[b].parameters.size());
+          if (spec.per_subnetwork) {
+            places[p] = {parameters_.size(), /*is_private=*/true};
+            parameters_.push_back({name + "_" + subnetwork.name,
+                                   kept_shape(subnetwork.fits[*at].slices[p]), dtype, spec.decays,
+                                   spec.is_buffer, b, p, s, spec.counts_batches});
+          } else {
+            places[p] = {ties ? table.at(spec.tied_to) : parameters_.size() - 1};
+          }
+        }
+      }
+    }
+  }
+  std::unordered_set<std::string> names;
+  for (const Parameter& parameter : parameters_) {
+    TORCH_CHECK_VALUE(names.insert(parameter.name).second,
+                      "nsn::Description: two tensors are named '", parameter.name,
+                      "'. Rename the block or sub-network.");
+  }
+  for (Subnetwork& subnetwork : subnetworks_) {
+    for (auto& places : subnetwork.places) {
+      for (ParameterPlace& place : places) place.is_tied = tied.count(place.place) > 0;
+    }
+  }
+}
+
+/// For each sub-network and tied parameter the slice that covers all its uses.
+void Description::add_tied_slices() {
+  for (Subnetwork& subnetwork : subnetworks_) {
+    for (const size_t i : c10::irange(subnetwork.blocks.size())) {
+      for (const size_t p : c10::irange(subnetwork.places[i].size())) {
+        const ParameterPlace& place = subnetwork.places[i][p];
+        if (!place.is_tied) continue;
+        const Layout& slice = subnetwork.fits[i].slices[p];
+        Layout& covered = subnetwork.tied.emplace(place.place, slice).first->second;
+        for (const size_t dim : c10::irange(slice.size())) {
+          if (covered[dim] == slice[dim]) continue;
+          TORCH_CHECK_VALUE(covered[dim].is_leading() && slice[dim].is_leading(),
+                            "nsn::Description: sub-network '", subnetwork.name,
+                            "' uses the parameter '", parameters_[place.place].name,
+                            "' in two slices that have no common one: ", to_string(covered),
+                            " and ", to_string(slice), ". Give both uses one width.");
+          if (slice[dim].kept() > covered[dim].kept()) covered[dim] = slice[dim];
+        }
+      }
+    }
+  }
+}
+
+void Description::add_uses() {
+  uses_.resize(parameters_.size());
+  for (const size_t s : c10::irange(subnetworks_.size())) {
+    for (const size_t i : c10::irange(subnetworks_[s].places.size())) {
+      for (const size_t p : c10::irange(subnetworks_[s].places[i].size())) {
+        auto& uses = uses_[subnetworks_[s].places[i][p].place];
+        if (uses.empty() || uses.back().subnetwork != s) uses.push_back({s, i, p});
+      }
+    }
+  }
+}
+
+std::vector<Description::User> Description::users_of(size_t parameter) const {
+  std::vector<User> result;
+  for (const Use& use : uses_[parameter]) {
+    const Subnetwork& subnetwork = subnetworks_[use.subnetwork];
+    const auto tied = subnetwork.tied.find(parameter);
+    result.push_back({use.subnetwork, tied != subnetwork.tied.end()
+                                          ? &tied->second
+                                          : &subnetwork.fits[use.block].slices[use.spec]});
+  }
+  return result;
+}
+
+std::vector<size_t> Description::siblings_of(size_t parameter) const {
+  std::vector<size_t> result;
+  const Parameter& own = parameters_[parameter];
+  // Those of one block and specification stand beside each other.
+  const auto is_sibling = [&](size_t other) {
+    return parameters_[other].block == own.block && parameters_[other].spec == own.spec;
+  };
+  size_t first = parameter, last = parameter;
+  while (first > 0 && is_sibling(first - 1)) --first;
+  while (last + 1 < parameters_.size() && is_sibling(last + 1)) ++last;
+  for (const size_t other : c10::irange(first, last + 1)) {
+    if (other != parameter) result.push_back(other);
+  }
+  return result;
+}
+
+void Description::count_parameters() {
+  for (const size_t p : c10::irange(parameters_.size())) {
+    const auto users = users_of(p);
+    std::vector<const Layout*> slices;
+    for (const User& user : users) {
+      if (!parameters_[p].is_buffer) {
+        int64_t& count = subnetworks_[user.subnetwork].parameter_count;
+        count = detail::saturating_add(count, c10::multiply_integers(kept_shape(*user.slice)));
+      }
+      if (!parameters_[p].subnetwork) slices.push_back(user.slice);
+    }
+    TORCH_CHECK_VALUE(slices.empty() || common_view(slices), "nsn::Description: parameter '",
+                      parameters_[p].name,
+                      "': the sub-networks' slices of it do not fit together. "
+                      "Give them widths that are multiples of each other's parts.");
+  }
+}
+
+void Description::rank_subnetworks() {
+  std::vector<size_t> order(subnetworks_.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return subnetworks_[a].parameter_count < subnetworks_[b].parameter_count;
+  });
+  for (const size_t i : c10::irange(order.size())) {
+    subnetworks_[order[i]].rank = static_cast<int64_t>(i);
+  }
+}
+
+void Description::check_rules() const {
+  std::unordered_set<std::string> known;
+  for (const Subnetwork& subnetwork : subnetworks_) known.insert(subnetwork.name);
+  for (const NamedBlock& block : blocks_) {
+    for (const auto& [name, coefficient] : block.rule.weights()) {
+      static_cast<void>(coefficient);
+      TORCH_CHECK_VALUE(known.count(name) > 0, "nsn::Description: merge rule 'weighted' of block '",
+                        block.name, "' names a sub-network that does not exist: '", name,
+                        "'. The sub-networks are ", quoted(names()), ".");
+    }
+  }
+  for (const NamedBlock& block : blocks_) {
+    if (block.overrides_rule) check_own_rule(block);
+    try {
+      block.block->check_rule(block.rule);
+    } catch (const Misfit& problem) {
+      TORCH_CHECK_VALUE(false, "nsn::Description: block '", block.name, "' (", block.block->type(),
+                        ") cannot obey merge rule '", block.rule.name(), "': ", problem.what());
+    }
+  }
+  // Asking for all coefficients once finds a weighted rule that leaves out a sub-network.
+  for (const size_t p : c10::irange(parameters_.size())) {
+    if (blocks_[parameters_[p].block].rule.weights().empty() || parameters_[p].subnetwork) continue;
+    std::vector<merge::Lane> lanes;
+    for (const User& user : users_of(p)) {
+      lanes.push_back({subnetworks_[user.subnetwork].name, subnetworks_[user.subnetwork].rank});
+    }
+    blocks_[parameters_[p].block].rule.coefficients(lanes);
+  }
+}
+
+Description Description::alone(const std::string& name) const {
+  const Subnetwork& kept = subnetwork(name);
+  NetworkOptions options;
+  options.input(input_, dtype_).dtype(parameter_dtype_);
+  std::unordered_map<std::string, Shape> shapes;
+  for (const size_t i : c10::irange(kept.blocks.size())) {
+    const NamedBlock& block = blocks_[kept.blocks[i]];
+    BlockPtr own = block.block->narrowed(kept.fits[i]);
+    if (!own) own = block.block->copy();
+    if (!own) own = block.block;
+    if (const auto* output = dynamic_cast<const TiedOutput*>(own.get())) {
+      // Without the embedding, or at another width than that, it has a weight of its own.
+      const ParameterSpec weight = output->parameters()[0];
+      const auto owner = shapes.find(weight.tied_to);
+      if (owner == shapes.end() || owner->second != weight.shape) own = output->untied();
+    }
+    for (const ParameterSpec& parameter : own->parameters()) {
+      shapes.emplace(block.name + "." + parameter.name, parameter.shape);
+    }
+    options.block(block.name, std::move(own));
+  }
+  return Description(options);
+}
+
+Description Description::with_dtype(at::ScalarType dtype) const {
+  TORCH_CHECK_VALUE(at::isFloatingType(dtype),
+                    "nsn::Description: the parameters' dtype must be a "
+                    "floating one, but got ",
+                    dtype, ". Use float32.");
+  Description result = *this;
+  if (at::isFloatingType(dtype_)) result.dtype_ = dtype;
+  result.parameter_dtype_ = dtype;
+  for (Parameter& parameter : result.parameters_) {
+    if (at::isFloatingType(parameter.dtype)) parameter.dtype = dtype;
+  }
+  return result;
+}
+
+std::vector<std::string> Description::blocks_with_modes() const {
+  std::unordered_set<std::string> set;
+  for (const Subnetwork& subnetwork : subnetworks_) {
+    for (const auto& [block, probability] : subnetwork.options.dropout()) {
+      static_cast<void>(probability);
+      set.insert(block);
+    }
+  }
+  std::vector<std::string> result;
+  for (const NamedBlock& block : blocks_) {
+    if (set.count(block.name) > 0 || has_modes(*block.block)) result.push_back(block.name);
+  }
+  return result;
+}
+
+std::vector<std::string> Description::names() const {
+  std::vector<std::string> result;
+  for (const Subnetwork& subnetwork : subnetworks_) result.push_back(subnetwork.name);
+  return result;
+}
+
+size_t Description::index_of(const std::string& subnetwork) const {
+  const auto found = std::find_if(subnetworks_.begin(), subnetworks_.end(),
+                                  [&](const auto& each) { return each.name == subnetwork; });
+  TORCH_CHECK_VALUE(found != subnetworks_.end(), "nsn: there is no sub-network '", subnetwork,
+                    "'. The sub-networks are ", quoted(names()), ".");
+  return static_cast<size_t>(found - subnetworks_.begin());
+}
+
+const Description::Subnetwork& Description::subnetwork(const std::string& name) const {
+  return subnetworks_[index_of(name)];
+}
+
+Description Description::with_blocks(const std::function<BlockPtr(const Block&)>& replace) const {
+  Description result = *this;
+  for (NamedBlock& block : result.blocks_) {
+    if (BlockPtr other = replace(*block.block)) block.block = std::move(other);
+  }
+  return result;
+}
+
+int64_t Description::parameter_count() const noexcept {
+  int64_t count = 0;
+  for (const Parameter& parameter : parameters_) {
+    if (parameter.is_buffer) continue;
+    count = detail::saturating_add(count, c10::multiply_integers(parameter.shape));
+  }
+  return count;
+}
+
+std::vector<std::string> Description::parameter_names() const {
+  std::vector<std::string> result;
+  for (const Parameter& parameter : parameters_) result.push_back(parameter.name);
+  return result;
+}
+
+}  // namespace nsn

@@ -1,0 +1,512 @@
+#include "nsn/network/core.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "blocks/modules.h"
+#include "blocks/slices.h"
+#include "blocks/tied.h"
+#include "kernels/mix.h"
+#include "network/by_lane.h"
+#include "network/parameters.h"
+#include "nsn/functional/functional.h"
+#include "nsn/operations/cpu.h"
+#include "operations/autocast.h"
+#include "operations/lanes.h"
+#include "operations/workspace.h"
+#include "values/regions.h"
+
+namespace nsn {
+
+namespace {
+
+constexpr size_t kNone = static_cast<size_t>(-1);
+
+void check_lanes(const Description& description, c10::ArrayRef<size_t> subnetworks) {
+  const auto& described = description.subnetworks();
+  TORCH_CHECK_VALUE(!subnetworks.empty(),
+                    "nsn::Network: a joint pass needs at least one sub-network, but got "
+                    "none. Name some.");
+  for (const size_t lane : c10::irange(subnetworks.size())) {
+    const size_t subnetwork = subnetworks[lane];
+    TORCH_CHECK_VALUE(subnetwork < described.size(), "nsn::Core: there is no sub-network ",
+                      subnetwork, "; there are ", described.size(), ".");
+    TORCH_CHECK_VALUE(std::find(subnetworks.begin(), subnetworks.begin() + lane, subnetwork) ==
+                          subnetworks.begin() + lane,
+                      "nsn::Network: sub-network '", described[subnetwork].name,
+                      "' is asked for twice in one joint pass. Name it once.");
+  }
+}
+
+}  // namespace
+
+uint64_t draw_seed() {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
+}
+
+Core::Core(Description description)
+    : description_(std::move(description)), workspace_(std::make_shared<detail::Workspace>()) {
+  cpu_level();  // throws where another was asked for than there is
+  trace_ways();
+}
+
+/// Tells for each sub-network and block what it passes, and the ways before and behind it.
+void Core::trace_ways() {
+  const auto& subnetworks = description_.subnetworks();
+  passes_.resize(subnetworks.size());
+  for (const size_t s : c10::irange(subnetworks.size())) {
+    const auto& subnetwork = subnetworks[s];
+    uint64_t way = 0;  // the network's input, which all share
+    for (const size_t i : c10::irange(subnetwork.blocks.size())) {
+      const auto& block = description_.blocks()[subnetwork.blocks[i]];
+      const uint64_t next = detail::next_way(way, subnetwork.blocks[i], subnetwork.fits[i],
+                                             detail::has_private_parts(block.parameters), s);
+      passes_[s].push_back({{subnetwork.name, subnetwork.rank},
+                            s,
+                            &subnetwork.fits[i],
+                            subnetwork.places[i].data(),
+                            way,
+                            next});
+      way = next;
+    }
+    has_tied_ = has_tied_ || !subnetwork.tied.empty();
+  }
+}
+
+std::vector<at::Tensor> Core::initial_parameters() const {
+  const at::NoGradGuard no_grad;
+  const auto& table = description_.parameters();
+  std::vector<at::Tensor> result(table.size());
+  for (const size_t b : c10::irange(description_.blocks().size())) {
+    const auto& block = description_.blocks()[b];
+    std::vector<at::Tensor> own;
+    if (const auto module = block.block->module()) {
+      own = detail::tensors_of(*module);
+    } else {
+      for (const ParameterSpec& parameter : block.parameters) {
+        const auto dtype = parameter.dtype.value_or(description_.parameter_dtype());
+        own.push_back(at::empty(parameter.shape, at::TensorOptions().dtype(dtype)));
+      }
+      block.block->initialize(own);
+    }
+    for (const size_t place : c10::irange(table.size())) {
+      if (table[place].block != b) continue;
+      const at::Tensor& whole = own[table[place].spec];
+      result[place] = table[place].subnetwork
+                          ? detail::slice_of(whole, *description_.users_of(place)[0].slice).clone()
+                          : whole;
+    }
+  }
+  return result;
+}
+
+void Core::check_table(at::TensorList parameters) const {
+  const size_t expected = description_.parameters().size();
+  TORCH_CHECK_VALUE(parameters.size() == expected, "nsn::Core: expected ", expected,
+                    " parameters, but got ", parameters.size(),
+                    ". Give those of the description, in its order.");
+}
+
+void Core::check_input(const at::Tensor& x) const {
+  TORCH_CHECK_VALUE(x.defined(), "nsn::Network: the input is an undefined tensor. Pass a batch.");
+  const Shape& shape = description_.input();
+  const bool fits = x.dim() == static_cast<int64_t>(shape.size()) + 1 &&
+                    x.sizes().slice(1) == at::IntArrayRef(shape);
+  if (!fits) {
+    std::string extents;
+    for (const int64_t extent : shape) extents += ", " + std::to_string(extent);
+    const int64_t numel = c10::multiply_integers(shape);
+    const bool is_sample = x.sizes() == at::IntArrayRef(shape);
+    const bool is_reshaped = x.dim() > 0 && x.numel() == x.size(0) * numel;
+    const std::string remedy =
+        is_sample                          ? "For a single sample use unsqueeze(0)"
+        : is_reshaped && shape.size() == 1 ? "Reshape the batch with flatten(1)"
+        : is_reshaped                      ? "Reshape the batch to (-1" + extents + ")"
+        : x.dim() == static_cast<int64_t>(shape.size()) + 1
+            ? "Bring the samples to that size, for example with interpolate, or describe a network "
+              "of theirs"
+            : "Give samples of that shape, with the batch in front";
+    TORCH_CHECK_VALUE(false, "nsn::Network: expected input of shape (B", extents,
+                      "), a batch of samples, but got ", to_string(x.sizes().vec()), ". ", remedy,
+                      ".");
+  }
+  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) == at::isFloatingType(description_.dtype()),
+                    "nsn::Network: expected input of dtype ", description_.dtype(), ", but got ",
+                    x.scalar_type(), ". Convert the batch with to().");
+}
+
+void Core::check_parameters(at::TensorList parameters, const BlockPass& pass, size_t place,
+                            const at::Tensor& x) const {
+  const auto& block = description_.blocks()[place];
+  const auto check = [&](size_t at) {
+    const at::Tensor& parameter = parameters[at];
+    const Description::Parameter& expected = description_.parameters()[at];
+    TORCH_CHECK_VALUE(parameter.defined(), "nsn::Network: parameter '", expected.name,
+                      "' is undefined. Give a tensor of shape ", to_string(expected.shape), ".");
+    TORCH_CHECK_VALUE(parameter.sizes() == at::IntArrayRef(expected.shape),
+                      "nsn::Network: parameter '", expected.name, "' must have shape ",
+                      to_string(expected.shape), ", but has ", to_string(parameter.sizes().vec()),
+                      ". Put a tensor of that shape there.");
+    // Autocast brings floating dtypes to one, but for float64.
+    const bool casts = detail::autocast_dtype(parameter) && x.scalar_type() != at::kDouble;
+    if (!casts && !expected.is_buffer) {
+      detail::check_dtype(x, expected.name, parameter.scalar_type());
+    }
+  };
+  for (const size_t p : c10::irange(block.parameters.size())) {
+    const size_t lanes = block.parameters[p].per_subnetwork ? pass.lanes.size() : 1;
+    for (const size_t lane : c10::irange(lanes)) check(pass.lanes[lane].parameters[p].place);
+  }
+}
+
+/// One share node for each tied parameter, over all lanes of the pass that use it.
+void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks,
+                      const Mode& mode, detail::TiedLanes& tied) const {
+  std::map<size_t, std::vector<size_t>> users;
+  for (const size_t s : subnetworks) {
+    for (const auto& [place, slice] : description_.subnetworks()[s].tied) {
+      static_cast<void>(slice);
+      users[place].push_back(s);
+    }
+  }
+  for (const auto& [place, lanes] : users) {
+    std::vector<const Layout*> slices;
+    std::vector<merge::Lane> merge_lanes;
+    for (const size_t s : lanes) {
+      const auto& subnetwork = description_.subnetworks()[s];
+      slices.push_back(&subnetwork.tied.at(place));
+      merge_lanes.push_back({subnetwork.name, subnetwork.rank});
+    }
+    const auto rule = rule_of(description_.parameters()[place].block, subnetworks, mode);
+    const auto shared = functional::share_layouts(parameters[place], slices, rule, merge_lanes);
+    for (const size_t i : c10::irange(lanes.size())) {
+      tied.slices[{place, lanes[i]}] = shared[i];
+    }
+  }
+}
+
+/// Blocks may be anybody's: what comes out has to be what their fit said.
+void Core::check_outputs(at::TensorList outputs, const Description::NamedBlock& block,
+                         const BlockPass& pass, const c10::SymInt& batch) {
+  const auto name = [&] {
+    return "nsn::Network: block '" + block.name + "' (" + block.block->type() + ")";
+  };
+  TORCH_CHECK_VALUE(outputs.size() == pass.lanes.size(), name(), " gave ", outputs.size(),
+                    " outputs for ", pass.lanes.size(),
+                    " sub-networks. Let its `joint` return one for each input, in order.");
+  for (const size_t lane : c10::irange(outputs.size())) {
+    const at::Tensor& output = outputs[lane];
+    const Layout& expected = pass.lanes[lane].fit->output.layout;
+    bool fits = output.defined() && output.dim() == static_cast<int64_t>(expected.size()) + 1 &&
+                output.sym_size(0) == batch;
+    for (size_t i = 0; fits && i < expected.size(); ++i) {
+      fits = output.size(static_cast<int64_t>(i) + 1) == expected[i].kept();
+    }
+    if (fits) continue;
+    std::string wanted = "(B";
+    for (const Axis& axis : expected) wanted += ", " + std::to_string(axis.kept());
+    TORCH_CHECK_VALUE(false, name(), " must give sub-network '", pass.lanes[lane].lane.name,
+                      "' an output of shape ", wanted, "), as its fit says, but gave ",
+                      output.defined() ? to_string(output.sizes().vec()) : "an undefined tensor",
+                      ". Change its `fit` (or `output_shape`), or what it computes.");
+  }
+}
+
+std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor& x,
+                                    c10::ArrayRef<size_t> subnetworks, bool training) const {
+  return run(parameters, x, subnetworks, {training});
+}
+
+at::Tensor Core::lane(at::TensorList parameters, const at::Tensor& x,
+                      c10::ArrayRef<size_t> subnetworks, size_t lane, bool training,
+                      uint64_t seed) const {
+  check_lanes(description_, subnetworks);
+  TORCH_CHECK_VALUE(lane < subnetworks.size(), "nsn::Core: there is no lane ", lane, "; there are ",
+                    subnetworks.size(), ".");
+  check_table(parameters);
+  check_input(x);
+  const std::vector<at::Tensor> own =
+      detail::for_lane(description_, parameters, subnetworks, lane, training);
+  Mode mode{training};
+  mode.seed = seed;
+  mode.part_of = subnetworks;
+  return run(own, x, subnetworks[lane], mode)[0];
+}
+
+/// The rule of a block. A lane that is part of a pass has its coefficients in the parameters
+/// already (detail::for_lane), but for a wrapped module, whose parameters are not the table's.
+merge::Rule Core::rule_of(size_t place, c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
+  const auto& block = description_.blocks()[place];
+  if (mode.part_of.empty()) return block.rule;
+  if (!block.block->module()) return merge::sum();
+  std::vector<merge::Lane> lanes;
+  size_t own = 0;
+  for (const size_t s : mode.part_of) {
+    const auto& subnetwork = description_.subnetworks()[s];
+    const auto& kept = subnetwork.blocks;
+    if (std::find(kept.begin(), kept.end(), place) == kept.end()) continue;
+    if (s == subnetworks[0]) own = lanes.size();
+    lanes.push_back({subnetwork.name, subnetwork.rank});
+  }
+  return merge::weighted({{lanes[own].name, block.rule.coefficients(lanes)[own]}});
+}
+
+void Core::calibrate(at::TensorList parameters, const at::Tensor& x,
+                     c10::ArrayRef<size_t> subnetworks) const {
+  const at::NoGradGuard no_grad;
+  run(parameters, x, subnetworks, {/*training=*/false, /*calibrating=*/true});
+}
+
+std::vector<at::Tensor> Core::start_statistics(at::TensorList parameters,
+                                               c10::ArrayRef<size_t> subnetworks) const {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> result = parameters.vec();
+  bool found = false;
+  for (const size_t s : subnetworks) {
+    const auto& subnetwork = description_.subnetworks()[s];
+    for (const size_t i : c10::irange(subnetwork.blocks.size())) {
+      const auto& block = description_.blocks()[subnetwork.blocks[i]];
+      if (block.block->module()) continue;  // keeps its statistics by itself
+      const auto& places = subnetwork.places[i];
+      const bool counts = std::any_of(places.begin(), places.end(), [&](const auto& place) {
+        return description_.parameters()[place.place].counts_batches;
+      });
+      if (!counts) continue;
+      found = true;
+      for (const ParameterPlace& at : places) {
+        const auto& parameter = description_.parameters()[at.place];
+        at::Tensor& own = result[at.place];
+        if (!parameter.is_buffer || !own.is_same(parameters[at.place])) continue;
+        own = own.clone();
+        if (parameter.counts_batches) own.zero_();
+      }
+    }
+  }
+  TORCH_CHECK_VALUE(found,
+                    "nsn::recalibrate: the network has no running statistics. Only BatchNorm "
+                    "has.");
+  return result;
+}
+
+void Core::take_statistics(at::TensorList parameters, at::TensorList made) const {
+  const at::NoGradGuard no_grad;
+  for (const size_t place : c10::irange(made.size())) {
+    if (!made[place].is_same(parameters[place])) parameters[place].copy_(made[place]);
+  }
+}
+
+/// A network that was never trained evaluates by the statistics it starts with, as torch's modules
+/// do: refused are those that were never made while other sub-networks' were.
+void Core::check_statistics(at::TensorList parameters, const LanePass& lane, size_t place) const {
+  const auto is_made = [&](size_t at) {
+    return parameters[at].defined() && !parameters[at].is_meta() &&
+           parameters[at].item<double>() > 0.0;
+  };
+  const auto& specs = description_.blocks()[place].parameters;
+  for (const size_t p : c10::irange(specs.size())) {
+    if (!specs[p].counts_batches || !specs[p].per_subnetwork) continue;
+    const size_t own = lane.parameters[p].place;
+    if (is_made(own)) continue;
+    for (const size_t other : description_.siblings_of(own)) {
+      TORCH_CHECK_VALUE(!is_made(other), "nsn::Network: the running statistics '",
+                        description_.parameters()[own].name, "' were never made for sub-network '",
+                        lane.lane.name, "', while those of others were ('",
+                        description_.parameters()[other].name,
+                        "'), so it cannot be evaluated. Train it too, or make them: "
+                        "recalibrate with some batches.");
+    }
+  }
+}
+
+void Core::check_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const {
+  for (const size_t s : subnetworks) {
+    const auto& blocks = description_.subnetworks()[s].blocks;
+    for (const size_t i : c10::irange(blocks.size())) {
+      check_statistics(parameters, passes_[s][i], blocks[i]);
+    }
+  }
+}
+
+std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_x,
+                                  c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
+  check_table(given);
+  check_input(given_x);
+  // Kernels read memory: a sign that torch has yet to apply would be lost.
+  const at::Tensor x = given_x.is_neg() ? given_x.resolve_neg() : given_x;
+  std::vector<at::Tensor> resolved;
+  if (std::any_of(given.begin(), given.end(),
+                  [](const at::Tensor& each) { return each.defined() && each.is_neg(); })) {
+    for (const size_t i : c10::irange(given.size())) {
+      const bool resolves = given[i].defined() && !description_.parameters()[i].is_buffer;
+      resolved.push_back(resolves ? given[i].resolve_neg() : given[i]);
+    }
+  }
+  const at::TensorList parameters = resolved.empty() ? given : at::TensorList(resolved);
+  check_lanes(description_, subnetworks);
+  const auto& described = description_.subnetworks();
+  const size_t lanes = subnetworks.size();
+  const uint64_t seed = mode.seed ? *mode.seed : mode.training ? draw_seed() : 0;
+  functional::Memory memory;
+  // Not for one lane after the other, which is to take little memory: their sizes differ, so that
+  // much would lie idle.
+  if (at::GradMode::is_enabled() && mode.part_of.empty()) {
+    workspace_->begin_pass();
+    memory.workspace = workspace_;
+  }
+
+  detail::TiedLanes tied;
+  if (has_tied_) share_tied(parameters, subnetworks, mode, tied);
+
+  std::vector<at::Tensor> activations(lanes, x);
+  std::vector<size_t> done(lanes, 0);  // blocks of each lane
+  const auto next_place = [&](size_t lane) {
+    const auto& own = described[subnetworks[lane]].blocks;
+    return done[lane] == own.size() ? kNone : own[done[lane]];
+  };
+  for (const size_t place : c10::irange(description_.blocks().size())) {
+    const auto& block = description_.blocks()[place];
+    std::vector<size_t> passing;
+    std::vector<at::Tensor> inputs;
+    BlockPass pass{{},
+                   rule_of(place, subnetworks, mode),
+                   mode.training,
+                   mode.calibrating,
+                   detail::mix(seed, place),
+                   memory,
+                   parameters,
+                   &tied,
+                   block.name};
+    for (const size_t lane : c10::irange(lanes)) {
+      if (next_place(lane) != place) continue;
+      passing.push_back(lane);
+      inputs.push_back(std::move(activations[lane]));
+      pass.lanes.push_back(passes_[subnetworks[lane]][done[lane]++]);
+    }
+    if (passing.empty()) continue;
+    check_parameters(parameters, pass, place, x);
+    if (!mode.training && !mode.calibrating) {
+      for (const LanePass& lane : pass.lanes) check_statistics(parameters, lane, place);
+    }
+
+    // Lanes that enter at the block where all these go on: the outputs get room for their input
+    // behind them, so that the block finds all that it reads stacked.
+    const size_t following = next_place(passing[0]);
+    const bool stay_together =
+        following != kNone && std::all_of(passing.begin(), passing.end(), [&](size_t lane) {
+          return next_place(lane) == following;
+        });
+    std::vector<size_t> entering;
+    for (const size_t lane : c10::irange(lanes)) {
+      const bool enters = done[lane] == 0 && next_place(lane) == following;
+      if (stay_together && enters && !x.requires_grad()) entering.push_back(lane);
+    }
+    if (!entering.empty()) pass.memory.room = x.numel();
+
+    auto outputs = block.block->joint(inputs, pass);
+    check_outputs(outputs, block, pass, x.sym_size(0));
+    for (const size_t i : c10::irange(passing.size())) {
+      activations[passing[i]] = std::move(outputs[i]);
+    }
+    if (entering.empty()) continue;
+    const at::Tensor room = detail::Workspace::take_room(activations[passing[0]]);
+    if (!room.defined() || room.numel() != x.numel() || room.dtype() != x.dtype()) continue;
+    const at::Tensor laid = detail::part(room, 0, x.sizes());
+    laid.copy_(x);
+    for (const size_t lane : entering) activations[lane] = detail::part(laid, 0, x.sizes());
+  }
+  // Inside the pass lanes lie together in one buffer; a caller may write into what it gets.
+  for (at::Tensor& output : activations) output = detail::own_memory(std::move(output));
+  return activations;
+}
+
+at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
+                              const std::string& block, double probability,
+                              at::IntArrayRef shape) const {
+  const size_t s = description_.index_of(subnetwork);
+  const auto& blocks = description_.subnetworks()[s].blocks;
+  const std::string top = block.substr(0, block.find('.'));
+  for (const size_t i : c10::irange(blocks.size())) {
+    const auto& described = description_.blocks()[blocks[i]];
+    if (described.name != top) continue;
+    const Block* at = described.block.get();
+    const Fit* fit = passes_[s][i].fit;
+    uint64_t block_seed = detail::mix(seed, blocks[i]);
+    uint64_t way = passes_[s][i].output_way, before = passes_[s][i].input_way;
+    std::string rest = block.substr(std::min(block.size(), top.size() + 1));
+    while (!rest.empty()) {
+      const std::string name = rest.substr(0, rest.find('.'));
+      size_t inner = 0;
+      for (; inner < at->inner().size(); ++inner) {
+        const Block& each = *at->inner()[inner].block;
+        way = detail::next_way(before, inner, fit->inner[inner],
+                               detail::has_private_parts(each.parameters()), s);
+        if (at->inner()[inner].name == name) break;
+        before = way;
+      }
+      TORCH_CHECK_VALUE(inner < at->inner().size(), "nsn::Core: there is no block '", block, "'.");
+      block_seed = detail::mix(block_seed, inner);
+      fit = &fit->inner[inner];
+      at = at->inner()[inner].block.get();
+      rest = rest.substr(std::min(rest.size(), name.size() + 1));
+    }
+    return functional::dropout_mask(shape, {probability, detail::mix(block_seed, way)});
+  }
+  TORCH_CHECK_VALUE(false, "nsn::Core: sub-network '", subnetwork, "' keeps no block '", block,
+                    "'.");
+}
+
+std::vector<double> Core::merge_coefficients(const std::string& subnetwork) const {
+  const size_t wanted = description_.index_of(subnetwork);
+  std::vector<double> result;
+  for (const size_t p : c10::irange(description_.parameters().size())) {
+    const auto& parameter = description_.parameters()[p];
+    const auto users = description_.users_of(p);
+    const auto used = std::find_if(users.begin(), users.end(), [&](const Description::User& user) {
+      return user.subnetwork == wanted;
+    });
+    if (used == users.end() || parameter.subnetwork || parameter.is_buffer) {
+      // A private parameter's gradient is its sub-network's own.
+      result.push_back(used == users.end() ? 0.0 : 1.0);
+      continue;
+    }
+    std::vector<merge::Lane> lanes;
+    std::vector<const Layout*> slices;
+    for (const Description::User& user : users) {
+      const auto& each = description_.subnetworks()[user.subnetwork];
+      lanes.push_back({each.name, each.rank});
+      slices.push_back(user.slice);
+    }
+    const auto position = static_cast<size_t>(used - users.begin());
+    const auto view = common_view(slices);
+    const auto& rule = description_.blocks()[parameter.block].rule;
+    std::optional<double> coefficient;
+    for (const merge::Region& region : merge::regions(rule, lanes, view->slices, view->view)) {
+      for (const size_t i : c10::irange(region.lanes.size())) {
+        if (region.lanes[i] != position) continue;
+        TORCH_CHECK_VALUE(!coefficient || *coefficient == region.coefficients[i],
+                          "nsn::Core: in parameter '", parameter.name,
+                          "' the coefficient of "
+                          "sub-network '",
+                          subnetwork, "' under rule '", rule.name(),
+                          "' changes from where more sub-networks use it to where fewer do, so no "
+                          "one number stands for it. Leave out `of`, or use merge::sum().");
+        coefficient = region.coefficients[i];
+      }
+    }
+    result.push_back(coefficient.value_or(0.0));
+  }
+  return result;
+}
+
+}  // namespace nsn
