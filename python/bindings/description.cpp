@@ -1,7 +1,7 @@
 #include <nsn/description/description.h>
 #include <nsn/description/lower.h>
 #include <nsn/description/summary.h>
-#include <nsn/extract/extract.h>
+#include <nsn/extract/blocks.h>
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>

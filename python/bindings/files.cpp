@@ -1,4 +1,4 @@
-#include <nsn/checkpoint/checkpoint.h>
+#include <nsn/checkpoint/tables.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 

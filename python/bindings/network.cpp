@@ -1,8 +1,8 @@
 #include <nsn/functional/share.h>
 #include <nsn/inference/pack.h>
 #include <nsn/network/core.h>
+#include <nsn/network/decay.h>
 #include <nsn/network/loss.h>
-#include <nsn/network/optim.h>
 #include <nsn/network/view.h>
 #include <nsn/operations/cpu.h>
 #include <pybind11/functional.h>

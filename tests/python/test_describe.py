@@ -263,6 +263,19 @@ def test_describe_a_recipe() -> None:
     assert json.loads(as_json.stdout) == read_description("demo").describe()
 
 
+def test_describe_a_program() -> None:
+    shown = run("describe", "demo", "--program").stdout
+    assert shown.startswith("base:\n%0: (784)\n%1 = product(%0, hidden1.weight (784, 784)")
+    assert "sub2:\n%0: (784)\n%1 = product(%0, output.weight (10, 784)" in shown
+    programs = json.loads(run("describe", "demo", "--program", "--json").stdout)
+    assert [step["primitive"] for step in programs["sub1"]["steps"]] == [
+        "product",
+        "activation",
+        "dropout",
+        "product",
+    ]
+
+
 def test_a_network_in_all_forms(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL)
     description = read_description(str(tmp_path / "small.toml"))

@@ -19,6 +19,7 @@
 #include "inference/packed_tensors.h"
 #include "network/parameters.h"
 #include "nsn/description/lower.h"
+#include "nsn/network/network.h"
 #include "operations/autocast.h"
 #include "operations/plain.h"
 

@@ -81,10 +81,12 @@ PackedProgram::Operation convolution(const PackedSlice* weight, PackedEpilogue e
   };
 }
 
-PackedProgram::Operation batch_norm(const PackedSlice* folded) {
-  return [folded](std::vector<at::Tensor>& inputs) {
+PackedProgram::Operation batch_norm(const PackedSlice* folded, PackedTensors& tensors) {
+  const auto parts = std::make_shared<std::pair<at::Tensor, at::Tensor>>();
+  tensors.when_filled([=] { *parts = {folded->plain.select(0, 0), folded->plain.select(0, 1)}; });
+  return [parts](std::vector<at::Tensor>& inputs) {
     const at::Tensor& x = inputs[0];
-    const at::Tensor scale = folded->plain.select(0, 0), shift = folded->plain.select(0, 1);
+    const auto& [scale, shift] = *parts;
     if (!has_kernels(x) || !has_kernels(scale)) return x * along(scale, 1, x) + along(shift, 1, x);
     const at::Tensor rows = x.movedim(1, -1).contiguous();
     at::Tensor y = at::empty_like(rows);
@@ -123,11 +125,14 @@ PackedProgram::Operation call(const Step& step, const std::string& name, size_t 
   };
 }
 
-PackedProgram::Operation plain(const Primitive& primitive, const Slices& slices) {
-  return [primitive, slices](std::vector<at::Tensor>& inputs) {
-    Operands operands;
-    for (const auto& [role, slice] : slices) operands[role] = slice->plain;
-    return evaluate(primitive, std::move(inputs), operands);
+PackedProgram::Operation plain(const Primitive& primitive, const Slices& slices,
+                               PackedTensors& tensors) {
+  const auto operands = std::make_shared<Operands>();
+  tensors.when_filled([=] {
+    for (const auto& [role, slice] : slices) (*operands)[role] = slice->plain;
+  });
+  return [primitive, operands](std::vector<at::Tensor>& inputs) {
+    return evaluate(primitive, std::move(inputs), *operands);
   };
 }
 
@@ -158,7 +163,7 @@ class Packing {
       return {convolution(read(step, "weight", form), epilogue, *shape), last};
     }
     if (std::holds_alternative<primitives::BatchNorm>(step.primitive)) {
-      return {batch_norm(tensors_.read_norm(step, subnetwork_)), i};
+      return {batch_norm(tensors_.read_norm(step, subnetwork_), tensors_), i};
     }
     Slices slices;
     if (const auto* own = std::get_if<primitives::Call>(&step.primitive)) {
@@ -173,7 +178,7 @@ class Packing {
     for (const Operand& operand : step.operands) {
       slices.emplace_back(operand.role, tensors_.read(operand, PackedForm::kCopy, subnetwork_));
     }
-    return {plain(step.primitive, slices), i};
+    return {plain(step.primitive, slices, tensors_), i};
   }
 
  private:

@@ -95,6 +95,8 @@ void PackedTensors::fill(at::TensorList table) {
       use.slice.plain = merge::leading(use.copy->plain, use.kept);
     }
   }
+  for (const auto& then : then_) then();
+  then_.clear();
 }
 
 std::vector<Pack::Entry> PackedTensors::entries(const Description& description) const {

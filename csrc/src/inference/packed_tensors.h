@@ -3,11 +3,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "nsn/inference/pack.h"
@@ -45,6 +47,9 @@ class PackedTensors {
   /// The scale and shift of a batch norm, stacked: (2, features).
   const PackedSlice* read_norm(const Step& step, size_t subnetwork);
 
+  /// Has `then` called once the slices are there.
+  void when_filled(std::function<void()> then) { then_.push_back(std::move(then)); }
+
   /// Copies from the table of all parameters.
   void fill(at::TensorList table);
 
@@ -78,6 +83,7 @@ class PackedTensors {
   /// By place, form and slice, the leading slices of one parameter being one.
   std::map<std::string, std::unique_ptr<Copy>> copies_;
   std::deque<Use> uses_;
+  std::vector<std::function<void()>> then_;
 };
 
 }  // namespace nsn::detail

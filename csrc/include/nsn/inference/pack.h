@@ -9,12 +9,12 @@
 #include <vector>
 
 #include <nsn/network/core.h>
-#include <nsn/network/network.h>
 #include <nsn/network/view.h>
 #include <nsn/values/visibility.h>
 
 namespace nsn {
 
+class Network;
 class PackedView;
 
 /// A snapshot of a network's weights, laid out for inference: the fastest way to run sub-networks,

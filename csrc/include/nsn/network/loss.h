@@ -6,7 +6,7 @@
 #include <map>
 #include <string>
 
-#include <nsn/network/network.h>
+#include <nsn/network/outputs.h>
 #include <nsn/values/visibility.h>
 
 namespace nsn {

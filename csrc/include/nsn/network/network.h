@@ -4,7 +4,6 @@
 #include <torch/nn/modules/common.h>
 #include <torch/nn/modules/container/any.h>
 #include <torch/nn/pimpl.h>
-#include <torch/ordered_dict.h>
 
 #include <cstdint>
 #include <memory>
@@ -15,22 +14,11 @@
 
 #include <nsn/description/description.h>
 #include <nsn/network/core.h>
+#include <nsn/network/load_report.h>
+#include <nsn/network/outputs.h>
 #include <nsn/network/view.h>
 
 namespace nsn {
-
-/// The outputs of a joint pass: sub-network's name -> (B, *output), in the order asked for.
-using Outputs = torch::OrderedDict<std::string, at::Tensor>;
-
-class Network;
-
-/// What came of a checkpoint's file (nsn/checkpoint/checkpoint.h).
-struct LoadReport {
-  /// The sub-networks of whose parameters some were not read. Default: none.
-  std::set<std::string> missing;
-  /// How many bytes were read, the header's among them. Default: 0, no file.
-  uint64_t bytes_read = 0;
-};
 
 /// A network together with the sub-networks that live inside it. Owns each parameter once, as
 /// `<block>.<parameter>`; a torch::nn::Module as any other to optimizers, torch::save and to().

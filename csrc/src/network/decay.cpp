@@ -1,4 +1,4 @@
-#include "nsn/network/optim.h"
+#include "nsn/network/decay.h"
 
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>

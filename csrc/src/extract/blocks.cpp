@@ -1,4 +1,4 @@
-#include "nsn/extract/extract.h"
+#include "nsn/extract/blocks.h"
 
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>

@@ -1,0 +1,421 @@
+#include "nsn/checkpoint/tables.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
+#include <c10/util/irange.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <set>
+#include <unordered_map>
+#include <utility>
+
+#include "checkpoint/ranges.h"
+#include "checkpoint/safetensors.h"
+#include "operations/plain.h"
+
+namespace nsn {
+
+namespace {
+
+using safetensors::Entry;
+
+constexpr const char* kDescriptionKey = "nsn";
+constexpr const char* kVersionKey = "nsn_format";  // absent in version 1
+constexpr const char* kFormatKey = "format";  // "pt": how other tools tell whose tensors these are
+constexpr const char* kVersion = "2";
+
+/// Parameters and buffers may change between floating dtypes, by Module::to, but counters stay.
+bool same_kind(at::ScalarType dtype, const Description::Parameter& parameter) {
+  return at::isFloatingType(parameter.dtype) ? at::isFloatingType(dtype) : dtype == parameter.dtype;
+}
+
+/// Parameters as they lie in the file: what the smallest sub-network uses first, then what the next
+/// larger one adds. Where each keeps whole blocks of the next, each is a prefix.
+std::vector<size_t> file_order(const Description& description) {
+  const size_t count = description.parameters().size();
+  std::vector<int64_t> ranks(count);
+  for (const size_t p : c10::irange(count)) {
+    const auto& subnetworks = description.subnetworks();
+    ranks[p] = static_cast<int64_t>(subnetworks.size());
+    for (const Description::User& user : description.users_of(p)) {
+      ranks[p] = std::min(ranks[p], subnetworks[user.subnetwork].rank);
+    }
+  }
+  std::vector<size_t> order(count);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return ranks[a] < ranks[b]; });
+  return order;
+}
+
+void check_version(const safetensors::File& file) {
+  const auto found = file.metadata().find(kVersionKey);
+  const std::string version = found == file.metadata().end() ? "1" : found->second;
+  TORCH_CHECK_VALUE(version == "1" || version == kVersion, "nsn::load: '", file.path(),
+                    "' has version '", version, "' of the format, but this library reads up to ",
+                    kVersion, ". Use a version of nsn that knows it.");
+}
+
+const std::string& description_of(const safetensors::File& file) {
+  const auto text = file.metadata().find(kDescriptionKey);
+  TORCH_CHECK_VALUE(text != file.metadata().end(), "nsn::load: '", file.path(),
+                    "' is a safetensors file, but not one of nsn: its metadata have no '",
+                    kDescriptionKey, "'. Save the network with nsn::save.");
+  return text->second;
+}
+
+/// The file's entry of each parameter, held against the description.
+std::vector<const Entry*> entries_of(const safetensors::File& file,
+                                     const Description& description) {
+  const std::string& path = file.path();
+  std::unordered_map<std::string, const Entry*> found;
+  for (const Entry& entry : file.entries()) found.emplace(entry.name, &entry);
+  std::vector<const Entry*> result;
+  for (const Description::Parameter& parameter : description.parameters()) {
+    const std::string& name = parameter.name;
+    const auto entry = found.find(name);
+    TORCH_CHECK_VALUE(entry != found.end(), "nsn::load: '", path, "' lacks the tensor '", name,
+                      "' of its description. The file is damaged; save it again.");
+    TORCH_CHECK_VALUE(entry->second->shape == parameter.shape, "nsn::load: '", path, "': tensor '",
+                      name, "' has shape ", to_string(entry->second->shape),
+                      ", but the description says ", to_string(parameter.shape),
+                      ". The file is damaged; save it again.");
+    TORCH_CHECK_VALUE(same_kind(entry->second->dtype, parameter), "nsn::load: '", path,
+                      "': tensor '", name, "' has the dtype ", entry->second->dtype,
+                      ", but parameters are floating. The file is damaged; save it again.");
+    result.push_back(entry->second);
+    found.erase(entry);
+  }
+  TORCH_CHECK_VALUE(found.empty(), "nsn::load: '", path, "' has the tensor '", found.begin()->first,
+                    "', which its description does not know. The file is damaged or foreign.");
+  return result;
+}
+
+uint64_t element_size(const Entry& entry) { return c10::elementSize(entry.dtype); }
+
+// -------------------------------------------------------------------------------------------------
+// Parts
+
+/// How many bytes of tensors, from the front of the file, each sub-network needs.
+std::vector<uint64_t> bytes_needed(const Description& description,
+                                   const std::vector<const Entry*>& entries) {
+  std::vector<uint64_t> result(description.subnetworks().size(), 0);
+  for (const size_t p : c10::irange(entries.size())) {
+    const auto uses = detail::uses_of(description, p);
+    for (const auto& [subnetwork, box] : uses.boxes) {
+      const auto end = static_cast<uint64_t>(detail::end_of(box, uses.view));
+      result[subnetwork] =
+          std::max(result[subnetwork], entries[p]->begin + end * element_size(*entries[p]));
+    }
+  }
+  return result;
+}
+
+std::string quoted(const std::vector<std::string>& names) {
+  std::string result;
+  for (const std::string& name : names) result += (result.empty() ? "'" : ", '") + name + "'";
+  return result;
+}
+
+/// Refuses a file that ends before its last tensor, and says what may be had of it.
+void check_whole(const safetensors::File& file, const Description& description,
+                 const std::vector<const Entry*>& entries) {
+  if (file.data_bytes() == file.described_bytes()) return;
+  const auto needed = bytes_needed(description, entries);
+  std::vector<std::string> whole;
+  for (const size_t s : c10::irange(needed.size())) {
+    if (needed[s] <= file.data_bytes()) whole.push_back(description.subnetworks()[s].name);
+  }
+  const std::string remedy =
+      whole.empty() ? "No sub-network is whole in it; save the network again."
+                    : "Whole in it are " + quoted(whole) +
+                          ": load one of them alone (load_only, or `only`), or save the "
+                          "network again.";
+  TORCH_CHECK_VALUE(false, "nsn::load: '", file.path(), "': the header describes ",
+                    file.described_bytes(), " bytes of tensors, but the file has ",
+                    file.data_bytes(), ": it is truncated. ", remedy);
+}
+
+/// The sub-networks of which some slice lies outside the slices of those in `present`.
+std::set<std::string> missing_beside(const Description& description,
+                                     const std::vector<bool>& present) {
+  std::vector<bool> missing(present.size(), false);
+  for (const size_t p : c10::irange(description.parameters().size())) {
+    const auto uses = detail::uses_of(description, p);
+    const auto have = detail::largest(uses, present);
+    for (const auto& [subnetwork, box] : uses.boxes) {
+      if (!detail::is_inside(box, have)) missing[subnetwork] = true;
+    }
+  }
+  std::set<std::string> result;
+  for (const size_t s : c10::irange(missing.size())) {
+    if (missing[s]) result.insert(description.subnetworks()[s].name);
+  }
+  return result;
+}
+
+/// Address space that takes memory where it is written to, and reads as zeros elsewhere.
+class Reservation {
+ public:
+  explicit Reservation(size_t size) : size_(size) {
+    void* place = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    TORCH_CHECK_VALUE(place != MAP_FAILED, "nsn::load: cannot reserve address space for ", size,
+                      " bytes of tensors: ", std::strerror(errno),
+                      ". Load a smaller network, or lift the limit (ulimit -v).");
+    begin_ = static_cast<char*>(place);
+    // A huge page would take memory for 2 MB around each byte.
+    ::madvise(place, size, MADV_NOHUGEPAGE);
+  }
+  ~Reservation() { ::munmap(begin_, size_); }
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+  char* begin() const { return begin_; }
+
+ private:
+  size_t size_;
+  char* begin_ = nullptr;
+};
+
+/// Tensors of the entries' shapes in one reservation, which lasts as long as one of them; in the
+/// order of the file, so that what is loaded together lies together.
+std::vector<at::Tensor> reserve(const safetensors::File& file,
+                                const std::vector<const Entry*>& entries) {
+  constexpr uint64_t kAlignment = 64;  // as torch's allocator
+  std::unordered_map<const Entry*, uint64_t> places;
+  constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
+  uint64_t size = 0;
+  for (const Entry& entry : file.entries()) {
+    places.emplace(&entry, size);
+    const uint64_t bytes = entry.end - entry.begin;
+    TORCH_CHECK_VALUE(
+        !__builtin_add_overflow(size, bytes, &size) &&
+            !__builtin_add_overflow(size, kAlignment - 1, &size) && size <= kMost,
+        "nsn::load: '", file.path(), "' describes ", file.described_bytes(),
+        " bytes of tensors, which no memory holds. The file is damaged; save it again.");
+    size -= size % kAlignment;
+  }
+  const auto reservation = std::make_shared<const Reservation>(std::max<uint64_t>(size, 1));
+  std::vector<at::Tensor> result;
+  result.reserve(entries.size());
+  for (const Entry* entry : entries) {
+    result.push_back(at::from_blob(
+        reservation->begin() + places.at(entry), entry->shape, [reservation](void*) {},
+        at::TensorOptions().dtype(entry->dtype)));
+  }
+  return result;
+}
+
+/// Reads runs of one tensor into their places, and those that lie close together at once.
+class RunReader {
+ public:
+  RunReader(safetensors::File& file, const Entry& entry, char* to)
+      : file_(file), entry_(entry), to_(to) {}
+
+  /// Bytes of the tensor; each run lies behind the one before.
+  void add(uint64_t begin, uint64_t end) {
+    // A page: the system reads no less, and the tensor takes no less.
+    constexpr uint64_t kClose = 4096;
+    constexpr uint64_t kMost = 65536;
+    if (!runs_.empty()) {
+      const uint64_t last = runs_.back().second;
+      if (begin == last && (runs_.size() == 1 || end - runs_.front().first <= kMost)) {
+        runs_.back().second = end;
+        return;
+      }
+      if (begin - last > kClose || end - runs_.front().first > kMost) finish();
+    }
+    runs_.emplace_back(begin, end);
+  }
+
+  void finish() {
+    if (runs_.empty()) return;
+    const uint64_t first = runs_.front().first, size = runs_.back().second - first;
+    if (runs_.size() == 1) {
+      file_.read(entry_.begin + first, to_ + first, size);
+    } else {
+      // What lies between is somebody else's, and may have changed.
+      buffer_.resize(size);
+      file_.read(entry_.begin + first, buffer_.data(), size);
+      for (const auto& [begin, end] : runs_) {
+        std::memcpy(to_ + begin, buffer_.data() + (begin - first), end - begin);
+      }
+    }
+    runs_.clear();
+  }
+
+ private:
+  safetensors::File& file_;
+  const Entry& entry_;
+  char* to_;
+  std::vector<std::pair<uint64_t, uint64_t>> runs_;
+  std::vector<char> buffer_;
+};
+
+/// Refuses what no memory of this machine holds: a sparse file may say that it is of any length.
+void check_memory(const safetensors::File& file, uint64_t bytes) {
+  static const uint64_t most = detail::most_memory();
+  TORCH_CHECK_VALUE(bytes <= most, "nsn::load: '", file.path(), "' has ", bytes,
+                    " bytes of tensors to load, but this machine has ", most,
+                    " bytes of memory. Load a smaller sub-network, or use a machine with more.");
+}
+
+/// How many bytes the sub-networks of `wanted` use: as many, or more where they overlap.
+uint64_t bytes_used(const Description& description, const std::vector<const Entry*>& entries,
+                    const std::vector<bool>& wanted) {
+  uint64_t result = 0;
+  for (const size_t p : c10::irange(entries.size())) {
+    uint64_t used = 0;
+    for (const Shape& box : detail::largest(detail::uses_of(description, p), wanted)) {
+      used += static_cast<uint64_t>(c10::multiply_integers(box)) * element_size(*entries[p]);
+    }
+    result += std::min(used, entries[p]->end - entries[p]->begin);
+  }
+  return result;
+}
+
+/// Fills in what the sub-networks of `wanted` use and those of `present` do not.
+void read_missing(safetensors::File& file, const Description& description,
+                  const std::vector<const Entry*>& entries, at::TensorList parameters,
+                  const std::vector<bool>& wanted, const std::vector<bool>& present) {
+  const auto needed = bytes_needed(description, entries);
+  for (const size_t s : c10::irange(wanted.size())) {
+    TORCH_CHECK_VALUE(!wanted[s] || needed[s] <= file.data_bytes(), "nsn::load: '", file.path(),
+                      "' has ", file.data_bytes(), " bytes of tensors, but sub-network '",
+                      description.subnetworks()[s].name, "' needs ", needed[s],
+                      ": the file is truncated. Load a smaller sub-network, or save the network "
+                      "again.");
+  }
+  check_memory(file, bytes_used(description, entries, wanted));
+  for (const size_t p : c10::irange(entries.size())) {
+    const auto uses = detail::uses_of(description, p);
+    const uint64_t size = element_size(*entries[p]);
+    RunReader reader(file, *entries[p], static_cast<char*>(parameters[p].data_ptr()));
+    detail::for_each_run(uses.view, detail::largest(uses, wanted), detail::largest(uses, present),
+                         [&](int64_t begin, int64_t end) {
+                           reader.add(static_cast<uint64_t>(begin) * size,
+                                      static_cast<uint64_t>(end) * size);
+                         });
+    reader.finish();
+  }
+}
+
+}  // namespace
+
+// -------------------------------------------------------------------------------------------------
+
+void write_checkpoint(const Description& description, at::TensorList parameters,
+                      const std::string& path, const Metadata& metadata) {
+  TORCH_CHECK_VALUE(parameters.size() == description.parameters().size(), "nsn::save: expected ",
+                    description.parameters().size(), " parameters, but got ", parameters.size(),
+                    ".");
+  for (const size_t p : c10::irange(parameters.size())) {
+    const Description::Parameter& parameter = description.parameters()[p];
+    const at::Tensor& tensor = parameters[p];
+    TORCH_CHECK_VALUE(tensor.defined() && tensor.sizes() == at::IntArrayRef(parameter.shape),
+                      "nsn::save: parameter '", parameter.name, "' must have shape ",
+                      to_string(parameter.shape), ", but has ",
+                      tensor.defined() ? to_string(tensor.sizes().vec()) : "none",
+                      ". Save the network with its own parameters.");
+    detail::check_plain(tensor, parameter.name, "save");
+    TORCH_CHECK_VALUE(same_kind(tensor.scalar_type(), parameter), "nsn::save: parameter '",
+                      parameter.name, "' must be floating, but has dtype ", tensor.scalar_type(),
+                      ". Save the network with its own parameters.");
+  }
+  Metadata all = metadata;
+  for (const char* key : {kDescriptionKey, kVersionKey, kFormatKey}) {
+    TORCH_CHECK_VALUE(metadata.count(key) == 0, "nsn::save: the metadata key '", key,
+                      "' is the library's own. Choose another.");
+  }
+  all[kDescriptionKey] = description.to_json();
+  all[kVersionKey] = kVersion;
+  all[kFormatKey] = "pt";
+  safetensors::NamedTensors tensors;
+  for (const size_t p : file_order(description)) {
+    tensors.emplace_back(description.parameters()[p].name, parameters[p]);
+  }
+  safetensors::write(path, tensors, all);
+}
+
+Checkpoint read_checkpoint(const std::string& path, const Supplied& supplied,
+                           const std::optional<std::string>& only) {
+  safetensors::File file(path);
+  check_version(file);
+  Checkpoint result{Description::from_json(description_of(file), supplied), {}, file.metadata()};
+  const Description& description = result.description;
+  const auto entries = entries_of(file, description);
+  if (only) {
+    std::vector<bool> wanted(description.subnetworks().size(), false), present = wanted;
+    wanted[description.index_of(*only)] = true;
+    result.parameters = reserve(file, entries);
+    read_missing(file, description, entries, result.parameters, wanted, present);
+    result.report.missing = missing_beside(description, wanted);
+  } else {
+    check_whole(file, description, entries);
+    check_memory(file, file.described_bytes());
+    for (const Entry* entry : entries) {
+      const auto options = at::TensorOptions().dtype(entry->dtype);
+      at::Tensor& tensor = result.parameters.emplace_back(at::empty(entry->shape, options));
+      file.read(entry->begin, tensor.mutable_data_ptr(), entry->end - entry->begin);
+    }
+  }
+  result.report.bytes_read = file.bytes_read();
+  for (const char* key : {kDescriptionKey, kVersionKey, kFormatKey}) result.metadata.erase(key);
+  return result;
+}
+
+void read_rest(const Description& description, at::TensorList parameters, LoadReport& report,
+               const std::string& path, const std::optional<std::string>& only,
+               const Supplied& supplied) {
+  safetensors::File file(path);
+  check_version(file);
+  const std::string& text = description_of(file);
+  // That the network changed its dtype meanwhile is said below, by the tensors.
+  const auto is_same = [&] {
+    return Description::from_json(text, supplied).with_dtype(description.parameter_dtype()) ==
+           description;
+  };
+  TORCH_CHECK_VALUE(
+      text == description.to_json() || is_same(), "nsn::load_rest: '", path,
+      "' has another description than the network. Give the file that the network came from.");
+  const auto entries = entries_of(file, description);
+  TORCH_CHECK_VALUE(parameters.size() == entries.size(), "nsn::load_rest: expected ",
+                    entries.size(), " parameters, but got ", parameters.size(), ".");
+  for (const size_t p : c10::irange(entries.size())) {
+    const at::Tensor& tensor = parameters[p];
+    TORCH_CHECK_VALUE(tensor.defined() && tensor.device().is_cpu() && tensor.is_contiguous() &&
+                          tensor.scalar_type() == entries[p]->dtype &&
+                          tensor.sizes() == at::IntArrayRef(entries[p]->shape),
+                      "nsn::load_rest: parameter '", entries[p]->name,
+                      "' must lie in memory as in the file, as ", entries[p]->dtype, " of shape ",
+                      to_string(entries[p]->shape),
+                      ". Load the rest before the network moves or changes dtype.");
+  }
+  const size_t count = description.subnetworks().size();
+  std::vector<bool> present(count, true), wanted(count, !only);
+  for (const std::string& name : report.missing) present[description.index_of(name)] = false;
+  if (only) wanted[description.index_of(*only)] = true;
+  read_missing(file, description, entries, parameters, wanted, present);
+  for (const size_t s : c10::irange(count)) present[s] = present[s] || wanted[s];
+  report.missing = missing_beside(description, present);
+  report.bytes_read += file.bytes_read();
+}
+
+Metadata read_metadata(const std::string& path) {
+  const safetensors::File file(path);
+  check_version(file);
+  description_of(file);
+  Metadata result = file.metadata();
+  for (const char* key : {kDescriptionKey, kVersionKey, kFormatKey}) result.erase(key);
+  return result;
+}
+
+}  // namespace nsn
