@@ -7,12 +7,12 @@
 #include <ostream>
 #include <utility>
 
+#include "blocks/arithmetic.h"
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
 #include "nsn/blocks/dense.h"
 #include "nsn/blocks/norm.h"
-#include "nsn/functional/functional.h"
 
 namespace nsn {
 
@@ -79,6 +79,14 @@ std::vector<InnerBlock> transformer_parts(const TransformerOptions& o) {
 
 constexpr size_t kQkvWeight = 0, kOutWeight = 1, kQkvBias = 2, kOutBias = 3;
 
+detail::Epilogue epilogue_of(const AttentionOptions& o, size_t bias,
+                             std::optional<double> dropout) {
+  detail::Epilogue result;
+  if (o.bias()) result.bias = bias;
+  result.dropout = dropout;
+  return result;
+}
+
 }  // namespace
 
 AttentionOptions::operator BlockPtr() const { return std::make_shared<const Attention>(*this); }
@@ -140,19 +148,9 @@ Fit Attention::fit(const Signal& input, const BlockUse& use) const {
 
 std::vector<at::Tensor> Attention::joint(at::TensorList inputs, const BlockPass& pass) const {
   const functional::Memory memory{pass.memory.workspace};
-  const bool shares_bias = options_.bias() && pass.is_shared(kQkvBias);
-  const auto product = [&](at::TensorList x, size_t weight, size_t bias,
-                           std::vector<size_t> same_as) -> std::vector<at::Tensor> {
-    auto y = functional::linear(x, pass.parameter(weight),
-                                shares_bias ? pass.parameter(bias) : at::Tensor(),
-                                detail::shared_lanes(pass, weight, std::move(same_as)), {}, memory);
-    if (options_.bias() && !shares_bias) {
-      const auto own = pass.share(bias);
-      for (const size_t lane : c10::irange(y.size())) y[lane] = y[lane] + own[lane];
-    }
-    return y;
-  };
-  const auto qkv = product(inputs, kQkvWeight, kQkvBias, pass.first_of_way(&LanePass::input_way));
+  const auto qkv =
+      detail::product(inputs, pass, kQkvWeight, epilogue_of(options_, kQkvBias, std::nullopt),
+                      pass.first_of_way(&LanePass::input_way), memory);
   std::vector<at::Tensor> heads;
   for (const at::Tensor& each : qkv) {
     // Three of (B, T, heads, head_dim), whose gradients are stacked where the product has them.
@@ -163,20 +161,17 @@ std::vector<at::Tensor> Attention::joint(at::TensorList inputs, const BlockPass&
         /*attn_mask=*/{}, /*dropout_p=*/0.0, options_.causal());
     heads.push_back(attended.transpose(1, 2).flatten(2));
   }
-  return detail::drop(product(heads, kOutWeight, kOutBias, {}), options_.dropout(), pass);
+  return detail::product(heads, pass, kOutWeight,
+                         epilogue_of(options_, kOutBias, options_.dropout()), {}, memory);
 }
 
 size_t Attention::lower(Lowering& to, size_t x) const {
-  const auto product = [&](const char* part, size_t weight, size_t bias, size_t from) {
-    std::vector<Operand> operands{to.operand(weight, "weight")};
-    if (options_.bias()) operands.push_back(to.operand(bias, "bias"));
-    return to.step(part, primitives::Product{}, {from}, std::move(operands));
-  };
   const int64_t heads = to.fit().use.width_of("heads", options_.heads());
-  const size_t qkv = product("qkv", kQkvWeight, kQkvBias, x);
+  const size_t qkv = detail::lower_product(to, "qkv", x, kQkvWeight,
+                                           epilogue_of(options_, kQkvBias, std::nullopt));
   const size_t attended = to.step("heads", primitives::Attend{heads, options_.causal()}, {qkv});
-  const size_t y = product("out", kOutWeight, kOutBias, attended);
-  return detail::lower_dropout(to, y, options_.dropout());
+  return detail::lower_product(to, "out", attended, kOutWeight,
+                               epilogue_of(options_, kOutBias, options_.dropout()));
 }
 
 BlockPtr Attention::narrowed(const Fit& fit) const {

@@ -16,6 +16,7 @@
 #include "blocks/slices.h"
 #include "blocks/support.h"
 #include "kernels/mix.h"
+#include "nsn/blocks/lowering.h"
 
 namespace nsn {
 

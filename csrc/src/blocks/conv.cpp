@@ -2,18 +2,16 @@
 
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/conv_transpose2d.h>
-#include <ATen/ops/convolution.h>
 #include <c10/util/irange.h>
 
 #include <cmath>
 #include <ostream>
 #include <utility>
 
+#include "blocks/arithmetic.h"
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
-#include "nsn/functional/functional.h"
-#include "operations/autocast.h"
 
 namespace nsn {
 
@@ -64,6 +62,26 @@ constexpr size_t kWeight = 0;
 template <size_t D>
 std::vector<int64_t> extents(const torch::ExpandingArray<D>& array) {
   return {array->begin(), array->end()};
+}
+
+template <size_t D>
+functional::ConvGeometry geometry_of(const ConvOptions<D>& o) {
+  return {extents(o.stride()), extents(o.padding()), extents(o.dilation())};
+}
+
+/// What stands in front of a causal one's input.
+template <size_t D>
+int64_t causal_padding(const ConvOptions<D>& o) {
+  return (*o.dilation())[0] * ((*o.kernel_size())[0] - 1);
+}
+
+/// Behind the weight stand the scale and the bias, where there are some.
+template <size_t D>
+detail::Epilogue epilogue_of(const ConvOptions<D>& o) {
+  detail::Epilogue result{std::nullopt, std::nullopt, o.activation(), o.dropout()};
+  if (o.scale()) result.scale = 1;
+  if (o.bias()) result.bias = o.scale() ? 2 : 1;
+  return result;
 }
 
 template <size_t D>
@@ -189,58 +207,21 @@ Fit Conv<D>::fit(const Signal& input, const BlockUse& use) const {
 template <size_t D>
 std::vector<at::Tensor> Conv<D>::joint(at::TensorList inputs, const BlockPass& pass) const {
   const ConvOptions<D>& o = options_;
-  const size_t scale = 1, bias = o.scale() ? 2 : 1;
-  std::vector<at::Tensor> x = inputs.vec();
-  if (o.causal()) {
-    const int64_t reach = (*o.dilation())[0] * ((*o.kernel_size())[0] - 1);
-    for (at::Tensor& each : x) each = at::constant_pad_nd(each, {reach, 0});
+  const auto run = [&](at::TensorList x) {
+    return detail::convolution(x, pass, kWeight, geometry_of(o), o.groups() > 1, epilogue_of(o));
+  };
+  if (!o.causal()) return run(inputs);
+  std::vector<at::Tensor> padded;
+  for (const at::Tensor& each : inputs) {
+    padded.push_back(at::constant_pad_nd(each, {causal_padding(o), 0}));
   }
-  // With a scale in between, the bias is added behind it.
-  const bool adds_bias = o.bias() && !o.scale();
-  std::vector<at::Tensor> outputs;
-  detail::Epilogue epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1};
-  if (o.scale()) epilogue.scale = scale;
-  if (o.groups() == 1 && !detail::autocast_dtype(x[0])) {
-    const bool fused = adds_bias && pass.is_shared(bias);
-    outputs = functional::convolution(
-        x, pass.parameter(kWeight), fused ? pass.parameter(bias) : at::Tensor(),
-        detail::shared_lanes(pass, kWeight, pass.first_of_way(&LanePass::input_way)),
-        {extents(o.stride()), extents(o.padding()), extents(o.dilation())});
-    if (o.bias() && !fused) epilogue.bias = bias;
-    return epilogue(std::move(outputs), pass);
-  }
-  const auto weights = pass.share(kWeight);
-  const auto biases = adds_bias ? pass.share(bias) : std::vector<at::Tensor>();
-  for (const size_t lane : c10::irange(inputs.size())) {
-    const std::optional<at::Tensor> own_bias =
-        adds_bias ? std::optional<at::Tensor>(biases[lane]) : std::nullopt;
-    outputs.push_back(at::convolution(x[lane], weights[lane], own_bias, o.stride(), o.padding(),
-                                      o.dilation(), /*transposed=*/false,
-                                      /*output_padding=*/std::vector<int64_t>(D, 0),
-                                      /*groups=*/x[lane].size(1) / weights[lane].size(1)));
-  }
-  if (o.bias() && !adds_bias) epilogue.bias = bias;
-  return epilogue(std::move(outputs), pass);
+  return run(padded);
 }
 
 template <size_t D>
 size_t Conv<D>::lower(Lowering& to, size_t x) const {
-  const ConvOptions<D>& o = options_;
-  const size_t scale = 1, bias = o.scale() ? 2 : 1;
-  if (o.causal()) {
-    const int64_t reach = (*o.dilation())[0] * ((*o.kernel_size())[0] - 1);
-    x = to.step("pad", primitives::Pad{reach}, {x});
-  }
-  std::vector<Operand> operands{to.operand(kWeight, "weight")};
-  detail::Epilogue epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1};
-  if (o.scale()) epilogue.scale = scale;
-  if (o.bias() && o.scale()) epilogue.bias = bias;
-  if (o.bias() && !o.scale()) operands.push_back(to.operand(bias, "bias"));
-  const int64_t groups = to.fit().input.layout[0].kept() / to.fit().slices[kWeight][1].kept();
-  const primitives::Convolution convolution{extents(o.stride()), extents(o.padding()),
-                                            extents(o.dilation()), groups};
-  const size_t y = to.step("conv", convolution, {x}, std::move(operands));
-  return detail::lower_epilogue(to, y, epilogue);
+  if (options_.causal()) x = to.step("pad", primitives::Pad{causal_padding(options_)}, {x});
+  return detail::lower_convolution(to, x, kWeight, geometry_of(options_), epilogue_of(options_));
 }
 
 template <size_t D>
@@ -363,8 +344,8 @@ std::vector<at::Tensor> ConvTranspose2d::joint(at::TensorList inputs, const Bloc
                                            o.padding(), o.output_padding(), /*groups=*/1,
                                            o.dilation()));
   }
-  return detail::Epilogue{std::nullopt, std::nullopt, o.activation(), o.dropout(), 1}(
-      std::move(outputs), pass);
+  return detail::finish(std::move(outputs), pass,
+                        {std::nullopt, std::nullopt, o.activation(), o.dropout()}, 1);
 }
 
 size_t ConvTranspose2d::lower(Lowering& to, size_t x) const {
@@ -375,8 +356,7 @@ size_t ConvTranspose2d::lower(Lowering& to, size_t x) const {
                                                       extents(o.output_padding()),
                                                       extents(o.dilation())};
   const size_t y = to.step("conv", convolution, {x}, std::move(operands));
-  return detail::lower_epilogue(to, y,
-                                {std::nullopt, std::nullopt, o.activation(), o.dropout(), 1});
+  return detail::lower_finish(to, y, {std::nullopt, std::nullopt, o.activation(), o.dropout()}, 1);
 }
 
 BlockPtr ConvTranspose2d::narrowed(const Fit& fit) const {

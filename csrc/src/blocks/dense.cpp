@@ -6,10 +6,10 @@
 #include <ostream>
 #include <utility>
 
+#include "blocks/arithmetic.h"
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
-#include "nsn/functional/functional.h"
 
 namespace nsn {
 
@@ -32,6 +32,14 @@ namespace {
 const DenseOptions kDefaults(1, 1);
 
 constexpr size_t kWeight = 0;
+
+/// Behind the weight stand the scale and the bias, where there are some.
+detail::Epilogue epilogue_of(const DenseOptions& o) {
+  detail::Epilogue result{std::nullopt, std::nullopt, o.activation(), o.dropout()};
+  if (o.scale()) result.scale = 1;
+  if (o.bias()) result.bias = o.scale() ? 2 : 1;
+  return result;
+}
 
 }  // namespace
 
@@ -89,42 +97,12 @@ Fit Dense::fit(const Signal& input, const BlockUse& use) const {
 }
 
 std::vector<at::Tensor> Dense::joint(at::TensorList inputs, const BlockPass& pass) const {
-  const size_t scale = 1, bias = options_.scale() ? 2 : 1;
-  const auto lanes = detail::shared_lanes(pass, kWeight, pass.first_of_way(&LanePass::input_way));
-  const bool relu = std::holds_alternative<torch::enumtype::kReLU>(options_.activation());
-  const bool linear = std::holds_alternative<torch::enumtype::kLinear>(options_.activation());
-  const bool fused = !options_.scale() && (!options_.bias() || pass.is_shared(bias));
-  const at::Tensor shared_bias = fused && options_.bias() ? pass.parameter(bias) : at::Tensor();
-  if (fused && (relu || linear)) {
-    functional::ReluDropout after = detail::dropout_of(options_.dropout(), pass);
-    after.relu = relu;
-    return functional::linear(inputs, pass.parameter(kWeight), shared_bias, lanes, after,
-                              pass.memory);
-  }
-  if (fused && std::holds_alternative<torch::enumtype::kGELU>(options_.activation())) {
-    return detail::drop(functional::linear_gelu(inputs, pass.parameter(kWeight), shared_bias, lanes,
-                                                {pass.memory.workspace}),
-                        options_.dropout(), pass);
-  }
-  auto outputs = functional::linear(inputs, pass.parameter(kWeight), shared_bias, lanes, {},
-                                    {pass.memory.workspace});
-  detail::Epilogue epilogue{std::nullopt, std::nullopt, options_.activation(), options_.dropout(),
-                            -1};
-  if (options_.scale()) epilogue.scale = scale;
-  if (options_.bias() && !fused) epilogue.bias = bias;
-  return epilogue(std::move(outputs), pass);
+  return detail::product(inputs, pass, kWeight, epilogue_of(options_),
+                         pass.first_of_way(&LanePass::input_way), pass.memory);
 }
 
 size_t Dense::lower(Lowering& to, size_t x) const {
-  const size_t scale = 1, bias = options_.scale() ? 2 : 1;
-  std::vector<Operand> operands{to.operand(kWeight, "weight")};
-  detail::Epilogue epilogue{std::nullopt, std::nullopt, options_.activation(), options_.dropout(),
-                            -1};
-  if (options_.scale()) epilogue.scale = scale;
-  if (options_.bias() && options_.scale()) epilogue.bias = bias;
-  if (options_.bias() && !options_.scale()) operands.push_back(to.operand(bias, "bias"));
-  const size_t y = to.step("linear", primitives::Product{}, {x}, std::move(operands));
-  return detail::lower_epilogue(to, y, epilogue);
+  return detail::lower_product(to, "linear", x, kWeight, epilogue_of(options_));
 }
 
 BlockPtr Dense::narrowed(const Fit& fit) const {

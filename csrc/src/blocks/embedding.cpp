@@ -9,6 +9,7 @@
 #include <ostream>
 #include <utility>
 
+#include "blocks/arithmetic.h"
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
@@ -233,9 +234,9 @@ at::Tensor TiedOutput::forward(const at::Tensor& x, at::TensorList parameters, c
 }
 
 size_t TiedOutput::lower(Lowering& to, size_t x) const {
-  std::vector<Operand> operands{to.operand(0, "weight")};
-  if (options_.bias()) operands.push_back(to.operand(1, "bias"));
-  return to.step("linear", primitives::Product{}, {x}, std::move(operands));
+  detail::Epilogue after;
+  if (options_.bias()) after.bias = 1;
+  return detail::lower_product(to, "linear", x, 0, after);
 }
 
 BlockPtr TiedOutput::narrowed(const Fit& fit) const {

@@ -16,6 +16,7 @@
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
+#include "nsn/blocks/lowering.h"
 #include "operations/batch_norm.h"
 #include "values/regions.h"
 

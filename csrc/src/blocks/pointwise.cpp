@@ -11,6 +11,7 @@
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
+#include "nsn/blocks/lowering.h"
 #include "nsn/functional/functional.h"
 #include "operations/autograd.h"
 #include "operations/lanes.h"

@@ -12,6 +12,7 @@
 #include "blocks/builtin.h"
 #include "blocks/options.h"
 #include "blocks/support.h"
+#include "nsn/blocks/lowering.h"
 
 namespace nsn {
 

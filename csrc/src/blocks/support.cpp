@@ -116,44 +116,6 @@ std::vector<at::Tensor> drop(std::vector<at::Tensor> y, double standard, const B
   return options.is_identity() ? y : functional::relu_dropout(y, options, pass.memory);
 }
 
-std::vector<at::Tensor> Epilogue::operator()(std::vector<at::Tensor> y,
-                                             const BlockPass& pass) const {
-  if (scale) {
-    const auto scales = pass.share(*scale);
-    for (const size_t lane : c10::irange(y.size())) {
-      y[lane] = y[lane] * along(scales[lane], dim, y[lane]);
-    }
-  }
-  if (bias) {
-    const auto biases = pass.share(*bias);
-    for (const size_t lane : c10::irange(y.size())) {
-      y[lane] = y[lane] + along(biases[lane], dim, y[lane]);
-    }
-  }
-  for (at::Tensor& each : y) each = activate(each, activation, dim);
-  return drop(std::move(y), dropout, pass);
-}
-
-size_t lower_dropout(Lowering& to, size_t y, double standard) {
-  const double probability = to.fit().use.dropout.value_or(standard);
-  return probability > 0.0 ? to.step("dropout", primitives::Drop{probability}, {y}) : y;
-}
-
-size_t lower_epilogue(Lowering& to, size_t y, const Epilogue& epilogue) {
-  std::vector<Operand> operands;
-  if (epilogue.scale) operands.push_back(to.operand(*epilogue.scale, "scale"));
-  if (epilogue.bias) operands.push_back(to.operand(*epilogue.bias, "bias"));
-  if (!operands.empty()) {
-    y = to.step("scale", primitives::ScaleAndShift{epilogue.dim}, {y}, std::move(operands));
-  }
-  if (is_gated(epilogue.activation)) {
-    y = to.step("activation", primitives::Gate{epilogue.activation, epilogue.dim}, {y});
-  } else if (!std::holds_alternative<torch::enumtype::kLinear>(epilogue.activation)) {
-    y = to.step("activation", primitives::Activate{epilogue.activation}, {y});
-  }
-  return lower_dropout(to, y, epilogue.dropout);
-}
-
 void initialize_layer(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& scale,
                       WeightInit init, std::optional<double> bias_init, int64_t fan_in,
                       int64_t fan_out) {

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "nsn/blocks/block.h"
-#include "nsn/blocks/lowering.h"
 #include "nsn/blocks/parts.h"
 #include "nsn/blocks/weight_init.h"
 #include "nsn/functional/activation.h"
@@ -38,26 +37,6 @@ Axis rows_axis(const Axis& out, bool gated);
 /// The lanes that share parameter `p`, with their slices where one is narrower than all.
 functional::SharedLanes shared_lanes(const BlockPass& pass, size_t p,
                                      std::vector<size_t> same_as = {});
-
-/// What follows the product of Dense and convolutions, one element at a time.
-struct Epilogue {
-  /// Places of the parameters; none where there is none.
-  std::optional<size_t> scale, bias;
-  Activation activation;
-  double dropout;
-  /// The dimension of the features, of a batch.
-  int64_t dim;
-
-  /// dropout(activation(scale * y + bias)) for each lane.
-  std::vector<at::Tensor> operator()(std::vector<at::Tensor> y, const BlockPass& pass) const;
-};
-
-/// Appends what follows a product to a program, as Epilogue computes it; steps that do nothing are
-/// left out.
-size_t lower_epilogue(Lowering& to, size_t y, const Epilogue& epilogue);
-
-/// Appends a dropout, as the sub-network has it in place of the block's own, where it drops at all.
-size_t lower_dropout(Lowering& to, size_t y, double standard);
 
 /// The dropout of each lane in this pass.
 functional::ReluDropout dropout_of(double standard, const BlockPass& pass);

@@ -13,8 +13,7 @@
 
 #include "blocks/reading.h"
 #include "blocks/support.h"
-#include "description/widths.h"
-#include "nsn/blocks/embedding.h"
+#include "description/subnetworks.h"
 
 namespace nsn {
 
@@ -47,22 +46,10 @@ NetworkOptions& NetworkOptions::merge(merge::Rule rule) {
 
 namespace {
 
-constexpr const char* kBase = "base";
-/// At the end of each message about a width.
-constexpr const char* kWidths =
-    "A whole number is a count (1 keeps one), a number with a point a fraction (1.0 keeps all).";
 constexpr size_t kMostSubnetworks = 1024;
 /// Of all sub-networks together: each keeps a Fit of each block, which a few bytes of JSON ask for.
 constexpr size_t kMostFits = 100'000;
 
-/// A block and those inside it.
-size_t count_blocks(const Block& block) {
-  size_t count = 1;
-  for (const InnerBlock& inner : block.inner()) count += count_blocks(*inner.block);
-  return count;
-}
-
-/// Names become parts of parameters' names and attributes in Python.
 void check_name(const std::string& name, const char* what) {
   const auto is_word = [](char c) {
     return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
@@ -89,22 +76,6 @@ void check_block(const std::string& name, const Block& block) {
   }
 }
 
-/// Where a sub-network keeps a block, among the places of those that it keeps, in order.
-std::optional<size_t> position(const std::vector<size_t>& kept, size_t block) {
-  const auto found = std::lower_bound(kept.begin(), kept.end(), block);
-  if (found == kept.end() || *found != block) return std::nullopt;
-  return static_cast<size_t>(found - kept.begin());
-}
-
-std::string quoted(const std::vector<std::string>& names) {
-  constexpr size_t kMost = 20;
-  std::string result;
-  for (const size_t i : c10::irange(std::min(names.size(), kMost))) {
-    result += (i > 0 ? ", '" : "'") + names[i] + "'";
-  }
-  return names.size() > kMost ? result + ", ..." : result;
-}
-
 bool has_modes(const Block& block) {
   const auto inner = block.inner();
   return !detail::is_builtin(block.type()) || block.type() == "BatchNorm" ||
@@ -124,111 +95,7 @@ void check_own_rule(const Description::NamedBlock& block) {
   }
 }
 
-/// Refuses blocks that do not fit, and widths that name no dimension and change the output; moves
-/// the others into `use`. Returns how the blocks fit then.
-std::vector<Fit> settle_widths(const std::string& prefix, const std::vector<std::string>& names,
-                               std::vector<detail::KeptBlock>& kept, const Signal& input,
-                               at::ScalarType dtype) {
-  auto narrowed = kept;
-  bool has_unnamed = false;
-  for (detail::KeptBlock& block : narrowed) {
-    has_unnamed = has_unnamed || !block.unnamed.empty();
-    for (const auto& [dimension, count] : block.unnamed) block.use.width[dimension] = count;
-    block.unnamed.clear();
-  }
-  std::vector<Fit> fits, without;
-  try {
-    detail::fit_row(narrowed, input, fits);
-  } catch (const Misfit& problem) {
-    const size_t i = fits.size();
-    const std::string source = i == 0 ? "the network's input" : "block '" + names[i - 1] + "'";
-    TORCH_CHECK_VALUE(false, prefix, ": block '", names[i], "' (", kept[i].block->type(), ") ",
-                      problem.what(), " from ", source, i == 0 ? ", of dtype " : "",
-                      i == 0 ? c10::toString(dtype) : "", ". Change the options of '", names[i],
-                      "' or of ", source,
-                      ", or keep a block between them that makes the one shape of the other.");
-  }
-  if (!has_unnamed) return fits;
-  try {
-    detail::fit_row(kept, input, without);
-  } catch (const Misfit&) {
-    // The blocks fit only as narrow as this, so that there is no other output.
-    kept = std::move(narrowed);
-    return fits;
-  }
-  const Shape output = kept_shape(fits.back().output.layout);
-  const Shape whole = kept_shape(without.back().output.layout);
-  if (output != whole) {
-    const auto widened = detail::narrow(kept, input);
-    const auto& [place, dimension] = widened.front();
-    const std::string& block = names[place];
-    TORCH_CHECK_VALUE(false, prefix, ": the width of block '", block,
-                      "' would change the sub-network's output from ", to_string(whole), " to ",
-                      to_string(output),
-                      ". Leave it out; or, where that is what you want, name the dimension: {'",
-                      block, "': {'", dimension, "': ...}}. ", kWidths);
-  }
-  kept = std::move(narrowed);
-  return fits;
-}
-
 }  // namespace
-
-int64_t Width::of(const Dimension& dimension, const std::string& what) const {
-  if (const auto* count = std::get_if<int64_t>(&value_)) {
-    TORCH_CHECK_VALUE(*count >= 1 && *count <= dimension.full, what, " must be from 1 to ",
-                      dimension.full, ", but got ", *count,
-                      ". Give a count in that range, or a fraction such as 0.5. ", kWidths);
-    TORCH_CHECK_VALUE(*count % dimension.step == 0, what, " must be a multiple of ", dimension.step,
-                      ", its groups, but got ", *count, ". Give a multiple, or a fraction. ",
-                      kWidths);
-    return *count;
-  }
-  const double fraction = std::get<double>(value_);
-  TORCH_CHECK_VALUE(fraction > 0.0 && fraction <= 1.0, what,
-                    " must be a fraction above 0 and up to 1, but got ", fraction, ". ", kWidths);
-  const auto steps = static_cast<double>(dimension.full / dimension.step);
-  return dimension.step *
-         std::max<int64_t>(1, static_cast<int64_t>(std::floor(fraction * steps + 0.5)));
-}
-
-/// What sub-networks name, made once for all of them.
-struct Description::Lookup {
-  struct Dimensions {
-    std::vector<std::string> names;
-    std::unordered_map<std::string, Dimension> by_name;
-
-    /// The dimension of a name; the only one there is, of the block or of an inner block of that
-    /// name. None where there is no such, or several.
-    const Dimension* find(const std::string& name) const {
-      if (const auto found = by_name.find(name); found != by_name.end()) return &found->second;
-      const Dimension* result = nullptr;
-      for (const std::string& each : names) {
-        if (!name.empty() && !each.starts_with(name + ".")) continue;
-        if (result != nullptr) return nullptr;
-        result = &by_name.at(each);
-      }
-      return result;
-    }
-  };
-
-  explicit Lookup(const std::vector<NamedBlock>& blocks) {
-    for (const NamedBlock& block : blocks) {
-      places.emplace(block.name, places.size());
-      counts.push_back(count_blocks(*block.block));
-      Dimensions& own = dimensions.emplace_back();
-      for (Dimension& dimension : block.block->dimensions()) {
-        own.names.push_back(dimension.name);
-        own.by_name.emplace(dimension.name, std::move(dimension));
-      }
-    }
-  }
-
-  std::unordered_map<std::string, size_t> places;
-  /// Of each block: how many it is with those inside, and what may be narrowed.
-  std::vector<size_t> counts;
-  std::vector<Dimensions> dimensions;
-};
 
 Description::Description(const NetworkOptions& options)
     : input_(options.input_),
@@ -262,18 +129,19 @@ Description::Description(const NetworkOptions& options)
     TORCH_CHECK_VALUE(names.insert(name).second, "nsn::Description: two sub-networks are named '",
                       name, "'. Rename one.");
   }
-  const Lookup lookup(blocks_);
+  const detail::BlockLookup lookup(blocks_);
   // "base" comes first, and has all blocks unless it is described.
   std::vector<std::pair<std::string, SubnetworkOptions>> all;
-  const auto base = std::find_if(options.subnetworks_.begin(), options.subnetworks_.end(),
-                                 [](const auto& subnetwork) { return subnetwork.first == kBase; });
+  const auto base =
+      std::find_if(options.subnetworks_.begin(), options.subnetworks_.end(),
+                   [](const auto& subnetwork) { return subnetwork.first == detail::kBase; });
   if (base != options.subnetworks_.end()) {
     all.push_back(*base);
   } else {
-    all.emplace_back(kBase, SubnetworkOptions());
+    all.emplace_back(detail::kBase, SubnetworkOptions());
   }
   for (const auto& subnetwork : options.subnetworks_) {
-    if (subnetwork.first != kBase) all.push_back(subnetwork);
+    if (subnetwork.first != detail::kBase) all.push_back(subnetwork);
   }
   std::vector<std::string> every;
   for (const auto& block : blocks_) every.push_back(block.name);
@@ -286,7 +154,8 @@ Description::Description(const NetworkOptions& options)
     }
     TORCH_CHECK_VALUE(fits <= kMostFits, "nsn::Description: the sub-networks keep more than ",
                       kMostFits, " blocks together, counting those inside blocks. Describe fewer.");
-    add_subnetwork(name, subnetwork, lookup);
+    subnetworks_.push_back(
+        detail::make_subnetwork(name, subnetwork, blocks_, lookup, input_, dtype_));
   }
 
   std::vector<bool> kept(blocks_.size(), false);
@@ -325,127 +194,6 @@ void Description::add_blocks(const NetworkOptions& options) {
   }
 }
 
-void Description::add_subnetwork(const std::string& name, const SubnetworkOptions& options,
-                                 const Lookup& lookup) {
-  TORCH_CHECK_VALUE(!options.blocks().empty(), "nsn::Description: sub-network '", name,
-                    "' keeps no block. Name at least one, or remove the sub-network.");
-  const auto& places = lookup.places;
-  Subnetwork subnetwork{name, options, {}, {}, {}, {}, {}, 0, 0, 0};
-  for (const std::string& block_name : options.blocks()) {
-    const auto found = places.find(block_name);
-    if (found == places.end()) {
-      std::vector<std::string> all;
-      for (const auto& block : blocks_) all.push_back(block.name);
-      TORCH_CHECK_VALUE(false, "nsn::Description: sub-network '", name,
-                        "' names a block that does not exist: '", block_name, "'. The blocks are ",
-                        quoted(all), ".");
-    }
-    const size_t place = found->second;
-    TORCH_CHECK_VALUE(subnetwork.blocks.empty() || subnetwork.blocks.back() < place,
-                      "nsn::Description: sub-network '", name, "' keeps block '", block_name,
-                      "' after '", blocks_[subnetwork.blocks.back()].name,
-                      "', but blocks are kept in the order of the network, each once. List '",
-                      block_name, "' where the network has it.");
-    subnetwork.blocks.push_back(place);
-  }
-  const std::string prefix = "nsn::Description: sub-network '" + name + "'";
-  const auto kept_place = [&](const std::string& block_name, const char* sets) {
-    const auto found = places.find(block_name);
-    const auto kept =
-        found == places.end() ? std::nullopt : position(subnetwork.blocks, found->second);
-    TORCH_CHECK_VALUE(kept, prefix, " sets a ", sets, " for block '", block_name,
-                      "', which it does not keep. It keeps ", quoted(options.blocks()), ".");
-    return *kept;
-  };
-  std::vector<detail::KeptBlock> kept_blocks;
-  for (const size_t block : subnetwork.blocks)
-    kept_blocks.push_back({blocks_[block].block.get(), {}, {}});
-  for (const auto& [block_name, probability] : options.dropout()) {
-    const size_t kept = kept_place(block_name, "dropout");
-    const Block& block = *blocks_[subnetwork.blocks[kept]].block;
-    TORCH_CHECK_VALUE(block.dropout().has_value(), prefix, " sets a dropout for block '",
-                      block_name, "', but a ", block.type(), " has none. Remove it.");
-    TORCH_CHECK_VALUE(probability >= 0.0 && probability <= 1.0, prefix, ": the dropout of block '",
-                      block_name, "' must be a probability from 0 to 1, but got ", probability,
-                      ".");
-    TORCH_CHECK_VALUE(!kept_blocks[kept].use.dropout, prefix, " sets the dropout of block '",
-                      block_name, "' twice. Set it once.");
-    kept_blocks[kept].use.dropout = probability;
-  }
-  std::unordered_set<std::string> set;
-  std::optional<Width> of_all;
-  for (const auto& [block_name, dimension_name, width] : options.widths()) {
-    if (block_name == SubnetworkOptions::kAll) {
-      TORCH_CHECK_VALUE(!of_all && dimension_name.empty(), prefix,
-                        " sets the width of all blocks twice. Set it once.");
-      of_all = width;
-      continue;
-    }
-    const size_t kept = kept_place(block_name, "width");
-    const Block& block = *blocks_[subnetwork.blocks[kept]].block;
-    const auto& own = lookup.dimensions[subnetwork.blocks[kept]];
-    TORCH_CHECK_VALUE(!own.names.empty(), prefix, " sets a width for block '", block_name,
-                      "', but a ", block.type(), " has none of its own. Remove it.");
-    const Dimension* dimension = own.find(dimension_name);
-    TORCH_CHECK_VALUE(dimension != nullptr || !dimension_name.empty(), prefix,
-                      " sets one width for block '", block_name,
-                      "', which has several dimensions: ", quoted(own.names), ". Name them. ",
-                      kWidths);
-    TORCH_CHECK_VALUE(dimension != nullptr, prefix, ": block '", block_name, "' has no dimension '",
-                      dimension_name,
-                      "', or several in it. Its dimensions "
-                      "are ",
-                      quoted(own.names), ". ", kWidths);
-    const std::string what =
-        prefix + ": the width '" + dimension->name + "' of block '" + block_name + "'";
-    TORCH_CHECK_VALUE(set.insert(block_name + "." + dimension->name).second, what,
-                      " is set twice. Set it once.");
-    const int64_t count = width.of(*dimension, what);
-    TORCH_CHECK_VALUE(name != kBase || count == dimension->full, what,
-                      " is narrowed, but base is at full width. Make the block itself narrower, or "
-                      "rename the sub-network. ",
-                      kWidths);
-    if (count == dimension->full) continue;
-    if (dimension_name == dimension->name) {
-      kept_blocks[kept].use.width[dimension->name] = count;
-    } else {
-      kept_blocks[kept].unnamed.emplace_back(dimension->name, count);
-    }
-  }
-
-  const Signal input{whole(input_), !at::isFloatingType(dtype_)};
-  subnetwork.fits = settle_widths(prefix, options.blocks(), kept_blocks, input, dtype_);
-  if (of_all) {
-    const auto* fraction = std::get_if<double>(&of_all->value());
-    TORCH_CHECK_VALUE(fraction != nullptr && *fraction > 0.0 && *fraction <= 1.0, prefix,
-                      ": the width of all blocks must be a fraction above 0 and up to 1, but got ",
-                      std::visit([](auto value) { return c10::str(value); }, of_all->value()),
-                      ". Give one such as 0.5, and counts to single blocks. ", kWidths);
-    TORCH_CHECK_VALUE(name != kBase || *fraction == 1.0, prefix,
-                      " is narrowed, but base is at full width. Rename the sub-network. ", kWidths);
-    for (const size_t i : c10::irange(kept_blocks.size())) {
-      const auto& own = lookup.dimensions[subnetwork.blocks[i]];
-      for (const std::string& each : own.names) {
-        const Dimension& dimension = own.by_name.at(each);
-        const int64_t count = of_all->of(dimension, prefix);
-        if (count == dimension.full ||
-            set.count(blocks_[subnetwork.blocks[i]].name + "." + each) > 0) {
-          continue;
-        }
-        kept_blocks[i].unnamed.emplace_back(each, count);
-      }
-    }
-    detail::narrow(kept_blocks, input);
-    subnetwork.fits.clear();
-    detail::fit_row(kept_blocks, input, subnetwork.fits);
-  }
-  for (const Fit& fit : subnetwork.fits) {
-    subnetwork.flops = detail::saturating_add(subnetwork.flops, fit.flops);
-  }
-  subnetwork.output = kept_shape(subnetwork.fits.back().output.layout);
-  subnetworks_.push_back(std::move(subnetwork));
-}
-
 /// The table: each block's parameters, a private one once for each sub-network that keeps the
 /// block.
 void Description::add_parameters() {
@@ -478,7 +226,7 @@ void Description::add_parameters() {
         }
         for (const size_t s : c10::irange(subnetworks_.size())) {
           Subnetwork& subnetwork = subnetworks_[s];
-          const auto at = position(subnetwork.blocks, b);
+          const auto at = detail::position(subnetwork.blocks, b);
           if (!at) continue;
           auto& places = subnetwork.places[*at];
           places.resize(blocks_[b].parameters.size());
@@ -607,7 +355,7 @@ void Description::check_rules() const {
       static_cast<void>(coefficient);
       TORCH_CHECK_VALUE(known.count(name) > 0, "nsn::Description: merge rule 'weighted' of block '",
                         block.name, "' names a sub-network that does not exist: '", name,
-                        "'. The sub-networks are ", quoted(names()), ".");
+                        "'. The sub-networks are ", detail::quoted(names()), ".");
     }
   }
   for (const NamedBlock& block : blocks_) {
@@ -640,11 +388,13 @@ Description Description::alone(const std::string& name) const {
     BlockPtr own = block.block->narrowed(kept.fits[i]);
     if (!own) own = block.block->copy();
     if (!own) own = block.block;
-    if (const auto* output = dynamic_cast<const TiedOutput*>(own.get())) {
-      // Without the embedding, or at another width than that, it has a weight of its own.
-      const ParameterSpec weight = output->parameters()[0];
-      const auto owner = shapes.find(weight.tied_to);
-      if (owner == shapes.end() || owner->second != weight.shape) own = output->untied();
+    for (const ParameterSpec& parameter : own->parameters()) {
+      if (parameter.tied_to.empty()) continue;
+      // Without the other block, or at another width than that, it has a parameter of its own.
+      const auto owner = shapes.find(parameter.tied_to);
+      if (owner != shapes.end() && owner->second == parameter.shape) continue;
+      if (BlockPtr other = own->untied()) own = std::move(other);
+      break;
     }
     for (const ParameterSpec& parameter : own->parameters()) {
       shapes.emplace(block.name + "." + parameter.name, parameter.shape);
@@ -693,7 +443,7 @@ size_t Description::index_of(const std::string& subnetwork) const {
   const auto found = std::find_if(subnetworks_.begin(), subnetworks_.end(),
                                   [&](const auto& each) { return each.name == subnetwork; });
   TORCH_CHECK_VALUE(found != subnetworks_.end(), "nsn: there is no sub-network '", subnetwork,
-                    "'. The sub-networks are ", quoted(names()), ".");
+                    "'. The sub-networks are ", detail::quoted(names()), ".");
   return static_cast<size_t>(found - subnetworks_.begin());
 }
 

@@ -2,7 +2,6 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/matmul.h>
@@ -20,11 +19,10 @@
 #include <string>
 #include <utility>
 
+#include "functional/linear_forward.h"
 #include "functional/masks.h"
-#include "functional/sources.h"
 #include "operations/autocast.h"
 #include "operations/autograd.h"
-#include "operations/elementwise.h"
 #include "operations/kernels_for.h"
 #include "operations/lanes.h"
 #include "operations/products.h"
@@ -34,256 +32,21 @@
 namespace nsn::functional {
 
 using detail::AutogradContext;
+using detail::bias_of;
+using detail::cast;
+using detail::forward_of;
+using detail::LinearForward;
+using detail::LinearSpec;
+using detail::make_spec;
+using detail::matrix_of;
 using detail::part;
 using detail::Source;
+using detail::Stack;
 using detail::stack_rows;
+using detail::StackedRows;
 using detail::variable_list;
 
 namespace {
-
-/// Sources of one slice, stacked into one product.
-using Batch = std::vector<size_t>;
-
-struct LinearSpec {
-  std::vector<merge::Lane> lanes;
-  merge::Rule rule;
-  ReluDropout after;
-  bool gelu = false;  // in place of `after`, whose dropout is then none
-  Memory memory;
-  std::optional<at::ScalarType> autocast;  // the dtype that the products run in
-  SliceView weight, bias;
-  std::vector<int64_t> out, in;  // of each lane's slice as a matrix
-  std::vector<Source> sources;
-  std::vector<size_t> source_of;  // lane
-  std::vector<Batch> batches;
-
-  bool is_leading() const { return weight.view.size() == 2; }
-};
-
-LinearSpec make_spec(const at::Tensor& weight, const SharedLanes& of, const ReluDropout& after,
-                     const Memory& memory) {
-  auto views = detail::views_of(weight, of, "nsn::linear");
-  LinearSpec spec{of.lanes,
-                  of.rule,
-                  after,
-                  false,
-                  memory,
-                  std::nullopt,
-                  std::move(views.weight),
-                  std::move(views.bias),
-                  {},
-                  {},
-                  detail::sources_of(of),
-                  {},
-                  {}};
-  for (const Shape& kept : views.kept) {
-    spec.out.push_back(kept[0]);
-    spec.in.push_back(kept[1]);
-  }
-  spec.source_of.resize(of.lanes.size());
-  for (const size_t source : c10::irange(spec.sources.size())) {
-    for (const size_t lane : spec.sources[source].lanes) spec.source_of[lane] = source;
-    const size_t widest = spec.sources[source].widest;
-    auto batch = std::find_if(spec.batches.begin(), spec.batches.end(), [&](const Batch& each) {
-      return of.slices.empty() || of.slices[spec.sources[each[0]].widest] == of.slices[widest];
-    });
-    if (batch == spec.batches.end()) batch = spec.batches.insert(batch, Batch{});
-    batch->push_back(source);
-  }
-  return spec;
-}
-
-/// The slice of a lane as a matrix (kept out, kept in): strided where it is leading, else a copy.
-at::Tensor matrix_of(const LinearSpec& spec, const at::Tensor& weight, size_t lane) {
-  return merge::slice_of_view(weight, spec.weight.view, spec.weight.slices[lane],
-                              {spec.out[lane], spec.in[lane]});
-}
-
-at::Tensor bias_of(const LinearSpec& spec, const at::Tensor& bias, size_t lane) {
-  if (!bias.defined() || bias.size(0) == spec.out[lane]) return bias;
-  return merge::slice_of_view(bias, spec.bias.view, spec.bias.slices[lane], {spec.out[lane]});
-}
-
-at::Tensor cast(const at::Tensor& tensor, std::optional<at::ScalarType> dtype) {
-  return dtype && tensor.defined() ? tensor.to(*dtype) : tensor;
-}
-
-// -------------------------------------------------------------------------------------------------
-// Forward
-
-/// Where the rows of a source lie in the stacked input of its batch.
-struct Rows {
-  size_t batch;
-  int64_t first, count;
-};
-
-struct Forward {
-  variable_list outputs;   // one a lane
-  variable_list stacked;   // the inputs of each batch, on top of each other
-  at::Tensor weight;       // as multiplied
-  std::vector<Rows> rows;  // one a source
-};
-
-/// Lanes of one source that have one result, or the leading columns of it.
-struct Element {
-  std::vector<size_t> lanes;
-  size_t widest;
-  size_t source;
-};
-
-/// Puts what comes behind the product of one batch in its place: `product` has one matrix a source.
-void finish_batch(const LinearSpec& spec, const Batch& batch, const at::Tensor& product,
-                  const at::Tensor& bias, at::TensorList inputs, Forward& result,
-                  detail::Masks* masks) {
-  const int64_t columns = product.size(1);
-  const auto sizes_of = [&](size_t lane, int64_t width) {
-    std::vector<int64_t> sizes = inputs[lane].sizes().vec();
-    sizes.back() = width;
-    return sizes;
-  };
-  /// The leading columns of `whole`, (*, width), that are `lane`'s.
-  const auto columns_of = [&](const at::Tensor& whole, int64_t first, int64_t width, size_t lane) {
-    const auto sizes = sizes_of(lane, spec.out[lane]);
-    if (spec.out[lane] == width) return part(whole, first, sizes);
-    return part(whole, first, sizes, c10::contiguous_strides(sizes_of(lane, width)));
-  };
-  if (spec.gelu) {
-    const Memory memory{spec.memory.workspace, spec.batches.size() > 1 ? 0 : spec.memory.room};
-    const at::Tensor y = detail::empty_in(memory, product.sizes(), product.options());
-    // The derivative takes the product's place.
-    detail::gelu_forward(product, bias, y, masks == nullptr ? at::Tensor() : product);
-    for (const size_t source : batch) {
-      const int64_t first = result.rows[source].first * columns;
-      for (const size_t lane : spec.sources[source].lanes) {
-        result.outputs[lane] = columns_of(y, first, columns, lane);
-        if (masks != nullptr) masks->outputs[lane] = columns_of(product, first, columns, lane);
-      }
-    }
-    return;
-  }
-  if (spec.after.is_identity()) {
-    for (const size_t source : batch) {
-      for (const size_t lane : spec.sources[source].lanes) {
-        result.outputs[lane] =
-            columns_of(product, result.rows[source].first * columns, columns, lane);
-      }
-    }
-    return;
-  }
-
-  // Without dropout narrower lanes have the leading columns of the widest; each mask is of one
-  // lane.
-  std::vector<Element> elements;
-  bool in_place = true;
-  for (const size_t source : batch) {
-    const size_t before = elements.size();
-    for (const size_t lane : spec.sources[source].lanes) {
-      const bool drops = spec.after.dropout[lane].probability > 0.0;
-      auto element =
-          std::find_if(elements.begin() + static_cast<int64_t>(before), elements.end(),
-                       [&](const Element& each) {
-                         const size_t other = each.widest;
-                         return drops ? spec.after.same_as[lane] == spec.after.same_as[other]
-                                      : spec.after.dropout[other].probability <= 0.0;
-                       });
-      if (element == elements.end()) {
-        element = elements.insert(element, Element{{}, lane, source});
-      }
-      element->lanes.push_back(lane);
-      if (spec.out[lane] > spec.out[element->widest]) element->widest = lane;
-    }
-    in_place =
-        in_place && elements.size() == before + 1 && spec.out[elements.back().widest] == columns;
-  }
-  std::vector<int64_t> widths;
-  for (const Element& element : elements) widths.push_back(spec.out[element.widest]);
-  std::sort(widths.begin(), widths.end());
-  widths.erase(std::unique(widths.begin(), widths.end()), widths.end());
-  Memory memory = spec.memory;
-  if (widths.size() > 1 || spec.batches.size() > 1) memory.room = 0;
-  for (const int64_t width : widths) {
-    ReluDropout options{spec.after.relu, {}, {}};
-    std::vector<at::Tensor> tensors;
-    std::vector<const Element*> same_width;
-    for (const Element& element : elements) {
-      if (spec.out[element.widest] != width) continue;
-      options.same_as.push_back(tensors.size());
-      options.dropout.push_back(spec.after.dropout[element.widest]);
-      tensors.push_back(columns_of(product, result.rows[element.source].first * columns, columns,
-                                   element.widest));
-      same_width.push_back(&element);
-    }
-    detail::Masks own;
-    const at::Tensor own_bias = bias.defined() ? bias.narrow(0, 0, width) : bias;
-    const auto finished = detail::relu_dropout_forward(tensors, own_bias, options, memory, in_place,
-                                                       masks == nullptr ? nullptr : &own);
-    for (const size_t i : c10::irange(finished.size())) {
-      for (const size_t lane : same_width[i]->lanes) {
-        result.outputs[lane] = columns_of(finished[i], 0, width, lane);
-        if (masks == nullptr) continue;
-        masks->scales[lane] = own.scales[i];
-        if (spec.out[lane] == width) {
-          masks->masks[lane] = own.masks[i];
-        } else if (spec.after.relu) {
-          masks->outputs[lane] = columns_of(finished[i], 0, width, lane);
-        }
-      }
-    }
-  }
-}
-
-/// `masks`, where given, gets what the backward of the element-wise part needs.
-Forward forward_of(const LinearSpec& spec, at::TensorList inputs, const at::Tensor& given_weight,
-                   const at::Tensor& given_bias, detail::Masks* masks) {
-  Forward result;
-  result.weight = cast(given_weight, spec.autocast);
-  result.outputs.resize(inputs.size());
-  result.rows.resize(spec.sources.size());
-  const bool element_wise = spec.gelu || !spec.after.is_identity();
-  if (element_wise && masks != nullptr) {
-    masks->masks.resize(inputs.size());
-    masks->outputs.resize(inputs.size());
-    masks->scales.resize(inputs.size());
-    masks->workspace = spec.memory.workspace;
-  }
-  for (const size_t b : c10::irange(spec.batches.size())) {
-    Batch batch = spec.batches[b];
-    detail::sort_as_laid(batch,
-                         [&](size_t source) { return inputs[spec.sources[source].lanes[0]]; });
-    std::vector<at::Tensor> rows;
-    int64_t total = 0;
-    for (const size_t source : batch) {
-      rows.push_back(detail::as_rows(cast(inputs[spec.sources[source].lanes[0]], spec.autocast)));
-      result.rows[source] = {b, total, rows.back().size(0)};
-      total += rows.back().size(0);
-    }
-    result.stacked.push_back(stack_rows(rows));
-    const at::Tensor& stacked = result.stacked.back();
-    const size_t widest = spec.sources[batch[0]].widest;
-    const at::Tensor weight = matrix_of(spec, result.weight, widest).t();
-    const at::Tensor bias = bias_of(spec, cast(given_bias, spec.autocast), widest);
-    // In a narrower dtype the product would be rounded before the bias is added.
-    const auto dtype = stacked.scalar_type();
-    const bool adds_bias_later = element_wise && (dtype == at::kFloat || dtype == at::kDouble);
-    const int64_t room = spec.batches.size() > 1 ? 0 : spec.memory.room;
-    const at::Tensor product =
-        detail::empty_in({spec.memory.workspace, room}, {total, weight.size(1)}, stacked.options());
-    if (bias.defined() && !adds_bias_later && dtype == at::kFloat) {
-      product.copy_(bias);
-      detail::add_product(product, stacked, weight, 1.0);
-    } else if (bias.defined() && !adds_bias_later) {
-      at::addmm_out(const_cast<at::Tensor&>(product), bias, stacked, weight);
-    } else {
-      detail::multiply(product, stacked, weight);
-    }
-    finish_batch(spec, batch, product, adds_bias_later ? bias : at::Tensor(), inputs, result,
-                 masks);
-  }
-  return result;
-}
-
-// -------------------------------------------------------------------------------------------------
-// Backward
 
 /// A part of the merged gradient: coefficient * dy^T x, in the leading (dy columns, x columns).
 struct Term {
@@ -461,7 +224,7 @@ at::Tensor merge_bias(const LinearSpec& spec, int64_t features, const LaneRows& 
 struct LinearState {
   LinearSpec spec;
   detail::Masks masks;
-  std::vector<Rows> rows;
+  std::vector<StackedRows> rows;
 };
 
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
@@ -475,7 +238,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     ctx->set_materialize_grads(false);
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     detail::Masks masks;
-    Forward result = forward_of(spec, inputs, weight, bias, &masks);
+    LinearForward result = forward_of(spec, inputs, weight, bias, &masks);
     // The inputs for the second derivative, the rest for the first; nothing twice.
     variable_list saved{weight, bias, result.weight.is_same(weight) ? at::Tensor() : result.weight};
     saved.insert(saved.end(), inputs.begin(), inputs.end());
@@ -497,8 +260,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const variable_list saved = ctx->get_saved_variables();
     const LinearState state{
         spec,
-        detail::from_saved(kept.masks, saved,
-                           kSavedInputs + gradients.size() + spec.batches.size()),
+        detail::from_saved(kept.masks, saved, kSavedInputs + gradients.size() + spec.stacks.size()),
         kept.rows};
     const at::Tensor &weight = saved[0], &bias = saved[1];
     const variable_list inputs(saved.begin() + kSavedInputs,
@@ -543,23 +305,23 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
  private:
   static constexpr size_t kSavedInputs = 3;
 
-  /// The inputs of each batch, on top of each other, as the forward had them.
+  /// The inputs of each stack, on top of each other, as the forward had them.
   static variable_list stacked_inputs(const LinearState& state, const variable_list& saved,
                                       size_t lanes) {
     const LinearSpec& spec = state.spec;
     variable_list result;
-    for (const size_t b : c10::irange(spec.batches.size())) {
+    for (const size_t b : c10::irange(spec.stacks.size())) {
       const at::Tensor& stacked = saved[kSavedInputs + lanes + b];
       if (stacked.defined()) {
         result.push_back(stacked);
         continue;
       }
-      Batch batch = spec.batches[b];
-      std::sort(batch.begin(), batch.end(), [&](size_t one, size_t other) {
+      Stack stack = spec.stacks[b];
+      std::sort(stack.begin(), stack.end(), [&](size_t one, size_t other) {
         return state.rows[one].first < state.rows[other].first;
       });
       variable_list rows;
-      for (const size_t source : batch) {
+      for (const size_t source : stack) {
         rows.push_back(detail::as_rows(saved[kSavedInputs + spec.sources[source].lanes[0]]));
       }
       result.push_back(stack_rows(rows));
@@ -609,10 +371,10 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     at::TensorOptions options;
     bool any = false;
     for (const size_t lane : c10::irange(lanes)) {
-      const Rows& own = state.rows[spec.source_of[lane]];
-      const at::Tensor& stacked = stacked_of[own.batch];
+      const StackedRows& own = state.rows[spec.source_of[lane]];
+      const at::Tensor& stacked = stacked_of[own.stack];
       const bool is_all = own.count == stacked.size(0);
-      // Only a batch of several sources is stacked, and then in one piece.
+      // Only a stack of several sources is stacked, and then in one piece.
       rows.x[lane] = is_all
                          ? stacked
                          : part(stacked, own.first * stacked.size(1), {own.count, stacked.size(1)});
@@ -694,10 +456,6 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     return results;
   }
 };
-
-}  // namespace
-
-namespace {
 
 std::vector<at::Tensor> run(const detail::Operands& operands, LinearSpec spec) {
   const auto& [inputs, weight, bias] = operands;

@@ -338,24 +338,100 @@ void Core::check_statistics(at::TensorList parameters, c10::ArrayRef<size_t> sub
   }
 }
 
+namespace {
+
+/// Kernels read memory: a sign that torch has yet to apply would be lost. The table itself, or one
+/// in `resolved`.
+at::TensorList with_signs_applied(at::TensorList table, const Description& description,
+                                  std::vector<at::Tensor>& resolved) {
+  const bool has_signs = std::any_of(table.begin(), table.end(), [](const at::Tensor& each) {
+    return each.defined() && each.is_neg();
+  });
+  if (!has_signs) return table;
+  for (const size_t i : c10::irange(table.size())) {
+    const bool resolves = table[i].defined() && !description.parameters()[i].is_buffer;
+    resolved.push_back(resolves ? table[i].resolve_neg() : table[i]);
+  }
+  return resolved;
+}
+
+/// The lanes of a pass on their way through the blocks.
+class Walk {
+ public:
+  Walk(const Description& description, c10::ArrayRef<size_t> subnetworks, const at::Tensor& x)
+      : description_(description),
+        subnetworks_(subnetworks),
+        activations_(subnetworks.size(), x),
+        done_(subnetworks.size(), 0) {}
+
+  /// The block that a lane passes next; kNone behind its last.
+  size_t next(size_t lane) const {
+    const auto& own = description_.subnetworks()[subnetworks_[lane]].blocks;
+    return done_[lane] == own.size() ? kNone : own[done_[lane]];
+  }
+
+  /// The lanes that pass a block next.
+  std::vector<size_t> passing(size_t place) const {
+    std::vector<size_t> result;
+    for (const size_t lane : c10::irange(done_.size())) {
+      if (next(lane) == place) result.push_back(lane);
+    }
+    return result;
+  }
+
+  /// Takes a lane to its next block: gives its activation, and the place of the block among the
+  /// sub-network's own.
+  std::pair<at::Tensor, size_t> enter(size_t lane) {
+    return {std::move(activations_[lane]), done_[lane]++};
+  }
+  void leave(size_t lane, at::Tensor activation) { activations_[lane] = std::move(activation); }
+
+  /// Lanes that enter the network at the block where all of `passing`, who have passed theirs, go
+  /// on: with room for their input behind the outputs the block finds all that it reads stacked.
+  std::vector<size_t> entering_behind(const std::vector<size_t>& passing) const {
+    const size_t following = next(passing[0]);
+    std::vector<size_t> result;
+    if (following == kNone) return result;
+    for (const size_t lane : passing) {
+      if (next(lane) != following) return result;
+    }
+    for (const size_t lane : c10::irange(done_.size())) {
+      if (done_[lane] == 0 && next(lane) == following) result.push_back(lane);
+    }
+    return result;
+  }
+
+  const at::Tensor& activation(size_t lane) const { return activations_[lane]; }
+  std::vector<at::Tensor> finish() && { return std::move(activations_); }
+
+ private:
+  const Description& description_;
+  c10::ArrayRef<size_t> subnetworks_;
+  std::vector<at::Tensor> activations_;
+  /// How many blocks each lane has passed.
+  std::vector<size_t> done_;
+};
+
+/// Lays the input of `entering` lanes into the room behind a block's outputs, where there is some.
+void lay_entering(Walk& walk, const std::vector<size_t>& entering, const at::Tensor& behind,
+                  const at::Tensor& x) {
+  const at::Tensor room = detail::Workspace::take_room(behind);
+  if (!room.defined() || room.numel() != x.numel() || room.dtype() != x.dtype()) return;
+  const at::Tensor laid = detail::part(room, 0, x.sizes());
+  laid.copy_(x);
+  for (const size_t lane : entering) walk.leave(lane, detail::part(laid, 0, x.sizes()));
+}
+
+}  // namespace
+
 std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_x,
                                   c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
   check_table(given);
   check_input(given_x);
-  // Kernels read memory: a sign that torch has yet to apply would be lost.
   const at::Tensor x = given_x.is_neg() ? given_x.resolve_neg() : given_x;
   std::vector<at::Tensor> resolved;
-  if (std::any_of(given.begin(), given.end(),
-                  [](const at::Tensor& each) { return each.defined() && each.is_neg(); })) {
-    for (const size_t i : c10::irange(given.size())) {
-      const bool resolves = given[i].defined() && !description_.parameters()[i].is_buffer;
-      resolved.push_back(resolves ? given[i].resolve_neg() : given[i]);
-    }
-  }
-  const at::TensorList parameters = resolved.empty() ? given : at::TensorList(resolved);
+  const at::TensorList parameters = with_signs_applied(given, description_, resolved);
   check_lanes(description_, subnetworks);
-  const auto& described = description_.subnetworks();
-  const size_t lanes = subnetworks.size();
   const uint64_t seed = mode.seed ? *mode.seed : mode.training ? draw_seed() : 0;
   functional::Memory memory;
   // Not for one lane after the other, which is to take little memory: their sizes differ, so that
@@ -368,16 +444,11 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
   detail::TiedLanes tied;
   if (has_tied_) share_tied(parameters, subnetworks, mode, tied);
 
-  std::vector<at::Tensor> activations(lanes, x);
-  std::vector<size_t> done(lanes, 0);  // blocks of each lane
-  const auto next_place = [&](size_t lane) {
-    const auto& own = described[subnetworks[lane]].blocks;
-    return done[lane] == own.size() ? kNone : own[done[lane]];
-  };
+  Walk walk(description_, subnetworks, x);
   for (const size_t place : c10::irange(description_.blocks().size())) {
+    const std::vector<size_t> passing = walk.passing(place);
+    if (passing.empty()) continue;
     const auto& block = description_.blocks()[place];
-    std::vector<size_t> passing;
-    std::vector<at::Tensor> inputs;
     BlockPass pass{{},
                    rule_of(place, subnetworks, mode),
                    mode.training,
@@ -387,47 +458,30 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
                    parameters,
                    &tied,
                    block.name};
-    for (const size_t lane : c10::irange(lanes)) {
-      if (next_place(lane) != place) continue;
-      passing.push_back(lane);
-      inputs.push_back(std::move(activations[lane]));
-      pass.lanes.push_back(passes_[subnetworks[lane]][done[lane]++]);
+    std::vector<at::Tensor> inputs;
+    for (const size_t lane : passing) {
+      auto [activation, passed] = walk.enter(lane);
+      inputs.push_back(std::move(activation));
+      pass.lanes.push_back(passes_[subnetworks[lane]][passed]);
     }
-    if (passing.empty()) continue;
     check_parameters(parameters, pass, place, x);
     if (!mode.training && !mode.calibrating) {
       for (const LanePass& lane : pass.lanes) check_statistics(parameters, lane, place);
     }
-
-    // Lanes that enter at the block where all these go on: the outputs get room for their input
-    // behind them, so that the block finds all that it reads stacked.
-    const size_t following = next_place(passing[0]);
-    const bool stay_together =
-        following != kNone && std::all_of(passing.begin(), passing.end(), [&](size_t lane) {
-          return next_place(lane) == following;
-        });
-    std::vector<size_t> entering;
-    for (const size_t lane : c10::irange(lanes)) {
-      const bool enters = done[lane] == 0 && next_place(lane) == following;
-      if (stay_together && enters && !x.requires_grad()) entering.push_back(lane);
-    }
+    const std::vector<size_t> entering =
+        x.requires_grad() ? std::vector<size_t>() : walk.entering_behind(passing);
     if (!entering.empty()) pass.memory.room = x.numel();
-
     auto outputs = block.block->joint(inputs, pass);
     check_outputs(outputs, block, pass, x.sym_size(0));
     for (const size_t i : c10::irange(passing.size())) {
-      activations[passing[i]] = std::move(outputs[i]);
+      walk.leave(passing[i], std::move(outputs[i]));
     }
-    if (entering.empty()) continue;
-    const at::Tensor room = detail::Workspace::take_room(activations[passing[0]]);
-    if (!room.defined() || room.numel() != x.numel() || room.dtype() != x.dtype()) continue;
-    const at::Tensor laid = detail::part(room, 0, x.sizes());
-    laid.copy_(x);
-    for (const size_t lane : entering) activations[lane] = detail::part(laid, 0, x.sizes());
+    if (!entering.empty()) lay_entering(walk, entering, walk.activation(passing[0]), x);
   }
+  std::vector<at::Tensor> result = std::move(walk).finish();
   // Inside the pass lanes lie together in one buffer; a caller may write into what it gets.
-  for (at::Tensor& output : activations) output = detail::own_memory(std::move(output));
-  return activations;
+  for (at::Tensor& output : result) output = detail::own_memory(std::move(output));
+  return result;
 }
 
 at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,

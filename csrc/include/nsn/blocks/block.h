@@ -272,6 +272,10 @@ class NSN_API Block {
   /// Default: nothing, the block itself serves.
   virtual BlockPtr narrowed(const Fit& fit) const;
 
+  /// The block that has a parameter of its own where this one uses another block's (TiedOutput).
+  /// Default: nothing.
+  virtual BlockPtr untied() const { return nullptr; }
+
   /// The probability with which it drops elements in training, in place of which sub-networks may
   /// set one of their own; none where it has no dropout.
   virtual std::optional<double> dropout() const { return std::nullopt; }

@@ -139,7 +139,7 @@ class NSN_API TiedOutput final : public Block {
   void pretty_print(std::ostream& stream) const override;
 
   /// The Dense block that does the same with a weight of its own.
-  BlockPtr untied() const;
+  BlockPtr untied() const override;
 
  private:
   TiedOutputOptions options_;

@@ -234,9 +234,6 @@ class NSN_API Description {
 
  private:
   void add_blocks(const NetworkOptions& options);
-  struct Lookup;
-  void add_subnetwork(const std::string& name, const SubnetworkOptions& options,
-                      const Lookup& lookup);
   void add_parameters();
   void add_uses();
   void add_tied_slices();
