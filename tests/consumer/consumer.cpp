@@ -1,4 +1,5 @@
 // Uses the installed headers and library as an application would: build, save, load, switch.
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/ones.h>
 #include <nsn/nsn.h>
 
@@ -31,6 +32,10 @@ struct Stretch : nsn::Block {
                      const nsn::BlockPass&) const override {
     return x * parameters[0].view({-1, 1, 1});
   }
+  void initialize(at::TensorList parameters) const override {
+    const at::NoGradGuard no_grad;
+    parameters[0].fill_(1.0);
+  }
   /// In primitives, so that copies and exports know it too.
   size_t lower(nsn::Lowering& to, size_t x) const override {
     return to.step("scale", nsn::primitives::ScaleAndShift{1}, {x}, {to.operand(0, "scale")});
@@ -60,7 +65,7 @@ nsn::merge::Rule equal_norms() {
 bool elastic_blocks_work(const std::string& path) {
   const nsn::Network net(nsn::NetworkOptions()
                              .input({1, 6, 6})
-                             .block("conv", nsn::Conv2dOptions(1, 4, 3).activation(torch::kReLU))
+                             .block("conv", nsn::Conv2dOptions(1, 4, 3).activation(torch::kGELU))
                              .block("stretch", std::make_shared<const Stretch>(4))
                              .block("pool", nsn::MaxPool2dOptions(2))
                              .block("flat", nsn::FlattenOptions())
