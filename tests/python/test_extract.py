@@ -5,6 +5,7 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,18 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).detach().abs().max() / scale).item()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_random_networks(kind: str) -> None:
+def random_cases(kind: str) -> Iterator[tuple[int, nsn.Network, Tensor]]:
+    """Seeds, random networks with values all over, and batches for them."""
     for seed in range(40):
         document = random_description(seed, kind)
         net = scramble(nsn.Network(nsn.Description.from_json(json.dumps(document))).double())
-        net.eval()
+        yield seed, net.eval(), random_input(document, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_networks(kind: str) -> None:
+    for seed, net, x in random_cases(kind):
         owned = {tensor.untyped_storage().data_ptr() for tensor in net.state_dict().values()}
-        x = random_input(document, 3)
         for name in net.subnetworks:
             module = net.extract(name)
             assert difference(module(x), net.view(name)(x)) < 1e-12, (seed, name)
@@ -49,7 +54,7 @@ def test_random_networks(kind: str) -> None:
             assert not owned & {each.untyped_storage().data_ptr() for each in tensors.values()}
             assert not module.training
             count = sum(parameter.numel() for parameter in module.parameters())
-            if "TiedOutput" not in json.dumps(document):  # whose weight may have two widths
+            if "TiedOutput" not in net.description.to_json():  # whose weight may have two widths
                 assert count == net.description.parameter_count(name), (seed, name)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 import nsn
 from interpreter import PRIMITIVES, run
 from nsn import extract
-from random_networks import KINDS, random_description, random_input
-from test_extract import _INPUTS, SINGLE, difference, scramble
+from random_networks import KINDS
+from test_extract import _INPUTS, SINGLE, difference, random_cases, scramble
 
 
 def interpreted(net: nsn.Network, name: str, x: Tensor) -> Tensor:
@@ -20,11 +20,7 @@ def interpreted(net: nsn.Network, name: str, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_networks(kind: str) -> None:
-    for seed in range(40):
-        document = random_description(seed, kind)
-        net = scramble(nsn.Network(nsn.Description.from_json(json.dumps(document))).double())
-        net.eval()
-        x = random_input(document, 3)
+    for seed, net, x in random_cases(kind):
         for name in net.subnetworks:
             found = interpreted(net, name, x)
             assert difference(found, net.view(name)(x)) < 1e-12, (seed, name)

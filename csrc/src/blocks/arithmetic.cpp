@@ -30,9 +30,9 @@ std::vector<Operand> operands_of(const Lowering& to, size_t weight, const Epilog
   return result;
 }
 
-/// What is left of an epilogue behind an operation that added the bias.
-Epilogue without_bias(Epilogue after) {
-  after.bias.reset();
+/// What is left of an epilogue behind an operation.
+Epilogue behind(Epilogue after, bool added_bias) {
+  if (added_bias) after.bias.reset();
   return after;
 }
 
@@ -47,23 +47,17 @@ std::vector<at::Tensor> product(at::TensorList inputs, const BlockPass& pass, si
   const at::Tensor bias = shares_bias ? pass.parameter(*after.bias) : at::Tensor();
   const bool relu = is<torch::enumtype::kReLU>(after.activation);
   if (fused && (relu || is<torch::enumtype::kLinear>(after.activation))) {
-    functional::ReluDropout elementwise;
-    if (after.dropout) {
-      elementwise = dropout_of(*after.dropout, pass);
-    } else if (relu) {
-      elementwise.dropout.resize(inputs.size());
-      elementwise.same_as = pass.first_of_way(&LanePass::output_way);
-    }
+    functional::ReluDropout elementwise = dropout_of(after.dropout, pass);
     elementwise.relu = relu;
     return functional::linear(inputs, pass.parameter(weight), bias, lanes, elementwise, memory);
   }
   const functional::Memory inside{memory.workspace};
   if (fused && is<torch::enumtype::kGELU>(after.activation)) {
-    auto y = functional::linear_gelu(inputs, pass.parameter(weight), bias, lanes, inside);
-    return after.dropout ? drop(std::move(y), *after.dropout, pass) : y;
+    return drop(functional::linear_gelu(inputs, pass.parameter(weight), bias, lanes, inside),
+                after.dropout, pass);
   }
   auto y = functional::linear(inputs, pass.parameter(weight), bias, lanes, {}, inside);
-  return finish(std::move(y), pass, shares_bias ? without_bias(after) : after, -1);
+  return finish(std::move(y), pass, behind(after, shares_bias), -1);
 }
 
 std::vector<at::Tensor> convolution(at::TensorList inputs, const BlockPass& pass, size_t weight,
@@ -75,7 +69,7 @@ std::vector<at::Tensor> convolution(at::TensorList inputs, const BlockPass& pass
     auto y = functional::convolution(
         inputs, pass.parameter(weight), fused ? pass.parameter(*after.bias) : at::Tensor(),
         shared_lanes(pass, weight, pass.first_of_way(&LanePass::input_way)), geometry);
-    return finish(std::move(y), pass, fused ? without_bias(after) : after, 1);
+    return finish(std::move(y), pass, behind(after, fused), 1);
   }
   const bool fused = adds_bias(after);
   const auto weights = pass.share(weight);
@@ -89,7 +83,7 @@ std::vector<at::Tensor> convolution(at::TensorList inputs, const BlockPass& pass
                                 /*output_padding=*/std::vector<int64_t>(stride.size(), 0),
                                 /*groups=*/inputs[lane].size(1) / weights[lane].size(1)));
   }
-  return finish(std::move(y), pass, fused ? without_bias(after) : after, 1);
+  return finish(std::move(y), pass, behind(after, fused), 1);
 }
 
 std::vector<at::Tensor> finish(std::vector<at::Tensor> y, const BlockPass& pass,
@@ -107,13 +101,13 @@ std::vector<at::Tensor> finish(std::vector<at::Tensor> y, const BlockPass& pass,
     }
   }
   for (at::Tensor& each : y) each = activate(each, after.activation, dim);
-  return after.dropout ? drop(std::move(y), *after.dropout, pass) : y;
+  return drop(std::move(y), after.dropout, pass);
 }
 
 size_t lower_product(Lowering& to, const char* part, size_t x, size_t weight,
                      const Epilogue& after) {
   const size_t y = to.step(part, primitives::Product{}, {x}, operands_of(to, weight, after));
-  return lower_finish(to, y, adds_bias(after) ? without_bias(after) : after, -1);
+  return lower_finish(to, y, behind(after, adds_bias(after)), -1);
 }
 
 size_t lower_convolution(Lowering& to, size_t x, size_t weight,
@@ -122,7 +116,7 @@ size_t lower_convolution(Lowering& to, size_t x, size_t weight,
   const primitives::Convolution convolution{geometry.stride, geometry.padding, geometry.dilation,
                                             groups};
   const size_t y = to.step("conv", convolution, {x}, operands_of(to, weight, after));
-  return lower_finish(to, y, adds_bias(after) ? without_bias(after) : after, 1);
+  return lower_finish(to, y, behind(after, adds_bias(after)), 1);
 }
 
 size_t lower_finish(Lowering& to, size_t y, const Epilogue& after, int64_t dim) {
@@ -137,11 +131,12 @@ size_t lower_finish(Lowering& to, size_t y, const Epilogue& after, int64_t dim) 
   } else if (!is<torch::enumtype::kLinear>(after.activation)) {
     y = to.step("activation", primitives::Activate{after.activation}, {y});
   }
-  return after.dropout ? lower_dropout(to, y, *after.dropout) : y;
+  return lower_dropout(to, y, after.dropout);
 }
 
-size_t lower_dropout(Lowering& to, size_t y, double standard) {
-  const double probability = to.fit().use.dropout.value_or(standard);
+size_t lower_dropout(Lowering& to, size_t y, std::optional<double> standard) {
+  if (!standard) return y;
+  const double probability = to.fit().use.dropout.value_or(*standard);
   return probability > 0.0 ? to.step("dropout", primitives::Drop{probability}, {y}) : y;
 }
 

@@ -53,6 +53,6 @@ size_t lower_convolution(Lowering& to, size_t x, size_t weight,
 size_t lower_finish(Lowering& to, size_t y, const Epilogue& after, int64_t dim);
 
 /// A dropout as the sub-network has it in place of the block's own, where it drops at all.
-size_t lower_dropout(Lowering& to, size_t y, double standard);
+size_t lower_dropout(Lowering& to, size_t y, std::optional<double> standard);
 
 }  // namespace nsn::detail

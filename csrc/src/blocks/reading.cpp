@@ -2,7 +2,7 @@
 
 #include <c10/util/Exception.h>
 
-#include <algorithm>
+#include <unordered_map>
 
 #include "blocks/builtin.h"
 #include "values/fields.h"
@@ -12,10 +12,13 @@ namespace nsn::detail {
 namespace {
 
 const BlockType* find_builtin(const std::string& name) {
-  const auto& all = builtin_types();
-  const auto found = std::find_if(all.begin(), all.end(),
-                                  [&](const BlockType& type) { return type.name == name; });
-  return found == all.end() ? nullptr : &*found;
+  static const auto by_name = [] {  // asked for in each pass
+    std::unordered_map<std::string, const BlockType*> result;
+    for (const BlockType& type : builtin_types()) result.emplace(type.name, &type);
+    return result;
+  }();
+  const auto found = by_name.find(name);
+  return found == by_name.end() ? nullptr : found->second;
 }
 
 /// A block of a type that the caller supplied: all fields but these two are its options.

@@ -101,17 +101,21 @@ functional::SharedLanes shared_lanes(const BlockPass& pass, size_t p, std::vecto
   return result;
 }
 
-functional::ReluDropout dropout_of(double standard, const BlockPass& pass) {
+functional::ReluDropout dropout_of(std::optional<double> standard, const BlockPass& pass) {
   functional::ReluDropout result{false, {}, pass.first_of_way(&LanePass::output_way)};
   for (const size_t lane : c10::irange(pass.lanes.size())) {
-    const double own = pass.lanes[lane].fit->use.dropout.value_or(standard);
-    result.dropout.push_back(pass.training ? functional::Dropout{own, pass.dropout_key(lane)}
-                                           : functional::Dropout{});
+    if (!standard || !pass.training) {
+      result.dropout.emplace_back();
+      continue;
+    }
+    const double own = pass.lanes[lane].fit->use.dropout.value_or(*standard);
+    result.dropout.push_back({own, pass.dropout_key(lane)});
   }
   return result;
 }
 
-std::vector<at::Tensor> drop(std::vector<at::Tensor> y, double standard, const BlockPass& pass) {
+std::vector<at::Tensor> drop(std::vector<at::Tensor> y, std::optional<double> standard,
+                             const BlockPass& pass) {
   const auto options = dropout_of(standard, pass);
   return options.is_identity() ? y : functional::relu_dropout(y, options, pass.memory);
 }

@@ -38,11 +38,13 @@ Axis rows_axis(const Axis& out, bool gated);
 functional::SharedLanes shared_lanes(const BlockPass& pass, size_t p,
                                      std::vector<size_t> same_as = {});
 
-/// The dropout of each lane in this pass.
-functional::ReluDropout dropout_of(double standard, const BlockPass& pass);
+/// The dropout of each lane in this pass: its sub-network's in place of the block's own,
+/// `standard`, and no dropout at all where that is none.
+functional::ReluDropout dropout_of(std::optional<double> standard, const BlockPass& pass);
 
 /// Each lane's elements dropped as its sub-network wants.
-std::vector<at::Tensor> drop(std::vector<at::Tensor> y, double standard, const BlockPass& pass);
+std::vector<at::Tensor> drop(std::vector<at::Tensor> y, std::optional<double> standard,
+                             const BlockPass& pass);
 
 /// Fills as torch::nn::Linear and convolutions are: weight and bias by the fan in.
 void initialize_layer(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& scale,

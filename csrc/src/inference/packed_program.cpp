@@ -97,7 +97,7 @@ PackedProgram::Operation batch_norm(const PackedSlice* folded, PackedTensors& te
 
 /// A block that is not nsn's, as one lane of a pass by itself.
 PackedProgram::Operation call(const Step& step, const std::string& name, size_t subnetwork,
-                              Slices slices) {
+                              const Slices& slices, PackedTensors& tensors) {
   const auto& own = std::get<primitives::Call>(step.primitive);
   std::vector<ParameterPlace> places;
   for (const size_t p : c10::irange(slices.size())) {
@@ -105,20 +105,22 @@ PackedProgram::Operation call(const Step& step, const std::string& name, size_t 
     const bool is_private = full_shape(step.operands[p].slice) != full_shape(own.fit->slices[p]);
     places.push_back({p, is_private});
   }
-  return [block = own.block, fit = own.fit, path = step.block, name, subnetwork,
-          places = std::move(places), slices = std::move(slices)](std::vector<at::Tensor>& inputs) {
-    std::vector<at::Tensor> table;
+  const auto table = std::make_shared<std::vector<at::Tensor>>();
+  tensors.when_filled([=] {
     for (const auto& [role, slice] : slices) {
       static_cast<void>(role);
-      table.push_back(slice->plain);
+      table->push_back(slice->plain);
     }
+  });
+  return [block = own.block, fit = own.fit, path = step.block, name, subnetwork,
+          places = std::move(places), table](std::vector<at::Tensor>& inputs) {
     const BlockPass pass{{{{name, 0}, subnetwork, fit.get(), places.data(), 0, 1}},
                          merge::sum(),
                          /*training=*/false,
                          /*calibrating=*/false,
                          /*seed=*/0,
                          /*memory=*/{},
-                         table,
+                         *table,
                          /*tied=*/nullptr,
                          path};
     return block->joint(inputs, pass)[0];
@@ -173,7 +175,7 @@ class Packing {
           slices.emplace_back(operand.role, tensors_.read(operand, PackedForm::kCopy, subnetwork_));
         }
       }
-      return {call(step, name_, subnetwork_, std::move(slices)), i};
+      return {call(step, name_, subnetwork_, slices, tensors_), i};
     }
     for (const Operand& operand : step.operands) {
       slices.emplace_back(operand.role, tensors_.read(operand, PackedForm::kCopy, subnetwork_));
