@@ -170,8 +170,6 @@ TEST(StepMemory, GradientsThatAreHeldAreNotOverwritten) {
 // -------------------------------------------------------------------------------------------------
 // The workspace itself
 
-using detail::Workspace;
-
 const at::TensorOptions kFloats(at::kFloat);
 
 TEST(Workspace, GivesFreedMemoryToTheSameSizeOnly) {
@@ -208,16 +206,57 @@ TEST(Workspace, FreesWhatAWholePassDidNotUse) {
   EXPECT_EQ(workspace->idle_bytes(), 0U);
 }
 
-TEST(Workspace, GivesItsRoomOnce) {
+TEST(Workspace, MakesRoomBehindATensor) {
   const auto workspace = std::make_shared<Workspace>();
-  const at::Tensor tensor = workspace->empty({4, 5}, kFloats, /*room=*/7);
-  const at::Tensor inside = detail::part(tensor, 5, {3, 5});
-  const at::Tensor room = Workspace::take_room(inside);
-  EXPECT_EQ(room.sizes(), at::IntArrayRef({7}));
-  EXPECT_EQ(room.data_ptr<float>(), tensor.data_ptr<float>() + 20);
-  EXPECT_FALSE(Workspace::take_room(tensor).defined());
-  EXPECT_FALSE(Workspace::take_room(workspace->empty({4}, kFloats)).defined());
-  EXPECT_FALSE(Workspace::take_room(at::empty({4})).defined());
+  functional::Room room{7};
+  const at::Tensor tensor = workspace->empty({4, 5}, kFloats, &room);
+  EXPECT_EQ(room.behind.sizes(), at::IntArrayRef({7}));
+  EXPECT_EQ(room.behind.data_ptr<float>(), tensor.data_ptr<float>() + 20);
+  EXPECT_TRUE(room.behind.is_alias_of(tensor));
+  functional::Room none;
+  workspace->empty({4}, kFloats, &none);
+  EXPECT_FALSE(none.behind.defined());
+}
+
+TEST(Lanes, LayWhatFitsBehindTheirBuffer) {
+  const auto workspace = std::make_shared<Workspace>();
+  functional::Room room{6};
+  detail::LaneBuffer buffer({workspace, &room}, 10, kFloats);
+  Lanes lanes({buffer.next({2, 2}), buffer.next({3, 2})});
+  const at::Tensor x = at::rand({3, 2});
+  const at::Tensor laid = lanes.lay_behind(x, room);
+  EXPECT_TRUE(laid.equal(x));
+  // All three are one matrix now, which needs no copy.
+  const at::Tensor stacked = detail::stack_rows({lanes[0], lanes[1], laid});
+  EXPECT_EQ(stacked.data_ptr(), lanes[0].data_ptr());
+  EXPECT_FALSE(lanes.lay_behind(at::rand({2, 2}), room).defined());
+  EXPECT_FALSE(lanes.lay_behind(x.to(at::kDouble), room).defined());
+  EXPECT_FALSE(lanes.lay_behind(x, {}).defined());
+  EXPECT_FALSE(Lanes({at::rand({2, 2})}).lay_behind(x, room).defined()) << "another's room";
+}
+
+TEST(Lanes, TellWhatMayBeWritten) {
+  detail::LaneBuffer buffer({}, 8, kFloats);
+  const at::Tensor held = at::rand({4});
+  Lanes lanes({buffer.next({4}), buffer.next({4}), at::rand({4}), held});
+  EXPECT_TRUE(lanes.share_storage(0, 1));
+  EXPECT_FALSE(lanes.share_storage(1, 2));
+  EXPECT_FALSE(lanes.is_spare(0)) << "beside another lane";
+  EXPECT_TRUE(lanes.is_spare(2));
+  EXPECT_FALSE(lanes.is_spare(3)) << "held by somebody else";
+  const Lanes copy = lanes;
+  EXPECT_FALSE(lanes.is_spare(2)) << "in a copy too";
+}
+
+TEST(Lanes, GiveCallersMemoryOfTheirOwn) {
+  detail::LaneBuffer buffer({}, 8, kFloats);
+  Lanes lanes({buffer.next({4}).fill_(1.0), buffer.next({4}).fill_(2.0), at::ones({4})});
+  const void* alone = lanes[2].data_ptr();
+  const auto outputs = std::move(lanes).for_caller();
+  EXPECT_FALSE(outputs[0].is_alias_of(outputs[1]));
+  outputs[0].zero_();
+  EXPECT_EQ(outputs[1].sum().item<float>(), 8.0F);
+  EXPECT_EQ(outputs[2].data_ptr(), alone) << "no copy where none is needed";
 }
 
 TEST(Workspace, TensorsOutliveIt) {

@@ -181,7 +181,7 @@ TEST(OwnBlock, FitAndOutputsAreChecked) {
     }
   };
   struct TooFew : Own {
-    std::vector<at::Tensor> joint(at::TensorList, const BlockPass&) const override { return {}; }
+    Lanes joint(Lanes, const BlockPass&) const override { return {}; }
   };
   struct OtherShape : Own {
     at::Tensor forward(const at::Tensor& x, at::TensorList, const LanePass&,

@@ -38,9 +38,8 @@ Epilogue behind(Epilogue after, bool added_bias) {
 
 }  // namespace
 
-std::vector<at::Tensor> product(at::TensorList inputs, const BlockPass& pass, size_t weight,
-                                const Epilogue& after, std::vector<size_t> same_as,
-                                const functional::Memory& memory) {
+Lanes product(const Lanes& inputs, const BlockPass& pass, size_t weight, const Epilogue& after,
+              std::vector<size_t> same_as, const functional::Memory& memory) {
   const auto lanes = shared_lanes(pass, weight, std::move(same_as));
   const bool shares_bias = adds_bias(after) && pass.is_shared(*after.bias);
   const bool fused = !after.scale && (!after.bias || shares_bias);
@@ -60,9 +59,8 @@ std::vector<at::Tensor> product(at::TensorList inputs, const BlockPass& pass, si
   return finish(std::move(y), pass, behind(after, shares_bias), -1);
 }
 
-std::vector<at::Tensor> convolution(at::TensorList inputs, const BlockPass& pass, size_t weight,
-                                    const functional::ConvGeometry& geometry, bool in_groups,
-                                    const Epilogue& after) {
+Lanes convolution(const Lanes& inputs, const BlockPass& pass, size_t weight,
+                  const functional::ConvGeometry& geometry, bool in_groups, const Epilogue& after) {
   const auto& [stride, padding, dilation] = geometry;
   if (!in_groups && !autocast_dtype(inputs[0])) {
     const bool fused = adds_bias(after) && pass.is_shared(*after.bias);
@@ -74,7 +72,7 @@ std::vector<at::Tensor> convolution(at::TensorList inputs, const BlockPass& pass
   const bool fused = adds_bias(after);
   const auto weights = pass.share(weight);
   const auto biases = fused ? pass.share(*after.bias) : std::vector<at::Tensor>();
-  std::vector<at::Tensor> y;
+  Lanes y;
   for (const size_t lane : c10::irange(inputs.size())) {
     const std::optional<at::Tensor> bias =
         fused ? std::optional<at::Tensor>(biases[lane]) : std::nullopt;
@@ -86,21 +84,22 @@ std::vector<at::Tensor> convolution(at::TensorList inputs, const BlockPass& pass
   return finish(std::move(y), pass, behind(after, fused), 1);
 }
 
-std::vector<at::Tensor> finish(std::vector<at::Tensor> y, const BlockPass& pass,
-                               const Epilogue& after, int64_t dim) {
+Lanes finish(Lanes y, const BlockPass& pass, const Epilogue& after, int64_t dim) {
   if (after.scale) {
     const auto scales = pass.share(*after.scale);
     for (const size_t lane : c10::irange(y.size())) {
-      y[lane] = y[lane] * along(scales[lane], dim, y[lane]);
+      y.set(lane, y[lane] * along(scales[lane], dim, y[lane]));
     }
   }
   if (after.bias) {
     const auto biases = pass.share(*after.bias);
     for (const size_t lane : c10::irange(y.size())) {
-      y[lane] = y[lane] + along(biases[lane], dim, y[lane]);
+      y.set(lane, y[lane] + along(biases[lane], dim, y[lane]));
     }
   }
-  for (at::Tensor& each : y) each = activate(each, after.activation, dim);
+  for (const size_t lane : c10::irange(y.size())) {
+    y.set(lane, activate(y[lane], after.activation, dim));
+  }
   return drop(std::move(y), after.dropout, pass);
 }
 

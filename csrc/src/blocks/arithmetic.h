@@ -31,19 +31,16 @@ struct Epilogue {
 
 /// y_l = after(x_l W_l^T) for each lane, W being the block's parameter `weight`. `same_as` says
 /// which lanes have the same input (functional::SharedLanes), `memory` where the results may lie.
-std::vector<at::Tensor> product(at::TensorList inputs, const BlockPass& pass, size_t weight,
-                                const Epilogue& after, std::vector<size_t> same_as,
-                                const functional::Memory& memory);
+Lanes product(const Lanes& inputs, const BlockPass& pass, size_t weight, const Epilogue& after,
+              std::vector<size_t> same_as, const functional::Memory& memory);
 
 /// y_l = after(W_l * x_l) for each lane; `in_groups` where W reads a part of the channels at a
 /// time.
-std::vector<at::Tensor> convolution(at::TensorList inputs, const BlockPass& pass, size_t weight,
-                                    const functional::ConvGeometry& geometry, bool in_groups,
-                                    const Epilogue& after);
+Lanes convolution(const Lanes& inputs, const BlockPass& pass, size_t weight,
+                  const functional::ConvGeometry& geometry, bool in_groups, const Epilogue& after);
 
 /// y_l = after(y_l) along dimension `dim`, by itself.
-std::vector<at::Tensor> finish(std::vector<at::Tensor> y, const BlockPass& pass,
-                               const Epilogue& after, int64_t dim);
+Lanes finish(Lanes y, const BlockPass& pass, const Epilogue& after, int64_t dim);
 
 /// The same as steps, the first of which is called `part`. Steps that do nothing are left out.
 size_t lower_product(Lowering& to, const char* part, size_t x, size_t weight,

@@ -146,12 +146,12 @@ Fit Attention::fit(const Signal& input, const BlockUse& use) const {
   return result;
 }
 
-std::vector<at::Tensor> Attention::joint(at::TensorList inputs, const BlockPass& pass) const {
+Lanes Attention::joint(Lanes inputs, const BlockPass& pass) const {
   const functional::Memory memory{pass.memory.workspace};
   const auto qkv =
       detail::product(inputs, pass, kQkvWeight, epilogue_of(options_, kQkvBias, std::nullopt),
                       pass.first_of_way(&LanePass::input_way), memory);
-  std::vector<at::Tensor> heads;
+  Lanes heads;
   for (const at::Tensor& each : qkv) {
     // Three of (B, T, heads, head_dim), whose gradients are stacked where the product has them.
     const int64_t count = each.size(2) / (3 * head_dim());

@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "blocks/reading.h"
-#include "blocks/tied.h"
 #include "kernels/mix.h"
 #include "nsn/functional/functional.h"
 #include "operations/lanes.h"
@@ -30,7 +29,7 @@ std::vector<at::Tensor> BlockPass::share(size_t p) const {
   std::vector<at::Tensor> result;
   if (place.is_tied) {
     for (const LanePass& lane : lanes) {
-      const at::Tensor& slice = tied->slices.at({place.place, lane.subnetwork});
+      const at::Tensor& slice = tied->at({place.place, lane.subnetwork});
       // The slice is as wide as the lane's widest use.
       at::Tensor narrowed = slice;
       const Shape kept = kept_shape(lane.fit->slices[p]);
@@ -96,7 +95,7 @@ at::Tensor Block::forward(const at::Tensor& x, at::TensorList parameters, const 
   TORCH_CHECK(false, "nsn::Block: ", type(), " overrides neither forward nor joint. Override one.");
 }
 
-std::vector<at::Tensor> Block::joint(at::TensorList inputs, const BlockPass& pass) const {
+Lanes Block::joint(Lanes inputs, const BlockPass& pass) const {
   // own[l] are lane l's parameters.
   std::vector<std::vector<at::Tensor>> own(inputs.size());
   const size_t count = pass.lanes[0].fit->slices.size();
@@ -104,7 +103,7 @@ std::vector<at::Tensor> Block::joint(at::TensorList inputs, const BlockPass& pas
     const auto shared = pass.share(p);
     for (const size_t lane : c10::irange(inputs.size())) own[lane].push_back(shared[lane]);
   }
-  std::vector<at::Tensor> outputs;
+  Lanes outputs;
   const bool builtin = detail::is_builtin(type());
   const auto who = [&] { return "nsn::Block: block '" + pass.path() + "' (" + type() + ")"; };
   for (const size_t lane : c10::irange(inputs.size())) {

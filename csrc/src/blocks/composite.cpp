@@ -145,28 +145,30 @@ Fit Composite::fit(const Signal& input, const BlockUse& use) const {
   return result;
 }
 
-std::vector<at::Tensor> Composite::joint(at::TensorList inputs, const BlockPass& pass) const {
-  std::vector<at::Tensor> activations = inputs.vec();
+Lanes Composite::joint(Lanes inputs, const BlockPass& pass) const {
+  const size_t count = inputs.size();
+  // Those that meet the result again are held until then.
+  Lanes activations = is_residual_ ? inputs : std::move(inputs);
   BlockPass inner_pass = pass;
   inner_pass.outer = &pass;
-  inner_pass.memory.room = 0;
+  inner_pass.memory.room = nullptr;
   for (LanePass& lane : inner_pass.lanes) lane.output_way = lane.input_way;
   for (const size_t i : c10::irange(blocks_.size())) {
     inner_pass.name = blocks_[i].name;
     inner_pass.seed = detail::mix(pass.seed, i);
-    for (const size_t lane : c10::irange(inputs.size())) {
+    for (const size_t lane : c10::irange(count)) {
       LanePass& own = inner_pass.lanes[lane];
       own.fit = &pass.lanes[lane].fit->inner[i];
       own.input_way = own.output_way;
       own.output_way =
           detail::next_way(own.input_way, i, *own.fit, has_private_[i], own.subnetwork);
     }
-    activations = blocks_[i].block->joint(activations, inner_pass);
+    activations = blocks_[i].block->joint(std::move(activations), inner_pass);
     for (LanePass& lane : inner_pass.lanes) lane.parameters += counts_[i];
   }
   if (is_residual_) {
-    for (const size_t lane : c10::irange(inputs.size())) {
-      activations[lane] = activations[lane] + inputs[lane];
+    for (const size_t lane : c10::irange(count)) {
+      activations.set(lane, activations[lane] + inputs[lane]);
     }
   }
   return activations;

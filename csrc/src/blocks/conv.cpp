@@ -205,13 +205,13 @@ Fit Conv<D>::fit(const Signal& input, const BlockUse& use) const {
 }
 
 template <size_t D>
-std::vector<at::Tensor> Conv<D>::joint(at::TensorList inputs, const BlockPass& pass) const {
+Lanes Conv<D>::joint(Lanes inputs, const BlockPass& pass) const {
   const ConvOptions<D>& o = options_;
-  const auto run = [&](at::TensorList x) {
+  const auto run = [&](const Lanes& x) {
     return detail::convolution(x, pass, kWeight, geometry_of(o), o.groups() > 1, epilogue_of(o));
   };
   if (!o.causal()) return run(inputs);
-  std::vector<at::Tensor> padded;
+  Lanes padded;
   for (const at::Tensor& each : inputs) {
     padded.push_back(at::constant_pad_nd(each, {causal_padding(o), 0}));
   }
@@ -332,11 +332,11 @@ Fit ConvTranspose2d::fit(const Signal& input, const BlockUse& use) const {
   return result;
 }
 
-std::vector<at::Tensor> ConvTranspose2d::joint(at::TensorList inputs, const BlockPass& pass) const {
+Lanes ConvTranspose2d::joint(Lanes inputs, const BlockPass& pass) const {
   const ConvTranspose2dOptions& o = options_;
   const auto weights = pass.share(kWeight);
   const auto biases = o.bias() ? pass.share(1) : std::vector<at::Tensor>(inputs.size());
-  std::vector<at::Tensor> outputs;
+  Lanes outputs;
   for (const size_t lane : c10::irange(inputs.size())) {
     const std::optional<at::Tensor> bias =
         o.bias() ? std::optional<at::Tensor>(biases[lane]) : std::nullopt;

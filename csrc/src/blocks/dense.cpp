@@ -96,7 +96,7 @@ Fit Dense::fit(const Signal& input, const BlockUse& use) const {
   return result;
 }
 
-std::vector<at::Tensor> Dense::joint(at::TensorList inputs, const BlockPass& pass) const {
+Lanes Dense::joint(Lanes inputs, const BlockPass& pass) const {
   return detail::product(inputs, pass, kWeight, epilogue_of(options_),
                          pass.first_of_way(&LanePass::input_way), pass.memory);
 }

@@ -83,9 +83,9 @@ Fit Embedding::fit(const Signal& input, const BlockUse& use) const {
   return result;
 }
 
-std::vector<at::Tensor> Embedding::joint(at::TensorList inputs, const BlockPass& pass) const {
+Lanes Embedding::joint(Lanes inputs, const BlockPass& pass) const {
   const auto weights = pass.share(0);
-  std::vector<at::Tensor> outputs;
+  Lanes outputs;
   for (const size_t lane : c10::irange(inputs.size())) {
     const at::Tensor& x = inputs[lane];
     const bool takes = x.scalar_type() == at::kLong || x.scalar_type() == at::kInt;
@@ -149,10 +149,9 @@ Fit PositionEmbedding::fit(const Signal& input, const BlockUse& use) const {
   return {use, input, input, {{length, *features}}, 0, {}};
 }
 
-std::vector<at::Tensor> PositionEmbedding::joint(at::TensorList inputs,
-                                                 const BlockPass& pass) const {
+Lanes PositionEmbedding::joint(Lanes inputs, const BlockPass& pass) const {
   const auto weights = pass.share(0);
-  std::vector<at::Tensor> outputs;
+  Lanes outputs;
   for (const size_t lane : c10::irange(inputs.size())) {
     outputs.push_back(inputs[lane] + weights[lane]);
   }

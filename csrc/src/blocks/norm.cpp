@@ -313,13 +313,14 @@ Fit BatchNorm::fit(const Signal& input, const BlockUse& use) const {
   return result;
 }
 
-std::vector<at::Tensor> BatchNorm::joint(at::TensorList inputs, const BlockPass& pass) const {
+Lanes BatchNorm::joint(Lanes inputs, const BlockPass& pass) const {
   const size_t statistics = options_.affine() ? 2 : 0;
   const auto weights = options_.affine() ? pass.share(0) : std::vector<at::Tensor>();
   const auto biases = options_.affine() ? pass.share(1) : std::vector<at::Tensor>();
   const bool by_batch = pass.training || pass.calibrating;
   const bool updates = pass.calibrating || (pass.training && options_.track());
-  std::vector<at::Tensor> outputs, means, variances;
+  Lanes outputs;
+  std::vector<at::Tensor> means, variances;
   const auto running_means = by_batch ? std::vector<at::Tensor>() : pass.share(statistics);
   const auto running_variances = by_batch ? std::vector<at::Tensor>() : pass.share(statistics + 1);
   for (const size_t lane : c10::irange(inputs.size())) {

@@ -14,7 +14,6 @@
 #include "nsn/blocks/lowering.h"
 #include "nsn/functional/functional.h"
 #include "operations/autograd.h"
-#include "operations/lanes.h"
 
 namespace nsn {
 
@@ -72,8 +71,9 @@ namespace {
 
 /// Whether ReLU may write over its input. Batch norm's backward does without its result; others may
 /// not.
-bool may_overwrite(const at::Tensor& x) {
-  if (!detail::is_spare(x)) return false;
+bool may_overwrite(const Lanes& lanes, size_t lane) {
+  const at::Tensor& x = lanes[lane];
+  if (!lanes.is_spare(lane)) return false;
   if (!x.requires_grad()) return true;
   const auto& maker = x.grad_fn();
   return maker && maker->name() == "NativeBatchNormBackward0";
@@ -81,7 +81,7 @@ bool may_overwrite(const at::Tensor& x) {
 
 }  // namespace
 
-std::vector<at::Tensor> ActivationBlock::joint(at::TensorList inputs, const BlockPass& pass) const {
+Lanes ActivationBlock::joint(Lanes inputs, const BlockPass& pass) const {
   // The kernel works on contiguous memory; convolutions give channels-last.
   const bool contiguous = std::all_of(inputs.begin(), inputs.end(),
                                       [](const at::Tensor& x) { return x.is_contiguous(); });
@@ -91,9 +91,10 @@ std::vector<at::Tensor> ActivationBlock::joint(at::TensorList inputs, const Bloc
     return functional::relu_dropout(inputs, relu, pass.memory);
   }
   const bool relu = std::holds_alternative<torch::enumtype::kReLU>(options_.function());
-  std::vector<at::Tensor> outputs;
-  for (const at::Tensor& x : inputs) {
-    const bool in_place = relu && may_overwrite(x);
+  Lanes outputs;
+  for (const size_t lane : c10::irange(inputs.size())) {
+    const at::Tensor& x = inputs[lane];
+    const bool in_place = relu && may_overwrite(inputs, lane);
     const at::Tensor y = in_place ? at::Tensor(x).relu_() : activate(x, options_.function());
     if (y.requires_grad() && y.is_contiguous(at::MemoryFormat::ChannelsLast)) {
       // Behind Flatten a gradient has the other format, and element-wise backwards of two formats
@@ -127,8 +128,8 @@ std::string Dropout::options_json() const { return detail::write_options(options
 
 Fit Dropout::fit(const Signal& input, const BlockUse& use) const { return same(input, use); }
 
-std::vector<at::Tensor> Dropout::joint(at::TensorList inputs, const BlockPass& pass) const {
-  return detail::drop(inputs.vec(), options_.p(), pass);
+Lanes Dropout::joint(Lanes inputs, const BlockPass& pass) const {
+  return detail::drop(std::move(inputs), options_.p(), pass);
 }
 
 size_t Dropout::lower(Lowering& to, size_t x) const {

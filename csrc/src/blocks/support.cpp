@@ -114,8 +114,7 @@ functional::ReluDropout dropout_of(std::optional<double> standard, const BlockPa
   return result;
 }
 
-std::vector<at::Tensor> drop(std::vector<at::Tensor> y, std::optional<double> standard,
-                             const BlockPass& pass) {
+Lanes drop(Lanes y, std::optional<double> standard, const BlockPass& pass) {
   const auto options = dropout_of(standard, pass);
   return options.is_identity() ? y : functional::relu_dropout(y, options, pass.memory);
 }

@@ -43,8 +43,7 @@ functional::SharedLanes shared_lanes(const BlockPass& pass, size_t p,
 functional::ReluDropout dropout_of(std::optional<double> standard, const BlockPass& pass);
 
 /// Each lane's elements dropped as its sub-network wants.
-std::vector<at::Tensor> drop(std::vector<at::Tensor> y, std::optional<double> standard,
-                             const BlockPass& pass);
+Lanes drop(Lanes y, std::optional<double> standard, const BlockPass& pass);
 
 /// Fills as torch::nn::Linear and convolutions are: weight and bias by the fan in.
 void initialize_layer(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& scale,

@@ -106,9 +106,9 @@ at::Tensor Wrapped::call(torch::nn::Module& module, const at::Tensor& x) const {
       [&](const at::Tensor& input) { return options_.call_(module, input); });
 }
 
-std::vector<at::Tensor> Wrapped::joint(at::TensorList inputs, const BlockPass& pass) const {
+Lanes Wrapped::joint(Lanes inputs, const BlockPass& pass) const {
   torch::nn::Module& module = *options_.module_;
-  std::vector<at::Tensor> outputs(inputs.size());
+  Lanes outputs(std::vector<at::Tensor>(inputs.size()));
   const std::vector<double> coefficients = at::GradMode::is_enabled()
                                                ? pass.rule.coefficients(pass.merge_lanes())
                                                : std::vector<double>(inputs.size(), 1.0);
@@ -118,12 +118,12 @@ std::vector<at::Tensor> Wrapped::joint(at::TensorList inputs, const BlockPass& p
   for (const size_t lane : c10::irange(inputs.size())) {
     const double c = coefficients[lane];
     if (c == 0.0) {
-      outputs[lane] = call(*frozen_clone(module), inputs[lane]);
+      outputs.set(lane, call(*frozen_clone(module), inputs[lane]));
     } else if (options_.row_independent()) {
       scaled.push_back(scale_gradient(inputs[lane], 1.0 / c));
       together.push_back(lane);
     } else {
-      outputs[lane] = scale_gradient(call(module, scale_gradient(inputs[lane], 1.0 / c)), c);
+      outputs.set(lane, scale_gradient(call(module, scale_gradient(inputs[lane], 1.0 / c)), c));
     }
   }
   if (together.empty()) return outputs;
@@ -132,7 +132,7 @@ std::vector<at::Tensor> Wrapped::joint(at::TensorList inputs, const BlockPass& p
   for (const size_t lane : together) {
     const int64_t rows = inputs[lane].size(0);
     const at::Tensor own = together.size() == 1 ? y : y.narrow(0, first, rows);
-    outputs[lane] = scale_gradient(own, coefficients[lane]);
+    outputs.set(lane, scale_gradient(own, coefficients[lane]));
     first += rows;
   }
   return outputs;

@@ -35,6 +35,7 @@ using detail::AutogradContext;
 using detail::bias_of;
 using detail::cast;
 using detail::forward_of;
+using detail::LaneBuffer;
 using detail::LinearForward;
 using detail::LinearSpec;
 using detail::make_spec;
@@ -250,7 +251,9 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     }
     detail::move_to_saved(masks, saved);
     ctx->save_for_backward(std::move(saved));
-    detail::keep(ctx, LinearState{spec, std::move(masks), std::move(result.rows)});
+    LinearState state{spec, std::move(masks), std::move(result.rows)};
+    state.spec.memory.room = nullptr;  // which is over with the call
+    detail::keep(ctx, std::move(state));
     return result.outputs;
   }
 
@@ -339,22 +342,16 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   /// Each gradient times the derivative that the forward left; into one buffer where it can be, so
   /// that the products find it stacked.
   static variable_list before_gelu(const LinearState& state, const variable_list& gradients) {
-    variable_list results(gradients.size());
-    int64_t numel = 0;
-    at::TensorOptions options;
-    for (const at::Tensor& gradient : gradients) {
-      if (!gradient.defined()) continue;
-      numel += gradient.numel();
-      options = gradient.options();
-    }
+    const auto some = std::find_if(gradients.begin(), gradients.end(),
+                                   [](const at::Tensor& each) { return each.defined(); });
+    const int64_t numel = LaneBuffer::numel_of(gradients);
     if (numel == 0) return gradients;
-    const at::Tensor buffer = detail::empty_in({state.spec.memory.workspace}, {numel}, options);
-    int64_t first = 0;
+    LaneBuffer buffer(state.spec.memory, numel, some->options());
+    variable_list results(gradients.size());
     for (const size_t lane : c10::irange(gradients.size())) {
       if (!gradients[lane].defined()) continue;
-      results[lane] = part(buffer, first, gradients[lane].sizes());
+      results[lane] = buffer.next(gradients[lane].sizes());
       at::mul_out(results[lane], gradients[lane], state.masks.outputs[lane]);
-      first += gradients[lane].numel();
     }
     return results;
   }

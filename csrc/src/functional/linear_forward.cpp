@@ -122,7 +122,7 @@ class Finish {
 
   void gelu() const {
     const functional::Memory memory{spec_.memory.workspace,
-                                    spec_.stacks.size() > 1 ? 0 : spec_.memory.room};
+                                    spec_.stacks.size() > 1 ? nullptr : spec_.memory.room};
     const at::Tensor y = empty_in(memory, product_.sizes(), product_.options());
     // The derivative takes the product's place.
     gelu_forward(product_, bias_, y, masks_ == nullptr ? at::Tensor() : product_);
@@ -179,7 +179,7 @@ void Finish::relu_dropout() const {
   std::map<int64_t, std::vector<const LaneElement*>> of_width;
   for (const LaneElement& element : all) of_width[spec_.out[element.widest]].push_back(&element);
   functional::Memory memory = spec_.memory;
-  if (of_width.size() > 1 || spec_.stacks.size() > 1) memory.room = 0;
+  if (of_width.size() > 1 || spec_.stacks.size() > 1) memory.room = nullptr;
   for (const auto& [width, own] : of_width) relu_dropout(own, width, memory, in_place);
 }
 
@@ -246,7 +246,7 @@ LinearForward forward_of(const LinearSpec& spec, at::TensorList inputs,
     // In a narrower dtype the product would be rounded before the bias is added.
     const auto dtype = stacked.scalar_type();
     const bool adds_bias_later = element_wise && (dtype == at::kFloat || dtype == at::kDouble);
-    const int64_t room = spec.stacks.size() > 1 ? 0 : spec.memory.room;
+    functional::Room* room = spec.stacks.size() > 1 ? nullptr : spec.memory.room;
     const at::Tensor product =
         empty_in({spec.memory.workspace, room}, {total, weight.size(1)}, stacked.options());
     if (bias.defined() && !adds_bias_later && dtype == at::kFloat) {

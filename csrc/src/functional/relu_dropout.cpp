@@ -11,6 +11,7 @@
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -77,15 +78,11 @@ struct ApplyMasks : torch::autograd::Function<ApplyMasks> {
       }
       return results;
     }
-    int64_t numel = 0;
-    for (const at::Tensor& input : inputs) numel += input.numel();
-    const at::Tensor buffer = empty_in({masks.workspace}, {numel}, inputs[0].options());
-    int64_t first = 0;
+    LaneBuffer buffer({masks.workspace}, LaneBuffer::numel_of(inputs), inputs[0].options());
     for (const size_t lane : c10::irange(inputs.size())) {
-      results.push_back(part(buffer, first, inputs[lane].sizes()));
+      results.push_back(buffer.next(inputs[lane].sizes()));
       masked_apply(inputs[lane].contiguous(), masks.masks[lane], masks.scales[lane],
                    results.back());
-      first += inputs[lane].numel();
     }
     return results;
   }
@@ -120,25 +117,23 @@ variable_list relu_dropout_forward(at::TensorList inputs, const at::Tensor& bias
                                    const functional::Memory& memory, bool in_place, Masks* masks) {
   const Groups groups(options.same_as);
   const bool kernels = has_kernels_there(inputs[0]);
-  at::Tensor buffer;
+  std::optional<LaneBuffer> buffer;
   if (kernels && !in_place) {
     int64_t numel = 0;
     for (const size_t lane : groups.first) numel += inputs[lane].numel();
-    buffer = empty_in(memory, {numel}, inputs[0].options());
+    buffer.emplace(memory, numel, inputs[0].options());
   }
   variable_list results, kept;
-  int64_t first = 0;
   for (const size_t lane : groups.first) {
     const functional::Dropout& dropout = options.dropout[lane];
     at::Tensor mask;
     if (kernels) {
       const at::Tensor x = in_place ? inputs[lane] : inputs[lane].contiguous();
-      results.push_back(in_place ? x : part(buffer, first, x.sizes()));
+      results.push_back(in_place ? x : buffer->next(x.sizes()));
       if (masks != nullptr) {
         mask = empty_in({memory.workspace}, {mask_words(x.numel())}, x.options().dtype(at::kLong));
       }
       masked_forward(x, bias, options.relu, dropout, results.back(), mask);
-      first += x.numel();
     } else {
       const at::Tensor z = bias.defined() ? inputs[lane] + bias : inputs[lane];
       // The mask is made on the CPU, so that it is the same everywhere.

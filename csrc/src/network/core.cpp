@@ -14,7 +14,6 @@
 
 #include "blocks/modules.h"
 #include "blocks/slices.h"
-#include "blocks/tied.h"
 #include "kernels/mix.h"
 #include "network/by_lane.h"
 #include "network/parameters.h"
@@ -56,7 +55,7 @@ uint64_t draw_seed() {
 }
 
 Core::Core(Description description)
-    : description_(std::move(description)), workspace_(std::make_shared<detail::Workspace>()) {
+    : description_(std::move(description)), workspace_(std::make_shared<Workspace>()) {
   cpu_level();  // throws where another was asked for than there is
   trace_ways();
 }
@@ -172,7 +171,7 @@ void Core::check_parameters(at::TensorList parameters, const BlockPass& pass, si
 
 /// One share node for each tied parameter, over all lanes of the pass that use it.
 void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks,
-                      const Mode& mode, detail::TiedLanes& tied) const {
+                      const Mode& mode, TiedSlices& tied) const {
   std::map<size_t, std::vector<size_t>> users;
   for (const size_t s : subnetworks) {
     for (const auto& [place, slice] : description_.subnetworks()[s].tied) {
@@ -191,7 +190,7 @@ void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetwor
     const auto rule = rule_of(description_.parameters()[place].block, subnetworks, mode);
     const auto shared = functional::share_layouts(parameters[place], slices, rule, merge_lanes);
     for (const size_t i : c10::irange(lanes.size())) {
-      tied.slices[{place, lanes[i]}] = shared[i];
+      tied[{place, lanes[i]}] = shared[i];
     }
   }
 }
@@ -361,7 +360,7 @@ class Walk {
   Walk(const Description& description, c10::ArrayRef<size_t> subnetworks, const at::Tensor& x)
       : description_(description),
         subnetworks_(subnetworks),
-        activations_(subnetworks.size(), x),
+        activations_(std::vector<at::Tensor>(subnetworks.size(), x)),
         done_(subnetworks.size(), 0) {}
 
   /// The block that a lane passes next; kNone behind its last.
@@ -382,9 +381,9 @@ class Walk {
   /// Takes a lane to its next block: gives its activation, and the place of the block among the
   /// sub-network's own.
   std::pair<at::Tensor, size_t> enter(size_t lane) {
-    return {std::move(activations_[lane]), done_[lane]++};
+    return {activations_.take(lane), done_[lane]++};
   }
-  void leave(size_t lane, at::Tensor activation) { activations_[lane] = std::move(activation); }
+  void leave(size_t lane, at::Tensor activation) { activations_.set(lane, std::move(activation)); }
 
   /// Lanes that enter the network at the block where all of `passing`, who have passed theirs, go
   /// on: with room for their input behind the outputs the block finds all that it reads stacked.
@@ -401,26 +400,16 @@ class Walk {
     return result;
   }
 
-  const at::Tensor& activation(size_t lane) const { return activations_[lane]; }
-  std::vector<at::Tensor> finish() && { return std::move(activations_); }
+  /// The outputs, which a caller may write into.
+  std::vector<at::Tensor> finish() && { return std::move(activations_).for_caller(); }
 
  private:
   const Description& description_;
   c10::ArrayRef<size_t> subnetworks_;
-  std::vector<at::Tensor> activations_;
+  Lanes activations_;
   /// How many blocks each lane has passed.
   std::vector<size_t> done_;
 };
-
-/// Lays the input of `entering` lanes into the room behind a block's outputs, where there is some.
-void lay_entering(Walk& walk, const std::vector<size_t>& entering, const at::Tensor& behind,
-                  const at::Tensor& x) {
-  const at::Tensor room = detail::Workspace::take_room(behind);
-  if (!room.defined() || room.numel() != x.numel() || room.dtype() != x.dtype()) return;
-  const at::Tensor laid = detail::part(room, 0, x.sizes());
-  laid.copy_(x);
-  for (const size_t lane : entering) walk.leave(lane, detail::part(laid, 0, x.sizes()));
-}
 
 }  // namespace
 
@@ -441,7 +430,7 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
     memory.workspace = workspace_;
   }
 
-  detail::TiedLanes tied;
+  TiedSlices tied;
   if (has_tied_) share_tied(parameters, subnetworks, mode, tied);
 
   Walk walk(description_, subnetworks, x);
@@ -458,7 +447,7 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
                    parameters,
                    &tied,
                    block.name};
-    std::vector<at::Tensor> inputs;
+    Lanes inputs;
     for (const size_t lane : passing) {
       auto [activation, passed] = walk.enter(lane);
       inputs.push_back(std::move(activation));
@@ -470,18 +459,17 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
     }
     const std::vector<size_t> entering =
         x.requires_grad() ? std::vector<size_t>() : walk.entering_behind(passing);
-    if (!entering.empty()) pass.memory.room = x.numel();
-    auto outputs = block.block->joint(inputs, pass);
+    functional::Room room{x.numel()};
+    if (!entering.empty()) pass.memory.room = &room;
+    Lanes outputs = block.block->joint(std::move(inputs), pass);
     check_outputs(outputs, block, pass, x.sym_size(0));
-    for (const size_t i : c10::irange(passing.size())) {
-      walk.leave(passing[i], std::move(outputs[i]));
+    const at::Tensor laid = outputs.lay_behind(x, std::move(room));
+    for (const size_t i : c10::irange(passing.size())) walk.leave(passing[i], outputs.take(i));
+    for (const size_t lane : entering) {
+      if (laid.defined()) walk.leave(lane, detail::part(laid, 0, x.sizes()));
     }
-    if (!entering.empty()) lay_entering(walk, entering, walk.activation(passing[0]), x);
   }
-  std::vector<at::Tensor> result = std::move(walk).finish();
-  // Inside the pass lanes lie together in one buffer; a caller may write into what it gets.
-  for (at::Tensor& output : result) output = detail::own_memory(std::move(output));
-  return result;
+  return std::move(walk).finish();
 }
 
 at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,

@@ -75,10 +75,8 @@ struct JointCrossEntropy : torch::autograd::Function<JointCrossEntropy> {
       return results;
     }
     const at::Tensor scaled = gradients * outer[0];
-    for (const size_t lane : c10::irange(logits.size())) {
-      results[lane] =
-          part(scaled, static_cast<int64_t>(lane) * logits[lane].numel(), logits[lane].sizes());
-    }
+    results = split_as(scaled, logits);
+    results.resize(logits.size() + 2);
     return results;
   }
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "operations/workspace.h"
+
 namespace nsn::detail {
 
 at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes) {
@@ -35,6 +37,32 @@ bool is_spare(const at::Tensor& tensor) {
 at::Tensor own_memory(at::Tensor tensor) {
   const bool is_alone = is_spare(tensor) && tensor.storage().nbytes() == tensor.nbytes();
   return is_alone ? tensor : tensor.clone();
+}
+
+LaneBuffer::LaneBuffer(const functional::Memory& memory, int64_t numel,
+                       const at::TensorOptions& options)
+    : buffer_(empty_in(memory, {numel}, options)) {}
+
+int64_t LaneBuffer::numel_of(at::TensorList tensors) {
+  int64_t result = 0;
+  for (const at::Tensor& tensor : tensors) result += tensor.defined() ? tensor.numel() : 0;
+  return result;
+}
+
+at::Tensor LaneBuffer::next(at::IntArrayRef sizes) {
+  at::Tensor result = part(buffer_, used_, sizes);
+  used_ += result.numel();
+  return result;
+}
+
+std::vector<at::Tensor> split_as(const at::Tensor& buffer, at::TensorList like) {
+  std::vector<at::Tensor> result;
+  int64_t first = 0;
+  for (const at::Tensor& each : like) {
+    result.push_back(each.defined() ? part(buffer, first, each.sizes()) : at::Tensor());
+    first += each.defined() ? each.numel() : 0;
+  }
+  return result;
 }
 
 at::Tensor along(const at::Tensor& vector, int64_t dim, const at::Tensor& like) {
@@ -79,3 +107,26 @@ Groups::Groups(c10::ArrayRef<size_t> same_as) : group_of(same_as.size()) {
 }
 
 }  // namespace nsn::detail
+
+namespace nsn {
+
+bool Lanes::is_spare(size_t lane) const { return detail::is_spare(tensors_[lane]); }
+
+bool Lanes::share_storage(size_t a, size_t b) const { return tensors_[a].is_alias_of(tensors_[b]); }
+
+at::Tensor Lanes::lay_behind(const at::Tensor& x, functional::Room room) const {
+  const at::Tensor& behind = room.behind;
+  const bool fits = behind.defined() && behind.is_alias_of(tensors_[0]) &&
+                    behind.numel() == x.numel() && behind.dtype() == x.dtype();
+  if (!fits) return {};
+  const at::Tensor laid = detail::part(behind, 0, x.sizes());
+  laid.copy_(x);
+  return laid;
+}
+
+std::vector<at::Tensor> Lanes::for_caller() && {
+  for (at::Tensor& tensor : tensors_) tensor = detail::own_memory(std::move(tensor));
+  return std::move(tensors_);
+}
+
+}  // namespace nsn

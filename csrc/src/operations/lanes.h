@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <vector>
 
-// How lanes lie in memory: one after the other in one buffer, so that what reads them next finds
-// them stacked already.
+#include "nsn/operations/lanes.h"
+
+// How tensors of lanes lie in memory: one after the other in one buffer, so that what reads them
+// next finds them stacked already.
 
 namespace nsn::detail {
 
@@ -22,13 +24,33 @@ at::Tensor part(const at::Tensor& buffer, int64_t first, at::IntArrayRef sizes,
                 at::IntArrayRef strides);
 
 /// Whether nobody but its one holder can read the tensor's memory: then an operation may write into
-/// it. Asked here alone. Parts of one buffer, views, what autograd saved and what a caller holds
-/// are not spare.
+/// it. Asked here alone, by Lanes too.
 bool is_spare(const at::Tensor& tensor);
 
 /// A tensor for a caller, who may write into what it gets: itself where all of its storage is its
 /// own and spare, else a copy.
 at::Tensor own_memory(at::Tensor tensor);
+
+/// A new buffer that is handed out from front to back.
+class LaneBuffer {
+ public:
+  /// Of so many elements, and the room that `memory` asks for behind them.
+  LaneBuffer(const functional::Memory& memory, int64_t numel, const at::TensorOptions& options);
+
+  /// As many elements as all `tensors` have; undefined ones have none.
+  static int64_t numel_of(at::TensorList tensors);
+
+  /// The next tensor, uninitialised.
+  at::Tensor next(at::IntArrayRef sizes);
+
+ private:
+  at::Tensor buffer_;
+  int64_t used_ = 0;
+};
+
+/// What lies one behind the other from the begin of `buffer`, as `LaneBuffer` hands it out: one
+/// part for each of `like`, where it is defined.
+std::vector<at::Tensor> split_as(const at::Tensor& buffer, at::TensorList like);
 
 /// `compute(x)` of a block that is not nsn's, which might work in place: on memory that is not
 /// spare that would change what other lanes, the backward or the caller read. Throws

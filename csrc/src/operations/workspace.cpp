@@ -10,7 +10,7 @@
 
 #include "operations/lanes.h"
 
-namespace nsn::detail {
+namespace nsn {
 
 namespace {
 
@@ -34,7 +34,6 @@ struct Workspace::Lease {
   std::weak_ptr<Workspace> owner;
   c10::DataPtr memory;
   size_t bytes;
-  int64_t room;  // elements at the end of the block
 
   static void end(void* lease) {
     const std::unique_ptr<Lease> ended(static_cast<Lease*>(lease));
@@ -59,9 +58,10 @@ void Workspace::begin_pass() {
   for (const Idle& block : unused) report(block.memory, static_cast<int64_t>(block.bytes));
 }
 
-at::Tensor Workspace::empty(at::IntArrayRef sizes, const at::TensorOptions& options, int64_t room) {
-  const auto numel = static_cast<size_t>(c10::multiply_integers(sizes) + room);
-  const size_t bytes = numel * options.dtype().itemsize();
+at::Tensor Workspace::empty(at::IntArrayRef sizes, const at::TensorOptions& options,
+                            functional::Room* room) {
+  const int64_t numel = c10::multiply_integers(sizes), behind = room == nullptr ? 0 : room->numel;
+  const size_t bytes = static_cast<size_t>(numel + behind) * options.dtype().itemsize();
   if (bytes == 0 || !options.device().is_cpu()) return at::empty(sizes, options);
   c10::DataPtr memory;
   {
@@ -80,23 +80,15 @@ at::Tensor Workspace::empty(at::IntArrayRef sizes, const at::TensorOptions& opti
     memory = at::getCPUAllocator()->allocate(bytes);
   }
   void* data = memory.get();
-  auto* lease = new Lease{weak_from_this(), std::move(memory), bytes, room};
+  auto* lease = new Lease{weak_from_this(), std::move(memory), bytes};
   c10::Storage storage(c10::Storage::use_byte_size_t(), bytes,
                        c10::DataPtr(data, lease, &Lease::end, c10::Device(c10::kCPU)),
                        at::getCPUAllocator(), /*resizable=*/true);
   at::Tensor result = at::detail::make_tensor<c10::TensorImpl>(
       std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), options.dtype());
   result.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
+  if (behind > 0) room->behind = detail::part(result, numel, {behind});
   return result;
-}
-
-at::Tensor Workspace::take_room(const at::Tensor& tensor) {
-  const c10::DataPtr& memory = tensor.storage().data_ptr();
-  if (memory.get_deleter() != &Lease::end) return {};
-  const int64_t room = std::exchange(static_cast<Lease*>(memory.get_context())->room, 0);
-  if (room == 0) return {};
-  const auto numel = static_cast<int64_t>(tensor.storage().nbytes() / tensor.element_size());
-  return part(tensor, numel - room - tensor.storage_offset(), {room});
 }
 
 size_t Workspace::idle_bytes() const {
@@ -113,10 +105,10 @@ void Workspace::take_back(c10::DataPtr memory, size_t bytes) {
   idle_.push_back({std::move(memory), bytes, pass_});
 }
 
-at::Tensor empty_in(const functional::Memory& memory, at::IntArrayRef sizes,
-                    const at::TensorOptions& options) {
+at::Tensor detail::empty_in(const functional::Memory& memory, at::IntArrayRef sizes,
+                            const at::TensorOptions& options) {
   return memory.workspace ? memory.workspace->empty(sizes, options, memory.room)
                           : at::empty(sizes, options);
 }
 
-}  // namespace nsn::detail
+}  // namespace nsn

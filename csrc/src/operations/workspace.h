@@ -14,7 +14,7 @@
 // only for the next one to ask for the same sizes again; handed back to the system in between, each
 // of their pages costs a fault (a tenth of a step of the paper's network).
 
-namespace nsn::detail {
+namespace nsn {
 
 /// Keeps the blocks of memory that tensors made here have freed, for tensors of the same size. The
 /// memory of a tensor returns when its last user drops it, from any thread, and after the workspace
@@ -29,13 +29,10 @@ class Workspace : public std::enable_shared_from_this<Workspace> {
   /// A pass begins: frees the blocks that lay idle during the last one.
   void begin_pass();
 
-  /// An uninitialised, contiguous tensor with room for as many further elements behind it. Off the
-  /// CPU at::empty's, without room.
-  at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options, int64_t room = 0);
-
-  /// The room behind a tensor that lies in a buffer made here: flat, undefined where there is none.
-  /// Whoever asks has it; there is none for the next.
-  static at::Tensor take_room(const at::Tensor& tensor);
+  /// An uninitialised, contiguous tensor, and behind it the room that is wanted. Off the CPU
+  /// at::empty's, without room.
+  at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options,
+                   functional::Room* room = nullptr);
 
   /// Bytes that lie idle.
   size_t idle_bytes() const;
@@ -55,8 +52,11 @@ class Workspace : public std::enable_shared_from_this<Workspace> {
   uint64_t pass_ = 0;
 };
 
+namespace detail {
+
 /// What `memory` asks for: `Workspace::empty`, or at::empty where there is no workspace.
 at::Tensor empty_in(const functional::Memory& memory, at::IntArrayRef sizes,
                     const at::TensorOptions& options);
 
-}  // namespace nsn::detail
+}  // namespace detail
+}  // namespace nsn

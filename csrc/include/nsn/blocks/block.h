@@ -10,9 +10,10 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
-#include <nsn/operations/memory.h>
+#include <nsn/operations/lanes.h>
 #include <nsn/values/layout.h>
 #include <nsn/values/merge.h>
 #include <nsn/values/visibility.h>
@@ -66,10 +67,6 @@ class Module;
 }
 
 namespace nsn {
-
-namespace detail {
-struct TiedLanes;
-}  // namespace detail
 
 /// A parameter, or a buffer, that a block asks for.
 struct ParameterSpec {
@@ -152,6 +149,11 @@ struct ParameterPlace {
   bool is_tied = false;
 };
 
+/// A pass's slices of parameters that several blocks use, by place in the table and sub-network.
+/// One share node makes all of one parameter, so that each lane's gradient sums up over its uses
+/// before the rule merges the lanes.
+using TiedSlices = std::map<std::pair<size_t, size_t>, at::Tensor>;
+
 /// One lane's passage through one block.
 struct LanePass {
   merge::Lane lane;
@@ -184,7 +186,7 @@ class NSN_API BlockPass {
   /// The parameters of all blocks.
   at::TensorList table;
   /// The lanes' slices of tied parameters, which all uses of the pass have in common.
-  detail::TiedLanes* tied = nullptr;
+  const TiedSlices* tied = nullptr;
   /// The block's name, and the pass of the block around it, if there is one.
   std::string_view name = {};
   const BlockPass* outer = nullptr;
@@ -257,9 +259,9 @@ class NSN_API Block {
   virtual at::Tensor forward(const at::Tensor& x, at::TensorList parameters, const LanePass& lane,
                              const BlockPass& pass) const;
 
-  /// y of all lanes that pass the block together; `inputs[l]` belongs to `pass.lanes[l]`. Default:
-  /// `forward` once a lane, with what `BlockPass::share` gives.
-  virtual std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const;
+  /// y of all lanes that pass the block together; `inputs[l]`, which the block now has, belongs to
+  /// `pass.lanes[l]`. Default: `forward` once a lane, with what `BlockPass::share` gives.
+  virtual Lanes joint(Lanes inputs, const BlockPass& pass) const;
 
   /// What it computes in inference: appends its steps to a program, and returns the value that is
   /// y. Default: one step that calls the block, which copies and exports cannot express.

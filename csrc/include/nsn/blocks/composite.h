@@ -24,7 +24,7 @@ class NSN_API Composite : public Block {
   std::vector<ParameterSpec> parameters() const override;
   std::vector<Dimension> dimensions() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
-  std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  Lanes joint(Lanes inputs, const BlockPass& pass) const override;
   size_t lower(Lowering& to, size_t x) const override;
   std::optional<double> dropout() const override;
   void check_rule(const merge::Rule& rule) const override;

@@ -95,7 +95,7 @@ class NSN_API Conv final : public Block {
   std::vector<ParameterSpec> parameters() const override;
   std::vector<Dimension> dimensions() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
-  std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  Lanes joint(Lanes inputs, const BlockPass& pass) const override;
   size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   std::optional<double> dropout() const override { return options_.dropout(); }
@@ -167,7 +167,7 @@ class NSN_API ConvTranspose2d final : public Block {
   std::vector<ParameterSpec> parameters() const override;
   std::vector<Dimension> dimensions() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
-  std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  Lanes joint(Lanes inputs, const BlockPass& pass) const override;
   size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   std::optional<double> dropout() const override { return options_.dropout(); }

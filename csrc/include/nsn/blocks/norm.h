@@ -191,7 +191,7 @@ class NSN_API BatchNorm final : public Block {
   std::string options_json() const override;
   std::vector<ParameterSpec> parameters() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
-  std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  Lanes joint(Lanes inputs, const BlockPass& pass) const override;
   size_t lower(Lowering& to, size_t x) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   void initialize(at::TensorList parameters) const override;

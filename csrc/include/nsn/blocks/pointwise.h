@@ -37,7 +37,7 @@ class NSN_API ActivationBlock final : public Block {
   std::string type() const override { return "Activation"; }
   std::string options_json() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
-  std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  Lanes joint(Lanes inputs, const BlockPass& pass) const override;
   size_t lower(Lowering& to, size_t x) const override;
   void pretty_print(std::ostream& stream) const override;
 
@@ -67,7 +67,7 @@ class NSN_API Dropout final : public Block {
   std::string type() const override { return "Dropout"; }
   std::string options_json() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
-  std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  Lanes joint(Lanes inputs, const BlockPass& pass) const override;
   BlockPtr narrowed(const Fit& fit) const override;
   std::optional<double> dropout() const override { return options_.p(); }
   size_t lower(Lowering& to, size_t x) const override;

@@ -63,7 +63,7 @@ class NSN_API Wrapped final : public Block {
   std::string options_json() const override { return options_.options_json(); }
   std::vector<ParameterSpec> parameters() const override;
   Fit fit(const Signal& input, const BlockUse& use) const override;
-  std::vector<at::Tensor> joint(at::TensorList inputs, const BlockPass& pass) const override;
+  Lanes joint(Lanes inputs, const BlockPass& pass) const override;
   void check_rule(const merge::Rule& rule) const override;
   std::shared_ptr<torch::nn::Module> module() const override { return options_.module_; }
   BlockPtr evaluator() const override;

@@ -108,14 +108,14 @@ class NSN_API Core {
   static void check_outputs(at::TensorList outputs, const Description::NamedBlock& block,
                             const BlockPass& pass, const c10::SymInt& batch);
   void share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks, const Mode& mode,
-                  detail::TiedLanes& tied) const;
+                  TiedSlices& tied) const;
 
   Description description_;
   /// Each sub-network's passage through each of its blocks, in order.
   std::vector<std::vector<LanePass>> passes_;
   /// Whether some parameter is used by several blocks.
   bool has_tied_ = false;
-  std::shared_ptr<detail::Workspace> workspace_;
+  std::shared_ptr<Workspace> workspace_;
 };
 
 }  // namespace nsn

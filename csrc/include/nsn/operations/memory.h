@@ -1,20 +1,32 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <memory>
 
-namespace nsn::detail {
-class Workspace;
-}
+namespace nsn {
 
-namespace nsn::functional {
+/// Memory that outlives a pass; what a Core keeps of it is its own business.
+class Workspace;
+
+namespace functional {
+
+/// Elements that are wanted behind results, in the same buffer; whoever lays the results says where
+/// they are.
+struct Room {
+  int64_t numel = 0;
+  /// Flat. Undefined where nobody made room.
+  at::Tensor behind = {};
+};
 
 /// Where an operation lays its results.
 struct Memory {
   /// What buffers are taken from. Default: none, torch's allocator.
-  std::shared_ptr<detail::Workspace> workspace;
-  /// Elements to leave free behind the results in their buffer. Default: 0.
-  int64_t room = 0;
+  std::shared_ptr<Workspace> workspace;
+  /// A wish, which lasts as long as the call. Default: none.
+  Room* room = nullptr;
 };
 
-}  // namespace nsn::functional
+}  // namespace functional
+}  // namespace nsn
