@@ -17,6 +17,7 @@ void bind_files(py::module_& m) {
       .def(py::init([](std::set<std::string> missing, uint64_t bytes_read) {
         return nsn::LoadReport{std::move(missing), bytes_read};
       }))
+      .def("check_loaded", &nsn::LoadReport::check_loaded)
       .def_readonly("missing", &nsn::LoadReport::missing)
       .def_readonly("bytes_read", &nsn::LoadReport::bytes_read);
   // Paths come as bytes (os.fsencode), which need not be UTF-8.

@@ -62,10 +62,12 @@ void bind_network(py::module_& m) {
           },
           ReleaseGil())
       .def("decay_groups",
-           [](const Core& core, size_t parameters, double weight_decay, const std::string& of) {
+           [](const std::shared_ptr<Core>& core, double weight_decay, const std::string& of) {
+             // Places are asked for: the tensors are Python's.
+             const nsn::ParameterTable none(
+                 core, std::vector<at::Tensor>(core->description().parameters().size()));
              std::vector<std::pair<double, std::vector<size_t>>> result;
-             const std::vector<at::Tensor> none(parameters);
-             for (const auto& group : nsn::decay_groups(core, none, weight_decay, of)) {
+             for (const auto& group : nsn::decay_groups(none, weight_decay, of)) {
                result.emplace_back(group.weight_decay, group.places);
              }
              return result;
@@ -74,7 +76,7 @@ void bind_network(py::module_& m) {
   py::class_<View>(m, "View")
       .def(py::init([](const std::shared_ptr<Core>& core, const std::string& subnetwork,
                        const std::vector<at::Tensor>& parameters) {
-        return View(core, subnetwork, parameters);
+        return View(nsn::ParameterTable(core, parameters), subnetwork);
       }))
       .def("__call__", &View::operator(), ReleaseGil())
       .def_property_readonly("name", &View::name)
@@ -89,7 +91,7 @@ void bind_network(py::module_& m) {
       .def(py::init([](const std::shared_ptr<nsn::Core>& core,
                        const std::vector<at::Tensor>& parameters,
                        const std::vector<std::string>& subnetworks) {
-             return Pack(core, parameters, subnetworks);
+             return Pack(nsn::ParameterTable(core, parameters), subnetworks);
            }),
            ReleaseGil())
       .def("view", &Pack::view)

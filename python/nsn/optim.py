@@ -37,7 +37,7 @@ def param_groups(
     if of is not None:
         expect_name("nsn.param_groups: of", of)
     names = network._table
-    groups = network._core.decay_groups(len(names), float(weight_decay), of or "")
+    groups = network._core.decay_groups(float(weight_decay), of or "")
     return [
         {
             "params": [leaf for place in places for leaf in _leaves(network, names[place])],

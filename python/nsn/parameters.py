@@ -197,13 +197,9 @@ class ParameterTable(nn.Module):
         return self._bytes_read
 
     def _check_loaded(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name in self._missing:
-                there = ", ".join(f"'{each}'" for each in self.loaded)
-                raise ValueError(
-                    f"nsn.Network: sub-network '{name}' was not loaded; there are {there}. Add it "
-                    f"with nsn.load_rest(net, path)."
-                )
+        if self._missing:
+            report = _C.LoadReport(set(self._missing), self._bytes_read)
+            report.check_loaded(names, self.subnetworks)
 
     @property
     def description(self) -> Description:

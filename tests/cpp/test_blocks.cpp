@@ -271,7 +271,7 @@ TEST(Width, NarrowLanesLeaveTheRestAlone) {
 TEST(Width, ViewsShareTheStorage) {
   Network net = narrowed(merge::mean());
   const auto parameters = net->view("half").parameters();
-  const auto table = net->parameter_table();
+  const auto table = net->parameter_table().tensors();
   ASSERT_EQ(parameters.size(), table.size());
   for (size_t i = 0; i < table.size(); ++i)
     EXPECT_EQ(parameters[i].data_ptr(), table[i].data_ptr());
@@ -569,7 +569,7 @@ TEST(Statistics, HaveToBeMadeBeforeEvaluation) {
                      {"'n.num_batches_tracked_base'", "'base'", "never made", "recalibrate"});
 
   // The mean over the batches of each one's statistics.
-  const auto& table = net->parameter_table();
+  const auto table = net->parameter_table().tensors();
   const at::Tensor features = at::linear(x, table[0].detach(), table[1].detach()).narrow(1, 0, 3);
   const auto first = features.slice(0, 0, 4), second = features.slice(0, 4, 7);
   const auto names = net->description().parameter_names();
@@ -610,13 +610,13 @@ TEST(Statistics, SurviveFilesAndClones) {
 TEST(Statistics, DecayGroupsLeaveBuffersOut) {
   Network net(normed(BatchNormOptions(6).per_subnetwork({"affine", "statistics"})));
   size_t tensors = 0;
-  for (const auto& group : decay_groups(net->core(), net->parameter_table(), 0.1)) {
+  for (const auto& group : decay_groups(net->parameter_table(), 0.1)) {
     tensors += group.parameters.size();
     for (const at::Tensor& parameter : group.parameters) EXPECT_TRUE(parameter.requires_grad());
   }
   EXPECT_EQ(tensors, net->parameters().size());
   // Under `mean` base's coefficient is 1/2 where half has a part and 1 where not.
-  expect_throws_with([&] { decay_groups(net->core(), net->parameter_table(), 0.1, "base"); },
+  expect_throws_with([&] { decay_groups(net->parameter_table(), 0.1, "base"); },
                      {"'a.weight'", "'base'", "Leave out `of`"});
 }
 

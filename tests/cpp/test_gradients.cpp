@@ -81,7 +81,7 @@ TEST_P(MergedGradients, EqualTheRuleAppliedToFiniteDifferences) {
     const auto actual = take_gradients(net);
 
     const torch::NoGradGuard no_grad;
-    auto table = net->parameter_table();
+    auto table = net->parameter_table().tensors();
     const auto loss_of = [&](size_t lane) {
       const at::Tensor output = net->joint(test.x, {test.lanes[lane]})[0].value();
       return lane_loss(output, lane).item<double>() * *test.weights[lane];
@@ -433,7 +433,7 @@ TEST(SecondDerivative, PassesMasks) {
     return lane_loss(outputs["base"], 0) + lane_loss(outputs["sub1"], 1);
   });
   const auto expected = differentiate(leaves, [&] {
-    const auto table = net->parameter_table();
+    const auto table = net->parameter_table().tensors();
     return lane_loss(plain_forward(net->core(), table, x, "base", seed), 0) +
            lane_loss(plain_forward(net->core(), table, x, "sub1", seed), 1);
   });

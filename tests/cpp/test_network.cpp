@@ -165,7 +165,7 @@ TEST(Network, ChecksItsInput) {
 TEST(Network, ChecksItsParameters) {
   Network net = small_network(merge::sum(), 0.0, at::kFloat);
   const at::Tensor x = at::randn({2, 5});
-  auto table = net->parameter_table();
+  auto table = net->parameter_table().tensors();
   table[2] = at::randn({5, 4});
   expect_throws_with([&] { net->core().joint(table, x, size_t{0}, false); },
                      {"'hidden2.weight'", "(5, 5)", "(5, 4)"});

@@ -16,7 +16,7 @@ Network paper(const merge::Rule& rule = merge::two_smallest_mean()) {
 std::map<std::string, double> decays(const Network& net, double decay, const std::string& of) {
   const auto names = net->description().parameter_names();
   std::map<std::string, double> result;
-  for (const DecayGroup& group : decay_groups(net->core(), net->parameter_table(), decay, of)) {
+  for (const DecayGroup& group : decay_groups(net->parameter_table(), decay, of)) {
     EXPECT_EQ(group.places.size(), group.parameters.size());
     for (size_t i = 0; i < group.places.size(); ++i) {
       EXPECT_TRUE(group.parameters[i].is_same(net->parameter_table()[group.places[i]]));
@@ -41,7 +41,7 @@ TEST(DecayGroups, OfBaseAreThePapersNumbers) {
   EXPECT_DOUBLE_EQ(all.at("hidden2.weight"), 4.5e-5);
   EXPECT_EQ(all.at("output.weight"), 0.0);
   EXPECT_EQ(all.at("hidden1.bias"), 0.0);
-  const auto groups = decay_groups(paper()->core(), paper()->parameter_table(), 9e-5, "base");
+  const auto groups = decay_groups(paper()->parameter_table(), 9e-5, "base");
   ASSERT_EQ(groups.size(), 3U);
   EXPECT_EQ(groups.back().weight_decay, 0.0) << "those without decay come last";
 }

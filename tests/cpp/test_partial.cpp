@@ -168,7 +168,8 @@ TEST(Partial, EachSubnetworkComputesTheSame) {
       expect_same_outputs(part, saved.net, name);
     }
     EXPECT_EQ(part->loaded(), saved.net->description().names());
-    const auto own = part->parameter_table(), whole = saved.net->parameter_table();
+    const auto own = part->parameter_table().tensors(),
+               whole = saved.net->parameter_table().tensors();
     for (size_t i = 0; i < own.size(); ++i) {
       expect_same_bits(own[i], whole[i], saved.net->description().parameters()[i].name);
     }

@@ -240,7 +240,7 @@ TEST(Modules, CastsClonesAndContainersTakeANetwork) {
   torch::nn::Sequential sequence(Network(options), torch::nn::Linear(2, 3));
   EXPECT_EQ(sequence->forward(x).sizes(), at::IntArrayRef({6, 3}));
   expect_throws_with([&] { NetworkImpl(Description(options), {}); }, {"parameters"});
-  auto parameters = outer->net->parameter_table();
+  auto parameters = outer->net->parameter_table().tensors();
   parameters[0] = torch::zeros({5});
   expect_throws_with([&] { NetworkImpl(Description(options), parameters); }, {"'", "(5)"});
 }
@@ -458,7 +458,7 @@ TEST(Dtype, OfTheParametersIsTheDescriptions) {
     EXPECT_EQ(net->description().parameter_dtype(), at::kHalf);
     // One loaded in another dtype than its description says, as files of old may have it.
     const Network given(
-        std::make_shared<NetworkImpl>(Description(options), copy->parameter_table()));
+        std::make_shared<NetworkImpl>(Description(options), copy->parameter_table().tensors()));
     EXPECT_EQ(given->description().parameter_dtype(), at::kDouble);
     std::filesystem::remove(path);
   }
@@ -495,7 +495,8 @@ TEST(Plain, MemoryIsAskedForByNameAndType) {
     const std::vector<at::Tensor> table{other, own[1].detach()};
     const std::vector<std::string> parts{"'a.weight'", other.toString(), "no plain memory"};
     expect_throws_with<c10::TypeError>(
-        [&] { Pack(std::make_shared<const Core>(net->description()), table, {}, nullptr); }, parts);
+        [&] { Pack(ParameterTable(std::make_shared<const Core>(net->description()), table)); },
+        parts);
     expect_throws_with<c10::TypeError>([&] { pack.stale(table); }, parts);
     expect_throws_with<c10::TypeError>(
         [&] { write_checkpoint(net->description(), table, temporary_path("plain")); }, parts);

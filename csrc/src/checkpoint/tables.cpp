@@ -314,21 +314,11 @@ void read_missing(safetensors::File& file, const Description& description,
 
 void write_checkpoint(const Description& description, at::TensorList parameters,
                       const std::string& path, const Metadata& metadata) {
-  TORCH_CHECK_VALUE(parameters.size() == description.parameters().size(), "nsn::save: expected ",
-                    description.parameters().size(), " parameters, but got ", parameters.size(),
-                    ".");
+  description.check_count(parameters, "nsn::save");
   for (const size_t p : c10::irange(parameters.size())) {
     const Description::Parameter& parameter = description.parameters()[p];
-    const at::Tensor& tensor = parameters[p];
-    TORCH_CHECK_VALUE(tensor.defined() && tensor.sizes() == at::IntArrayRef(parameter.shape),
-                      "nsn::save: parameter '", parameter.name, "' must have shape ",
-                      to_string(parameter.shape), ", but has ",
-                      tensor.defined() ? to_string(tensor.sizes().vec()) : "none",
-                      ". Save the network with its own parameters.");
-    detail::check_plain(tensor, parameter.name, "save");
-    TORCH_CHECK_VALUE(same_kind(tensor.scalar_type(), parameter), "nsn::save: parameter '",
-                      parameter.name, "' must be floating, but has dtype ", tensor.scalar_type(),
-                      ". Save the network with its own parameters.");
+    parameter.check(parameters[p], "nsn::save");
+    detail::check_plain(parameters[p], parameter.name, "save");
   }
   Metadata all = metadata;
   for (const char* key : {kDescriptionKey, kVersionKey, kFormatKey}) {
@@ -387,8 +377,7 @@ void read_rest(const Description& description, at::TensorList parameters, LoadRe
       text == description.to_json() || is_same(), "nsn::load_rest: '", path,
       "' has another description than the network. Give the file that the network came from.");
   const auto entries = entries_of(file, description);
-  TORCH_CHECK_VALUE(parameters.size() == entries.size(), "nsn::load_rest: expected ",
-                    entries.size(), " parameters, but got ", parameters.size(), ".");
+  description.check_count(parameters, "nsn::load_rest");
   for (const size_t p : c10::irange(entries.size())) {
     const at::Tensor& tensor = parameters[p];
     TORCH_CHECK_VALUE(tensor.defined() && tensor.device().is_cpu() && tensor.is_contiguous() &&

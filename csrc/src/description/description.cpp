@@ -17,6 +17,27 @@
 
 namespace nsn {
 
+void Description::Parameter::check(const at::Tensor& tensor, const char* function) const {
+  TORCH_CHECK_VALUE(tensor.defined(), function, ": parameter '", name,
+                    "' is undefined. Give a tensor of shape ", to_string(shape), ".");
+  TORCH_CHECK_VALUE(tensor.sizes() == at::IntArrayRef(shape), function, ": parameter '", name,
+                    "' must have shape ", to_string(shape), ", but has ",
+                    to_string(tensor.sizes().vec()), ". Put a tensor of that shape there.");
+  // Parameters and buffers may change between floating dtypes, by Module::to, but counters stay.
+  const auto found = tensor.scalar_type();
+  const bool is_floating = at::isFloatingType(dtype);
+  TORCH_CHECK_VALUE(is_floating ? at::isFloatingType(found) : found == dtype, function,
+                    ": parameter '", name, "' must ",
+                    is_floating ? "be floating" : std::string("have dtype ") + c10::toString(dtype),
+                    ", but has dtype ", found, ". Convert it with to().");
+}
+
+void Description::check_count(at::TensorList tensors, const char* function) const {
+  TORCH_CHECK_VALUE(tensors.size() == parameters_.size(), function, ": expected ",
+                    parameters_.size(), " parameters, but got ", tensors.size(),
+                    ". Give those of the description, in its order.");
+}
+
 NetworkOptions& NetworkOptions::input(Shape shape, at::ScalarType dtype) {
   input_ = std::move(shape);
   dtype_ = dtype;

@@ -258,7 +258,8 @@ std::shared_ptr<torch::nn::Module> ExtractedImpl::clone(
 }
 
 Extracted extract(const Network& net, const std::string& subnetwork) {
-  net->check_loaded({net->description().index_of(subnetwork)});
+  const ParameterTable table = net->parameter_table();
+  table.places_of({subnetwork});
   const Program shared = lower(net->description(), subnetwork);
   // The same with a tensor of its own for each part of a tensor that is read.
   Program program(shared.input(), shared.dtype());
@@ -269,7 +270,7 @@ Extracted extract(const Network& net, const std::string& subnetwork) {
       const std::string part = std::to_string(operand.place) + to_string(operand.slice);
       const auto [found, is_new] = places.emplace(part, tensors.size());
       if (is_new) {
-        const at::Tensor& from = net->parameter_table()[operand.place];
+        const at::Tensor& from = table[operand.place];
         tensors.push_back(
             extract_tensor(from, operand.slice).set_requires_grad(from.requires_grad()));
       }

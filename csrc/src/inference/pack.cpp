@@ -9,7 +9,6 @@
 #include <cstring>
 #include <iomanip>
 #include <mutex>
-#include <numeric>
 #include <optional>
 #include <ostream>
 #include <sstream>
@@ -70,9 +69,8 @@ struct Snapshot {
 }  // namespace
 
 struct Pack::State {
-  std::shared_ptr<const Core> core;  // the network's
+  ParameterTable network;
   std::vector<size_t> subnetworks;
-  View::Current current;
   mutable std::mutex mutex;  // over `snapshot`, the pointer
   std::shared_ptr<const Snapshot> snapshot;
 
@@ -81,36 +79,23 @@ struct Pack::State {
     return snapshot;
   }
 
-  void pack(at::TensorList parameters) {
+  State(ParameterTable table, std::vector<size_t> places)
+      : network(std::move(table)), subnetworks(std::move(places)) {}
+
+  void pack(const ParameterTable& from) {
     const at::NoGradGuard no_grad;
     const detail::WithoutAutocast guard(at::kCPU);
-    auto made = std::make_shared<Snapshot>();
-    made->core = core;
-    const Description& description = core->description();
-    const auto& blocks = description.blocks();
-    const bool has_modules = std::any_of(blocks.begin(), blocks.end(), [](const auto& block) {
-      return block.block->module() != nullptr;
-    });
-    if (has_modules) {
-      made->core = std::make_shared<const Core>(description.with_blocks([](const Block& block) {
-        const BlockPtr copy = block.copy();
-        return copy ? copy->evaluator() : nullptr;
-      }));
-    }
-    std::vector<at::Tensor> table(parameters.size());
+    const Description& description = from.description();
     for (const size_t s : subnetworks) {
       for (const auto& places : description.subnetworks()[s].places) {
         for (const ParameterPlace& at : places) {
-          detail::check_plain(parameters[at.place], description.parameters()[at.place].name,
-                              "Pack");
-          table[at.place] = parameters[at.place].detach();
-          if (!at.is_private || !description.parameters()[at.place].counts_batches) continue;
-          for (const size_t other : description.siblings_of(at.place)) {
-            table[other] = parameters[other].detach();
-          }
+          detail::check_plain(from[at.place], description.parameters()[at.place].name, "Pack");
         }
       }
     }
+    auto made = std::make_shared<Snapshot>();
+    const ParameterTable table = from.for_inference(subnetworks, /*copies_modules=*/true);
+    made->core = table.shared_core();
     made->core->check_statistics(table, subnetworks);
     std::vector<Program> programs;  // which stay until the tensors are filled
     programs.reserve(subnetworks.size());
@@ -145,50 +130,21 @@ struct Pack::State {
   }
 
   bool stale() const {
-    if (!current) return false;
-    const auto parameters = current();
+    const auto parameters = network.now();
     return !parameters.empty() && stale(parameters);
   }
 };
 
-namespace {
-
-/// The core of a network that has these sub-networks' parameters.
-const std::shared_ptr<const Core>& core_with(const Network& net,
-                                             const std::vector<std::string>& subnetworks) {
-  std::vector<size_t> places;
-  for (const std::string& name : subnetworks) places.push_back(net->description().index_of(name));
-  if (places.empty()) {
-    net->check_loaded();
-  } else {
-    net->check_loaded(places);
-  }
-  return net->shared_core();
-}
-
-}  // namespace
-
 Pack::Pack(const Network& net, const std::vector<std::string>& subnetworks)
-    : Pack(core_with(net, subnetworks), net->parameter_table(), subnetworks, net->current()) {}
+    : Pack(net->parameter_table(), subnetworks) {}
 
-Pack::Pack(std::shared_ptr<const Core> core, at::TensorList parameters,
-           const std::vector<std::string>& subnetworks, View::Current current)
-    : state_(std::make_shared<State>()) {
-  const Description& description = core->description();
-  for (const std::string& name : subnetworks) {
-    state_->subnetworks.push_back(description.index_of(name));
-  }
-  if (subnetworks.empty()) {
-    state_->subnetworks.resize(description.subnetworks().size());
-    std::iota(state_->subnetworks.begin(), state_->subnetworks.end(), size_t{0});
-  }
-  state_->core = std::move(core);
-  state_->current = std::move(current);
-  state_->pack(parameters);
+Pack::Pack(const ParameterTable& network, const std::vector<std::string>& subnetworks)
+    : state_(std::make_shared<State>(network, network.places_of(subnetworks))) {
+  state_->pack(network);
 }
 
 PackedView Pack::view(const std::string& subnetwork) const {
-  const Description& description = state_->core->description();
+  const Description& description = state_->network.description();
   const size_t place = description.index_of(subnetwork);
   std::string names;
   for (const size_t s : state_->subnetworks) {
@@ -203,14 +159,16 @@ bool Pack::stale() const { return state_->stale(); }
 bool Pack::stale(at::TensorList current) const { return state_->stale(current); }
 
 void Pack::refresh() {
-  const auto parameters = state_->current ? state_->current() : std::vector<at::Tensor>();
+  auto parameters = state_->network.now();
   TORCH_CHECK_VALUE(!parameters.empty(),
                     "nsn::Pack: the network that this pack was made of is gone, so there is "
                     "nothing to pack anew. Keep the network, or use the pack as it is.");
-  state_->pack(parameters);
+  refresh(parameters);
 }
 
-void Pack::refresh(at::TensorList parameters) { state_->pack(parameters); }
+void Pack::refresh(at::TensorList parameters) {
+  state_->pack(state_->network.at_moment(parameters.vec()));
+}
 
 std::vector<Pack::Entry> Pack::entries() const {
   const auto snapshot = state_->now();
@@ -238,7 +196,7 @@ at::Tensor PackedView::operator()(const at::Tensor& x) const {
 }
 
 const std::string& PackedView::name() const {
-  return state_->core->description().subnetworks()[subnetwork_].name;
+  return state_->network.description().subnetworks()[subnetwork_].name;
 }
 
 bool PackedView::stale() const { return state_->stale(); }

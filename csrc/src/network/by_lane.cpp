@@ -137,19 +137,16 @@ std::vector<at::Tensor> for_lane(const Description& description, at::TensorList 
 
 Outputs backward_by_lane(const Network& net, const at::Tensor& x, const LaneLoss& loss,
                          const std::vector<std::string>& names) {
-  std::vector<size_t> subnetworks;
-  for (const std::string& name : names.empty() ? net->description().names() : names) {
-    subnetworks.push_back(net->description().index_of(name));
-  }
-  net->check_loaded(subnetworks);
+  const ParameterTable table = net->parameter_table();
+  const std::vector<size_t> subnetworks = table.places_of(names);
   net->check_modes();
   const uint64_t seed = net->is_training() ? draw_seed() : 0;
   Outputs losses("sub-network");
   bool any = false;
   for (const size_t lane : c10::irange(subnetworks.size())) {
     const std::string& name = net->description().subnetworks()[subnetworks[lane]].name;
-    const at::Tensor value = loss(name, net->core().lane(net->parameter_table(), x, subnetworks,
-                                                         lane, net->is_training(), seed));
+    const at::Tensor value =
+        loss(name, net->core().lane(table, x, subnetworks, lane, net->is_training(), seed));
     TORCH_CHECK_VALUE(value.defined() && value.dim() == 0,
                       "nsn::backward_by_lane: the loss must return a scalar, but returned a tensor "
                       "of shape ",

@@ -110,13 +110,6 @@ std::vector<at::Tensor> Core::initial_parameters() const {
   return result;
 }
 
-void Core::check_table(at::TensorList parameters) const {
-  const size_t expected = description_.parameters().size();
-  TORCH_CHECK_VALUE(parameters.size() == expected, "nsn::Core: expected ", expected,
-                    " parameters, but got ", parameters.size(),
-                    ". Give those of the description, in its order.");
-}
-
 void Core::check_input(const at::Tensor& x) const {
   TORCH_CHECK_VALUE(x.defined(), "nsn::Network: the input is an undefined tensor. Pass a batch.");
   const Shape& shape = description_.input();
@@ -151,12 +144,7 @@ void Core::check_parameters(at::TensorList parameters, const BlockPass& pass, si
   const auto check = [&](size_t at) {
     const at::Tensor& parameter = parameters[at];
     const Description::Parameter& expected = description_.parameters()[at];
-    TORCH_CHECK_VALUE(parameter.defined(), "nsn::Network: parameter '", expected.name,
-                      "' is undefined. Give a tensor of shape ", to_string(expected.shape), ".");
-    TORCH_CHECK_VALUE(parameter.sizes() == at::IntArrayRef(expected.shape),
-                      "nsn::Network: parameter '", expected.name, "' must have shape ",
-                      to_string(expected.shape), ", but has ", to_string(parameter.sizes().vec()),
-                      ". Put a tensor of that shape there.");
+    expected.check(parameter);
     // Autocast brings floating dtypes to one, but for float64.
     const bool casts = detail::autocast_dtype(parameter) && x.scalar_type() != at::kDouble;
     if (!casts && !expected.is_buffer) {
@@ -233,7 +221,7 @@ at::Tensor Core::lane(at::TensorList parameters, const at::Tensor& x,
   check_lanes(description_, subnetworks);
   TORCH_CHECK_VALUE(lane < subnetworks.size(), "nsn::Core: there is no lane ", lane, "; there are ",
                     subnetworks.size(), ".");
-  check_table(parameters);
+  description_.check_count(parameters);
   check_input(x);
   const std::vector<at::Tensor> own =
       detail::for_lane(description_, parameters, subnetworks, lane, training);
@@ -415,7 +403,7 @@ class Walk {
 
 std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_x,
                                   c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
-  check_table(given);
+  description_.check_count(given);
   check_input(given_x);
   const at::Tensor x = given_x.is_neg() ? given_x.resolve_neg() : given_x;
   std::vector<at::Tensor> resolved;

@@ -9,15 +9,15 @@
 
 namespace nsn {
 
-std::vector<DecayGroup> decay_groups(const Core& core, at::TensorList parameters,
-                                     double weight_decay, const std::string& of) {
+std::vector<DecayGroup> decay_groups(const ParameterTable& network, double weight_decay,
+                                     const std::string& of) {
   TORCH_CHECK_VALUE(weight_decay >= 0.0 && std::isfinite(weight_decay),
                     "nsn::param_groups: weight_decay must be at least 0, but got ", weight_decay,
                     ".");
   const std::vector<double> coefficients =
-      of.empty() ? std::vector<double>(parameters.size(), 1.0) : core.merge_coefficients(of);
+      of.empty() ? std::vector<double>(network.size(), 1.0) : network.core().merge_coefficients(of);
   std::map<double, DecayGroup, std::greater<>> groups;
-  const auto& table = core.description().parameters();
+  const auto& table = network.description().parameters();
   for (const size_t place : c10::irange(table.size())) {
     const auto& parameter = table[place];
     if (parameter.is_buffer) continue;
@@ -28,7 +28,7 @@ std::vector<DecayGroup> decay_groups(const Core& core, at::TensorList parameters
                       "', which no decay can follow. Leave out `of`.");
     DecayGroup& group = groups[decay];
     group.weight_decay = decay;
-    group.parameters.push_back(parameters[place]);
+    group.parameters.push_back(network[place]);
     group.places.push_back(place);
   }
   std::vector<DecayGroup> result;

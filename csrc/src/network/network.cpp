@@ -3,7 +3,6 @@
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
-#include <numeric>
 #include <ostream>
 #include <sstream>
 #include <utility>
@@ -103,24 +102,21 @@ void copy_modes(const torch::nn::Module& from, torch::nn::Module& to) {
   }
 }
 
-void check_tensors(const Description& description, const std::vector<at::Tensor>& tensors) {
+/// The tensors under which the modules of wrapped blocks know the given values.
+std::vector<at::Tensor> taken_in(const Description& description, std::vector<at::Tensor> tensors) {
   const auto& expected = description.parameters();
-  TORCH_CHECK_VALUE(tensors.size() == expected.size(), "nsn::Network: expected ", expected.size(),
-                    " parameters, but got ", tensors.size(),
-                    ". Give those of the description, in its order.");
-  for (const size_t p : c10::irange(expected.size())) {
-    const bool fits =
-        tensors[p].defined() && tensors[p].sizes() == at::IntArrayRef(expected[p].shape);
-    TORCH_CHECK_VALUE(
-        fits, "nsn::Network: parameter '", expected[p].name, "' must have shape ",
-        to_string(expected[p].shape), ", but ",
-        tensors[p].defined() ? "has " + to_string(tensors[p].sizes().vec()) : "is undefined",
-        ". Put a tensor of that shape there.");
-    const auto dtype = tensors[p].scalar_type();
-    TORCH_CHECK_VALUE(at::isFloatingType(dtype) == at::isFloatingType(expected[p].dtype),
-                      "nsn::Network: parameter '", expected[p].name, "' must have dtype ",
-                      expected[p].dtype, ", but has ", dtype, ". Convert it with to().");
+  for (const size_t b : c10::irange(description.blocks().size())) {
+    const auto module = description.blocks()[b].block->module();
+    if (!module) continue;
+    const auto own = detail::tensors_of(*module);
+    for (const size_t p : c10::irange(expected.size())) {
+      if (expected[p].block != b) continue;
+      const at::Tensor& tensor = own[expected[p].spec];
+      if (!tensor.is_same(tensors[p])) tensor.set_data(tensors[p].detach());
+      tensors[p] = tensor;
+    }
   }
+  return tensors;
 }
 
 }  // namespace
@@ -131,23 +127,15 @@ NetworkImpl::NetworkImpl(Description description)
 NetworkImpl::NetworkImpl(Description description, std::vector<at::Tensor> parameters,
                          LoadReport report)
     : torch::nn::Module("nsn::Network"),
-      core_(std::make_shared<const Core>(std::move(description))),
-      table_(std::move(parameters)),
-      report_(std::move(report)) {
+      table_(std::make_shared<const Core>(std::move(description)), std::move(parameters),
+             std::move(report)) {
+  table_.check_whole();
+  table_ = table_.at_moment(taken_in(this->description(), table_.tensors()));
   const auto& expected = this->description().parameters();
-  check_tensors(this->description(), table_);
   for (const size_t b : c10::irange(this->description().blocks().size())) {
     const auto& block = this->description().blocks()[b];
     if (const auto module = block.block->module()) {
       register_module(block.name, module);
-      // The module's own tensors take the given values.
-      const auto own = detail::tensors_of(*module);
-      for (const size_t p : c10::irange(expected.size())) {
-        if (expected[p].block != b) continue;
-        const at::Tensor& tensor = own[expected[p].spec];
-        if (!tensor.is_same(table_[p])) tensor.set_data(table_[p].detach());
-        table_[p] = tensor;
-      }
       continue;
     }
     const auto part = register_module(block.name, std::make_shared<BlockParameters>(block.block));
@@ -172,7 +160,8 @@ void NetworkImpl::describe_dtype() {
     dtype = own;
   }
   if (!dtype || *dtype == description().parameter_dtype()) return;
-  core_ = std::make_shared<const Core>(description().with_dtype(*dtype));
+  table_ = ParameterTable(std::make_shared<const Core>(description().with_dtype(*dtype)),
+                          table_.tensors(), table_.report());
 }
 
 void NetworkImpl::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {
@@ -186,41 +175,17 @@ void NetworkImpl::to(torch::Dtype dtype, bool non_blocking) {
 }
 
 void NetworkImpl::save(torch::serialize::OutputArchive& archive) const {
-  check_loaded();
+  table_.places_of({});
   Module::save(archive);
 }
 
 void NetworkImpl::load(torch::serialize::InputArchive& archive) {
   Module::load(archive);
-  report_.missing.clear();
+  set_load_report({{}, load_report().bytes_read});
 }
 
-std::vector<std::string> NetworkImpl::loaded() const {
-  std::vector<std::string> result;
-  for (const std::string& name : description().names()) {
-    if (report_.missing.count(name) == 0) result.push_back(name);
-  }
-  return result;
-}
-
-void NetworkImpl::check_loaded() const { check_loaded(all_subnetworks()); }
-
-void NetworkImpl::check_loaded(const std::vector<size_t>& subnetworks) const {
-  if (report_.missing.empty()) return;
-  for (const size_t subnetwork : subnetworks) {
-    const std::string& name = description().subnetworks()[subnetwork].name;
-    if (report_.missing.count(name) == 0) continue;
-    std::string names;
-    for (const std::string& each : loaded()) names += (names.empty() ? "'" : ", '") + each + "'";
-    TORCH_CHECK_VALUE(false, "nsn::Network: sub-network '", name, "' was not loaded; there are ",
-                      names, ". Add it with load_rest(net, path).");
-  }
-}
-
-std::vector<size_t> NetworkImpl::all_subnetworks() const {
-  std::vector<size_t> all(description().subnetworks().size());
-  std::iota(all.begin(), all.end(), size_t{0});
-  return all;
+void NetworkImpl::set_load_report(LoadReport report) {
+  table_ = ParameterTable(table_.shared_core(), table_.tensors(), std::move(report));
 }
 
 void NetworkImpl::check_modes() const {
@@ -235,10 +200,11 @@ void NetworkImpl::check_modes() const {
   }
 }
 
-Outputs NetworkImpl::run(const at::Tensor& x, const std::vector<size_t>& subnetworks) {
-  check_loaded(subnetworks);
+Outputs NetworkImpl::run(const at::Tensor& x, const std::vector<std::string>& names) {
+  // None are refused by the core, and do not stand for all.
+  const auto subnetworks = names.empty() ? std::vector<size_t>() : table_.places_of(names);
   check_modes();
-  const auto outputs = core_->joint(table_, x, subnetworks, is_training());
+  const auto outputs = core().joint(table_, x, subnetworks, is_training());
   Outputs result("sub-network");
   for (const size_t i : c10::irange(subnetworks.size())) {
     result.insert(description().subnetworks()[subnetworks[i]].name, outputs[i]);
@@ -246,46 +212,42 @@ Outputs NetworkImpl::run(const at::Tensor& x, const std::vector<size_t>& subnetw
   return result;
 }
 
-Outputs NetworkImpl::joint(const at::Tensor& x) { return run(x, all_subnetworks()); }
+Outputs NetworkImpl::joint(const at::Tensor& x) { return run(x, description().names()); }
 
 Outputs NetworkImpl::joint(const at::Tensor& x, const std::vector<std::string>& names) {
-  std::vector<size_t> places;
-  for (const std::string& name : names) places.push_back(description().index_of(name));
-  return run(x, places);
+  return run(x, names);
 }
 
 at::Tensor NetworkImpl::forward(const at::Tensor& x, const std::string& name) {
-  return run(x, {description().index_of(name)})[0].value();
+  return run(x, {name})[0].value();
 }
 
-View::Current NetworkImpl::current() const {
+ParameterTable NetworkImpl::parameter_table() const {
   // A network on the stack has nobody who could tell when it is gone.
   const auto self =
       std::weak_ptr<const torch::nn::Module>(const_cast<NetworkImpl*>(this)->weak_from_this());
-  if (self.expired()) return nullptr;
-  return [self] {
+  if (self.expired()) return table_;
+  const auto current = [self] {
     const auto network = self.lock();
-    return network ? static_cast<const NetworkImpl&>(*network).table_ : std::vector<at::Tensor>();
+    return network ? static_cast<const NetworkImpl&>(*network).table_.tensors()
+                   : std::vector<at::Tensor>();
   };
+  return {table_.shared_core(), table_.tensors(), table_.report(), current};
 }
 
-View NetworkImpl::view(const std::string& name) const {
-  check_loaded({description().index_of(name)});
-  return View(core_, name, table_, current());
-}
+View NetworkImpl::view(const std::string& name) const { return View(parameter_table(), name); }
 
 std::shared_ptr<torch::nn::Module> NetworkImpl::clone(
     const std::optional<torch::Device>& device) const {
   const torch::NoGradGuard no_grad;
   std::vector<at::Tensor> copies;
-  const auto& own = table_;
-  for (const at::Tensor& parameter : own) {
-    copies.push_back(copy_of(parameter, device));
-  }
+  for (const at::Tensor& parameter : table_) copies.push_back(copy_of(parameter, device));
   auto copy = std::make_shared<NetworkImpl>(
       description().with_blocks([](const Block& block) { return block.copy(); }), std::move(copies),
-      report_);
-  for (const size_t i : c10::irange(own.size())) copy_autograd(own[i], copy->table_[i], device);
+      load_report());
+  for (const size_t i : c10::irange(table_.size())) {
+    copy_autograd(table_[i], copy->table_[i], device);
+  }
   copy_modes(*this, *copy);
   return copy;
 }
@@ -293,8 +255,9 @@ std::shared_ptr<torch::nn::Module> NetworkImpl::clone(
 void NetworkImpl::clone_(torch::nn::Module& other, const std::optional<torch::Device>& device) {
   auto* network = other.as<NetworkImpl>();
   if (network != nullptr) {
-    core_ = std::make_shared<const Core>(
-        description().with_dtype(network->description().parameter_dtype()));
+    const auto dtype = network->description().parameter_dtype();
+    table_ = ParameterTable(std::make_shared<const Core>(description().with_dtype(dtype)),
+                            table_.tensors(), load_report());
   }
   TORCH_CHECK_VALUE(network != nullptr && network->description() == description(),
                     "nsn::Network: a module that is cloned makes another network in its reset() "
@@ -305,7 +268,7 @@ void NetworkImpl::clone_(torch::nn::Module& other, const std::optional<torch::De
     table_[i].set_data(copy_of(from, device));
     copy_autograd(from, table_[i], device);
   }
-  report_ = network->report_;
+  set_load_report(network->load_report());
   copy_modes(*network, *this);
 }
 

@@ -9,15 +9,12 @@ void recalibrate(const Network& net, const std::vector<at::Tensor>& batches,
                  const std::vector<std::string>& names) {
   TORCH_CHECK_VALUE(!batches.empty(),
                     "nsn::recalibrate: there are no batches. Give some of the training data.");
-  std::vector<size_t> subnetworks;
-  for (const std::string& name : names.empty() ? net->description().names() : names) {
-    subnetworks.push_back(net->description().index_of(name));
-  }
-  net->check_loaded(subnetworks);
+  const ParameterTable table = net->parameter_table();
+  const std::vector<size_t> subnetworks = table.places_of(names);
   // Aside, so that batches that do not fit leave the old statistics as they are.
-  const auto made = net->core().start_statistics(net->parameter_table(), subnetworks);
-  for (const at::Tensor& batch : batches) net->core().calibrate(made, batch, subnetworks);
-  net->core().take_statistics(net->parameter_table(), made);
+  const auto made = table.core().start_statistics(table, subnetworks);
+  for (const at::Tensor& batch : batches) table.core().calibrate(made, batch, subnetworks);
+  table.core().take_statistics(table, made);
 }
 
 }  // namespace nsn

@@ -150,6 +150,10 @@ class NSN_API Description {
     std::optional<size_t> subnetwork;
     /// ParameterSpec::counts_batches.
     bool counts_batches = false;
+
+    /// Throws c10::ValueError, beginning with `function`, where a tensor is undefined or has
+    /// another shape or kind of dtype.
+    NSN_API void check(const at::Tensor& tensor, const char* function = "nsn::Network") const;
   };
   struct Subnetwork {
     std::string name;
@@ -217,6 +221,9 @@ class NSN_API Description {
   /// All tensors, parameters and buffers, in the order of blocks.
   const std::vector<Parameter>& parameters() const noexcept { return parameters_; }
   std::vector<std::string> parameter_names() const;
+
+  /// Throws c10::ValueError, beginning with `function`, unless there is a tensor for each of them.
+  void check_count(at::TensorList tensors, const char* function = "nsn::Network") const;
 
   /// The number of elements of all parameters, buffers apart.
   int64_t parameter_count() const noexcept;

@@ -8,8 +8,7 @@
 #include <string>
 #include <vector>
 
-#include <nsn/network/core.h>
-#include <nsn/network/view.h>
+#include <nsn/network/parameter_table.h>
 #include <nsn/values/visibility.h>
 
 namespace nsn {
@@ -36,10 +35,8 @@ class NSN_API Pack {
   /// unknown ones, and for those that were not loaded.
   explicit Pack(const Network& net, const std::vector<std::string>& subnetworks = {});
 
-  /// The same of any table: `parameters` are those of all blocks, as Core takes them; `current`
-  /// tells those of later moments.
-  Pack(std::shared_ptr<const Core> core, at::TensorList parameters,
-       const std::vector<std::string>& subnetworks = {}, View::Current current = nullptr);
+  /// The same of any table.
+  explicit Pack(const ParameterTable& network, const std::vector<std::string>& subnetworks = {});
 
   /// A handle on one sub-network; throws c10::ValueError where it is not in this pack.
   PackedView view(const std::string& subnetwork) const;

@@ -101,7 +101,6 @@ class NSN_API Core {
                               c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
   merge::Rule rule_of(size_t block, c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
   void trace_ways();
-  void check_table(at::TensorList parameters) const;
   void check_parameters(at::TensorList parameters, const BlockPass& pass, size_t block,
                         const at::Tensor& x) const;
   void check_statistics(at::TensorList parameters, const LanePass& lane, size_t block) const;

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include <nsn/network/core.h>
+#include <nsn/network/parameter_table.h>
 #include <nsn/values/visibility.h>
 
 namespace nsn {
@@ -27,7 +27,7 @@ struct DecayGroup {
 /// the sub-network's gradient when all run together. The paper: 4.5e-5 * |W|^2 on base's loss is
 /// weight_decay = 9e-5, of = "base"; merging leaves 9e-5 on hidden1, 4.5e-5 on hidden2 and none on
 /// output. Throws c10::ValueError for an unknown sub-network, and with `of` for function rules.
-NSN_API std::vector<DecayGroup> decay_groups(const Core& core, at::TensorList parameters,
-                                             double weight_decay, const std::string& of = "");
+NSN_API std::vector<DecayGroup> decay_groups(const ParameterTable& network, double weight_decay,
+                                             const std::string& of = "");
 
 }  // namespace nsn

@@ -14,8 +14,8 @@
 
 #include <nsn/description/description.h>
 #include <nsn/network/core.h>
-#include <nsn/network/load_report.h>
 #include <nsn/network/outputs.h>
+#include <nsn/network/parameter_table.h>
 #include <nsn/network/view.h>
 
 namespace nsn {
@@ -37,10 +37,11 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   explicit NetworkImpl(Description description);
   explicit NetworkImpl(const NetworkOptions& options) : NetworkImpl(Description(options)) {}
 
-  /// With the given parameters (of all blocks, in order), which become the network's own.
+  /// With the given parameters (as ParameterTable takes them, all there), which become the
+  /// network's own.
   NetworkImpl(Description description, std::vector<at::Tensor> parameters, LoadReport report = {});
 
-  const Description& description() const noexcept { return core_->description(); }
+  const Description& description() const noexcept { return table_.description(); }
 
   /// One forward of all sub-networks over one batch x: (B, *input). In training mode each applies
   /// its dropout; backward merges the sub-networks' gradients by the description's rules. A
@@ -59,29 +60,22 @@ class NSN_API NetworkImpl : public torch::nn::Module {
 
   /// The sub-networks whose parameters are there, in order: all, unless the network was loaded in
   /// part (nsn::load_only). The others can be neither run, nor viewed, nor saved.
-  std::vector<std::string> loaded() const;
-
-  /// Throws c10::ValueError unless these sub-networks (default: all) are there.
-  void check_loaded() const;
-  void check_loaded(const std::vector<size_t>& subnetworks) const;
+  std::vector<std::string> loaded() const { return table_.loaded(); }
 
   /// Throws c10::ValueError where a block was put into another mode than the network's, which
   /// would be ignored.
   void check_modes() const;
 
   /// What came of its file; `nsn::load_rest`, which reads more of it, sets it anew.
-  const LoadReport& load_report() const noexcept { return report_; }
-  void set_load_report(LoadReport report) { report_ = std::move(report); }
+  const LoadReport& load_report() const noexcept { return table_.report(); }
+  void set_load_report(LoadReport report);
 
   /// What the network computes, apart from its parameters.
-  const Core& core() const noexcept { return *core_; }
-  const std::shared_ptr<const Core>& shared_core() const noexcept { return core_; }
+  const Core& core() const noexcept { return table_.core(); }
 
-  /// The tensors of all blocks, buffers included, in the order of Description::parameters().
-  const std::vector<at::Tensor>& parameter_table() const noexcept { return table_; }
-
-  /// What tells views and packs the tensors of later moments; null for a network on the stack.
-  View::Current current() const;
+  /// Its parameters and buffers: the tensors of this moment, and where it is not on the stack those
+  /// of later ones too.
+  ParameterTable parameter_table() const;
 
   /// A network with its own copy of the parameters, frozen where these are; no random number is
   /// drawn. Of a network loaded in part, the copy takes all its memory, and lacks the same.
@@ -109,16 +103,13 @@ class NSN_API NetworkImpl : public torch::nn::Module {
   /// What an outer module's clone() calls: takes over the other's values.
   void clone_(torch::nn::Module& other, const std::optional<torch::Device>& device) override;
 
-  Outputs run(const at::Tensor& x, const std::vector<size_t>& subnetworks);
+  Outputs run(const at::Tensor& x, const std::vector<std::string>& names);
   void describe_dtype();
-  std::vector<size_t> all_subnetworks() const;
 
-  std::shared_ptr<const Core> core_;
   /// The modules of blocks that compute something else in training, by the blocks' names.
   std::vector<std::pair<std::string, std::shared_ptr<torch::nn::Module>>> with_modes_;
   /// Handles on what is registered: moving the network changes what they hold.
-  std::vector<at::Tensor> table_;
-  LoadReport report_;
+  ParameterTable table_;
 };
 
 /// Holds a NetworkImpl by reference, as torch's modules do.

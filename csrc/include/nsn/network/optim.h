@@ -23,7 +23,7 @@ std::vector<torch::optim::OptimizerParamGroup> param_groups(const Network& net,
                                                             double weight_decay,
                                                             const std::string& of = "") {
   std::vector<torch::optim::OptimizerParamGroup> groups;
-  for (DecayGroup& group : decay_groups(net->core(), net->parameter_table(), weight_decay, of)) {
+  for (DecayGroup& group : decay_groups(net->parameter_table(), weight_decay, of)) {
     auto own = std::make_unique<Options>(options);
     own->weight_decay(group.weight_decay);
     groups.emplace_back(std::move(group.parameters), std::move(own));

@@ -2,12 +2,11 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include <nsn/network/core.h>
+#include <nsn/network/parameter_table.h>
 #include <nsn/values/visibility.h>
 
 namespace nsn {
@@ -23,12 +22,9 @@ namespace nsn {
 /// network at once; training the network meanwhile is a race that the caller prevents.
 class NSN_API View {
  public:
-  /// The tensors that a network has now; empty where the network is gone.
-  using Current = std::function<std::vector<at::Tensor>()>;
-
-  /// What Network::view calls. `parameters` are those of all blocks, as Core takes them.
-  View(std::shared_ptr<const Core> core, const std::string& subnetwork, at::TensorList parameters,
-       Current current = nullptr);
+  /// What Network::view calls. Throws c10::ValueError for an unknown sub-network, and for one that
+  /// was not loaded.
+  View(const ParameterTable& network, const std::string& subnetwork);
 
   /// y for a batch x: (B, *input) -> (B, *output).
   at::Tensor operator()(const at::Tensor& x) const;
