@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test wheel clang fuzz tsan bench bench-products format lint clean
+.PHONY: help setup build install demo test wheel clang fuzz tsan bench bench-products docs format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -123,6 +123,9 @@ bench: install build ## run the benchmark programs, in some 20 minutes; results 
 
 bench-products: install ## time every route of a product, by level, threads and shape
 	$(BIN)/python benchmarks/products.py --out $(BENCH)/products.json
+
+docs: install ## write the tables of docs/blocks.md and the attributes in python/nsn/blocks.py from the blocks' options
+	python tools/block_docs.py
 
 format: setup ## format C++ and Python in place
 	clang-format -i $(CPP_SOURCES)

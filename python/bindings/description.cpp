@@ -161,7 +161,8 @@ void bind_description(py::module_& m) {
     for (const detail::BlockType& type : detail::builtin_types()) {
       py::list options;
       for (const detail::OptionFacts& option : type.options) {
-        options.append(py::make_tuple(option.name, option.kind, option.standard));
+        options.append(
+            py::make_tuple(option.name, option.kind, option.standard, option.doc, option.check));
       }
       result.append(py::make_tuple(type.name, options));
     }

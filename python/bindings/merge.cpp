@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "values/rules.h"
 
 namespace nsn::bindings {
 
@@ -56,6 +57,19 @@ py::object python_function(const merge::Rule& rule) {
   return merge == nullptr ? py::none() : merge->function();
 }
 
+/// What a rule is made of beside its name, as Python's tests name it.
+static const char* takes(merge::Takes takes) {
+  switch (takes) {
+    case merge::Takes::kNothing:
+      return "nothing";
+    case merge::Takes::kWeights:
+      return "weights";
+    case merge::Takes::kFunction:
+      return "function";
+  }
+  return "";
+}
+
 /// Merge functions, by name, as the library wants them supplied.
 Supplied supply(const std::map<std::string, py::object>& functions) {
   Supplied supplied;
@@ -80,6 +94,7 @@ void bind_merge(py::module_& m) {
   py::class_<Rule>(m, "Rule")
       .def_property_readonly("name", &Rule::name)
       .def_property_readonly("is_linear", &Rule::is_linear)
+      .def_property_readonly("is_builtin", &Rule::is_builtin)
       .def_property_readonly("weights",
                              [](const Rule& rule) {
                                py::dict weights;
@@ -91,8 +106,8 @@ void bind_merge(py::module_& m) {
       .def_property_readonly("function", &python_function)
       .def("__repr__", [](const Rule& rule) {
         std::ostringstream text;
-        text << "nsn.merge." << (rule.is_linear() ? rule.name() : "function") << '(';
-        if (!rule.is_linear()) text << "name='" << rule.name() << '\'';
+        text << "nsn.merge." << (rule.is_builtin() ? rule.name() : "function") << '(';
+        if (!rule.is_builtin()) text << "name='" << rule.name() << '\'';
         for (const auto& [name, coefficient] : rule.weights()) {
           text << (&name == &rule.weights().front().first ? "{" : ", ") << '\'' << name
                << "': " << coefficient;
@@ -100,10 +115,18 @@ void bind_merge(py::module_& m) {
         text << (rule.weights().empty() ? ")" : "})");
         return text.str();
       });
-  m.def("sum", &merge::sum);
-  m.def("mean", &merge::mean);
-  m.def("two_smallest_mean", &merge::two_smallest_mean);
-  m.def("owner", &merge::owner);
+  m.def("rules", [] {
+    py::list result;
+    for (const merge::KnownRule& rule : merge::known_rules()) {
+      const bool is_linear = rule.coefficients != nullptr;
+      result.append(py::make_tuple(rule.name, rule.doc, takes(rule.takes), is_linear));
+    }
+    return result;
+  });
+  for (const merge::KnownRule& rule : merge::known_rules()) {
+    if (rule.takes != merge::Takes::kNothing) continue;
+    m.def(rule.name, [&rule] { return merge::make_rule(rule); });
+  }
   m.def("weighted", [](const py::dict& coefficients) {
     std::vector<std::pair<std::string, double>> weights;
     for (const auto& [name, coefficient] : coefficients) {

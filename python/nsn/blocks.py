@@ -108,15 +108,16 @@ class Dense(BlockOptions):
     has ``2 * out_features`` there, the value's rows before the gate's. Width: ``out``.
 
     Attributes:
-        in_features: the last extent of the input.
-        out_features: the last extent of the output.
+        in_features: the last extent of the input, at least 1.
+        out_features: the last extent of the output, at least 1.
         bias: whether to add a bias.
-        activation: any; may be gated.
-        dropout: the probability that an element is dropped in training, after the activation.
-        weight_init: "kaiming_uniform" (as ``torch.nn.Linear``) or "xavier_uniform".
-        bias_init: a value that all biases start with; None starts them as ``torch.nn.Linear`` does.
+        activation: the activation; may be gated.
+        dropout: the probability that an element of the output is dropped in training, from 0 to 1.
+        weight_init: how the weight starts: "kaiming_uniform", as ``torch.nn.Linear``'s, or
+            "xavier_uniform".
+        bias_init: the value that all biases start with, finite; None is as ``torch.nn.Linear``'s.
         scale: whether to multiply each output feature with a parameter, which starts at 1.
-        per_subnetwork: of "bias", "scale".
+        per_subnetwork: the parts that each sub-network owns by itself, of "bias", "scale".
     """
 
     in_features: int
@@ -141,13 +142,23 @@ class Conv1d(BlockOptions):
     depthwise (``groups`` = ``in_channels`` = ``out_channels``) none, being as wide as the input.
 
     Attributes:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size, stride, padding, dilation, groups, bias: as ``torch.nn.Conv1d``.
-        causal: whether to pad (kernel_size - 1) * dilation zeros in front and none behind, so that
-            a position sees none after it; ``padding`` must be 0.
-        scale, activation, dropout, weight_init, bias_init: as of :class:`Dense`.
-        per_subnetwork: of "bias", "scale".
+        in_channels: the number of channels of the input, at least 1.
+        out_channels: the number of channels of the output, at least 1.
+        kernel_size: the extent of the kernel, at least 1.
+        stride: the step from one position of the kernel to the next, at least 1.
+        padding: the number of positions to add at each end, at least 0.
+        dilation: the step from one element of the kernel to the next, at least 1.
+        groups: the number of groups of channels, which do not see one another, at least 1.
+        bias: whether to add a bias.
+        causal: whether to pad (``kernel_size`` - 1) * ``dilation`` zeros in front and none behind,
+            so that a position sees none after it; ``padding`` must be 0.
+        scale: whether to multiply each output feature with a parameter, which starts at 1.
+        activation: the activation; may be gated.
+        dropout: the probability that an element of the output is dropped in training, from 0 to 1.
+        weight_init: how the weight starts: "kaiming_uniform", as ``torch.nn.Linear``'s, or
+            "xavier_uniform".
+        bias_init: the value that all biases start with, finite; None is as ``torch.nn.Linear``'s.
+        per_subnetwork: the parts that each sub-network owns by itself, of "bias", "scale".
     """
 
     in_channels: int
@@ -177,12 +188,24 @@ class Conv2d(BlockOptions):
     ``(out_channels)``; gated: ``2 * out_channels``. Width: as of :class:`Conv1d`.
 
     Attributes:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size, stride, padding, dilation, groups, bias: as ``torch.nn.Conv2d``; the first four
-            a number, or ``(height, width)``.
-        scale, activation, dropout, weight_init, bias_init: as of :class:`Dense`.
-        per_subnetwork: of "bias", "scale".
+        in_channels: the number of channels of the input, at least 1.
+        out_channels: the number of channels of the output, at least 1.
+        kernel_size: the extent of the kernel, at least 1; a number, or ``(height, width)``.
+        stride: the step from one position of the kernel to the next, at least 1; a number, or
+            ``(height, width)``.
+        padding: the number of positions to add at each end, at least 0; a number, or
+            ``(height, width)``.
+        dilation: the step from one element of the kernel to the next, at least 1; a number, or
+            ``(height, width)``.
+        groups: the number of groups of channels, which do not see one another, at least 1.
+        bias: whether to add a bias.
+        scale: whether to multiply each output feature with a parameter, which starts at 1.
+        activation: the activation; may be gated.
+        dropout: the probability that an element of the output is dropped in training, from 0 to 1.
+        weight_init: how the weight starts: "kaiming_uniform", as ``torch.nn.Linear``'s, or
+            "xavier_uniform".
+        bias_init: the value that all biases start with, finite; None is as ``torch.nn.Linear``'s.
+        per_subnetwork: the parts that each sub-network owns by itself, of "bias", "scale".
     """
 
     in_channels: int
@@ -210,12 +233,21 @@ class ConvTranspose2d(BlockOptions):
     ``(in_channels, out_channels, *kernel_size)`` and ``bias`` ``(out_channels)``. Width: ``out``.
 
     Attributes:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size, stride, padding, output_padding, bias, dilation: as
-            ``torch.nn.ConvTranspose2d``; all but bias a number, or ``(height, width)``.
-        activation, dropout: as of :class:`Dense`.
-        per_subnetwork: of "bias".
+        in_channels: the number of channels of the input, at least 1.
+        out_channels: the number of channels of the output, at least 1.
+        kernel_size: the extent of the kernel, at least 1; a number, or ``(height, width)``.
+        stride: the step from one position of the kernel to the next, at least 1; a number, or
+            ``(height, width)``.
+        padding: the number of positions to take off the output at each end, as torch counts them,
+            at least 0; a number, or ``(height, width)``.
+        output_padding: the number of positions to add to the output at the far end, at least 0; a
+            number, or ``(height, width)``.
+        bias: whether to add a bias.
+        dilation: the step from one element of the kernel to the next, at least 1; a number, or
+            ``(height, width)``.
+        activation: the activation, not gated.
+        dropout: the probability that an element of the output is dropped in training, from 0 to 1.
+        per_subnetwork: the parts that each sub-network owns by itself, of "bias".
     """
 
     in_channels: int
@@ -237,8 +269,8 @@ class Upsample(BlockOptions):
     """As ``torch.nn.Upsample`` (align_corners = False): ``(B, C, H, W)`` to ``(B, C, s H, s W)``.
 
     Attributes:
-        scale_factor: s, an integer.
-        mode: "nearest" or "bilinear".
+        scale_factor: the number of positions that each becomes, in height and in width, at least 1.
+        mode: the interpolation, "nearest" or "bilinear".
     """
 
     scale_factor: int
@@ -250,8 +282,10 @@ class MaxPool1d(BlockOptions):
     """As ``torch.nn.MaxPool1d``: ``(B, C, L)`` to ``(B, C, L')``.
 
     Attributes:
-        kernel_size, padding: as torch's.
-        stride: None is ``kernel_size``.
+        kernel_size: the extent of the kernel, at least 1.
+        stride: the step from one position of the kernel to the next, at least 1; None is
+            ``kernel_size``.
+        padding: the number of positions to add at each end, at least 0.
     """
 
     kernel_size: int
@@ -264,8 +298,11 @@ class MaxPool2d(BlockOptions):
     """As ``torch.nn.MaxPool2d``: ``(B, C, H, W)`` to ``(B, C, H', W')``.
 
     Attributes:
-        kernel_size, padding: as torch's; a number, or ``(height, width)``.
-        stride: likewise; None is ``kernel_size``.
+        kernel_size: the extent of the kernel, at least 1; a number, or ``(height, width)``.
+        stride: the step from one position of the kernel to the next, at least 1; a number, or
+            ``(height, width)``; None is ``kernel_size``.
+        padding: the number of positions to add at each end, at least 0; a number, or
+            ``(height, width)``.
     """
 
     kernel_size: Extents
@@ -278,8 +315,10 @@ class AvgPool1d(BlockOptions):
     """As ``torch.nn.AvgPool1d``, counting its padding: ``(B, C, L)`` to ``(B, C, L')``.
 
     Attributes:
-        kernel_size, padding: as torch's.
-        stride: None is ``kernel_size``.
+        kernel_size: the extent of the kernel, at least 1.
+        stride: the step from one position of the kernel to the next, at least 1; None is
+            ``kernel_size``.
+        padding: the number of positions to add at each end, at least 0.
     """
 
     kernel_size: int
@@ -292,8 +331,11 @@ class AvgPool2d(BlockOptions):
     """As ``torch.nn.AvgPool2d``, counting its padding: ``(B, C, H, W)`` to ``(B, C, H', W')``.
 
     Attributes:
-        kernel_size, padding: as torch's; a number, or ``(height, width)``.
-        stride: likewise; None is ``kernel_size``.
+        kernel_size: the extent of the kernel, at least 1; a number, or ``(height, width)``.
+        stride: the step from one position of the kernel to the next, at least 1; a number, or
+            ``(height, width)``; None is ``kernel_size``.
+        padding: the number of positions to add at each end, at least 0; a number, or
+            ``(height, width)``.
     """
 
     kernel_size: Extents
@@ -323,10 +365,11 @@ class Embedding(BlockOptions):
     ``(num_embeddings, embedding_dim)``. Width: ``out``.
 
     Attributes:
-        num_embeddings: x is from 0 to num_embeddings - 1.
-        embedding_dim: the last extent of the output.
-        std: of the normal distribution that E starts with.
-        dropout: the probability that an element is dropped in training.
+        num_embeddings: the number of rows of E, at least 1; x is from 0 to ``num_embeddings`` - 1.
+        embedding_dim: the last extent of the output, at least 1.
+        std: the standard deviation of the normal distribution that the weight starts with, from 0
+            to 1e+06.
+        dropout: the probability that an element of the output is dropped in training, from 0 to 1.
     """
 
     num_embeddings: int
@@ -342,10 +385,11 @@ class PositionEmbedding(BlockOptions):
     Shapes: x and y ``(B, T, features)``; parameter ``weight`` ``(length, features)``.
 
     Attributes:
-        length: the largest T.
-        features: the last extent of the input.
-        std: of the normal distribution that P starts with.
-        dropout: the probability that an element is dropped in training.
+        length: the largest T, at least 1.
+        features: the last extent of the input, at least 1.
+        std: the standard deviation of the normal distribution that the weight starts with, from 0
+            to 1e+06.
+        dropout: the probability that an element of the output is dropped in training, from 0 to 1.
     """
 
     length: int
@@ -362,11 +406,11 @@ class TiedOutput(BlockOptions):
     y ``(B, *, num_embeddings)``; parameter ``bias`` ``(num_embeddings)``.
 
     Attributes:
-        embedding: the name of the :class:`Embedding` block.
-        num_embeddings: that block's.
-        embedding_dim: that block's.
+        embedding: the name of the Embedding block.
+        num_embeddings: the ``num_embeddings`` of that block, at least 1.
+        embedding_dim: the ``embedding_dim`` of that block, at least 1.
         bias: whether to add a bias.
-        per_subnetwork: of "bias".
+        per_subnetwork: the parts that each sub-network owns by itself, of "bias".
     """
 
     embedding: str
@@ -384,11 +428,11 @@ class LayerNorm(BlockOptions):
     ``(B, *, features)``; parameters ``weight`` and ``bias`` ``(features)``.
 
     Attributes:
-        features: the last extent of the input.
-        eps: what is added to the variance.
+        features: the last extent of the input, at least 1.
+        eps: the addend to the variance.
         affine: whether to multiply with a weight and add a bias.
-        bias: whether to add a bias.
-        per_subnetwork: of "affine".
+        bias: whether ``affine`` adds a bias.
+        per_subnetwork: the parts that each sub-network owns by itself, of "affine".
     """
 
     features: int
@@ -407,10 +451,10 @@ class RMSNorm(BlockOptions):
     ``(features)``.
 
     Attributes:
-        features: the last extent of the input.
-        eps: what is added to the mean square.
+        features: the last extent of the input, at least 1.
+        eps: the addend to the mean square.
         affine: whether to multiply with a weight.
-        per_subnetwork: of "affine".
+        per_subnetwork: the parts that each sub-network owns by itself, of "affine".
     """
 
     features: int
@@ -426,11 +470,11 @@ class GroupNorm(BlockOptions):
     Shapes: x and y ``(B, channels, *)``; parameters ``weight`` and ``bias`` ``(channels)``.
 
     Attributes:
-        groups: how many groups the channels make.
-        channels: channels of the input.
-        eps: what is added to the variance.
+        groups: the number of groups of channels, at least 1.
+        channels: the number of channels of the input, at least 1.
+        eps: the addend to the variance.
         affine: whether to multiply with a weight and add a bias.
-        per_subnetwork: of "affine".
+        per_subnetwork: the parts that each sub-network owns by itself, of "affine".
     """
 
     groups: int
@@ -452,12 +496,12 @@ class BatchNorm(BlockOptions):
     afterwards, is that of "Universally Slimmable Networks" (Yu & Huang, 2019).
 
     Attributes:
-        features: channels, or features, of the input.
-        eps: what is added to the variance.
-        momentum: the step of the running statistics towards the batch's.
+        features: the number of channels, or features, of the input, at least 1.
+        eps: the addend to the variance.
+        momentum: the step of the running statistics towards the batch's, from 0 to 1.
         affine: whether to multiply with a weight and add a bias.
         track: whether a training pass updates the running statistics.
-        per_subnetwork: of "affine", "statistics".
+        per_subnetwork: the parts that each sub-network owns by itself, of "affine", "statistics".
     """
 
     features: int
@@ -473,7 +517,7 @@ class Activation(BlockOptions):
     """y = function(x).
 
     Attributes:
-        function: any activation that is not gated.
+        function: the activation, not gated.
     """
 
     function: str
@@ -484,7 +528,7 @@ class Dropout(BlockOptions):
     """As ``torch.nn.Dropout``.
 
     Attributes:
-        p: the probability that an element is dropped in training.
+        p: the probability that an element is dropped in training, from 0 to 1.
     """
 
     p: float
@@ -498,7 +542,7 @@ class Sequence(BlockOptions):
     ``width={"stage": {"conv1.out": 16}}``. A sub-network's own dropout holds for all inside.
 
     Attributes:
-        blocks: name to block, from input to output.
+        blocks: the blocks inside, from input to output.
         keeps_dropout: those whose dropout stays their own where a sub-network sets one.
     """
 
@@ -514,7 +558,7 @@ class Residual(BlockOptions):
     as the input.
 
     Attributes:
-        blocks: name to block, from input to output.
+        blocks: the blocks inside, from input to output.
         keeps_dropout: those whose dropout stays their own where a sub-network sets one.
     """
 
@@ -532,13 +576,13 @@ class Attention(BlockOptions):
     "Attention Is All You Need", 2017.
 
     Attributes:
-        features: the last extent of the input.
-        heads: how many heads.
-        head_dim: width of a head; None is features / heads.
+        features: the last extent of the input, at least 1.
+        heads: the number of heads, at least 1.
+        head_dim: the width of a head, at least 1; None is ``features`` / ``heads``.
         causal: whether a position sees only itself and those before.
         bias: whether to add biases.
-        dropout: the probability that an element of the output is dropped in training.
-        per_subnetwork: of "bias".
+        dropout: the probability that an element of the output is dropped in training, from 0 to 1.
+        per_subnetwork: the parts that each sub-network owns by itself, of "bias".
     """
 
     features: int
@@ -561,14 +605,17 @@ class Transformer(BlockOptions):
     in the Transformer Architecture", 2020.
 
     Attributes:
-        features: width of the stream, the last extent of the input.
-        heads: how many heads.
-        ffn: width of the hidden layer.
-        head_dim, causal, bias: as of :class:`Attention`.
-        activation: of the hidden layer; may be gated.
-        dropout: behind attention and ffn.
-        norm: "layer" or "rms".
-        per_subnetwork: of "bias", "affine".
+        features: the last extent of the input, at least 1.
+        heads: the number of heads, at least 1.
+        ffn: the width of the hidden layer, at least 1.
+        head_dim: the width of a head, at least 1; None is ``features`` / ``heads``.
+        causal: whether a position sees only itself and those before.
+        bias: whether to add biases.
+        activation: the activation of the hidden layer; may be gated.
+        dropout: the probability that an element is dropped in training, behind attention and behind
+            ffn, from 0 to 1.
+        norm: the kind of norm, "layer" or "rms".
+        per_subnetwork: the parts that each sub-network owns by itself, of "affine", "bias".
     """
 
     features: int

@@ -300,7 +300,7 @@ def _rule_document(rule: Rule, functions: dict[str, Callable[..., torch.Tensor]]
             f"nsn.Description: a merge rule must come from nsn.merge, such as nsn.merge.mean(), "
             f"but is a {type(rule).__name__}. Wrap a function of your own in nsn.merge.function."
         )
-    if rule.is_linear:
+    if rule.is_builtin:
         return {"rule": rule.name, **({"weights": rule.weights} if rule.weights else {})}
     if (
         rule.function is not None

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "values/rules.h"
+
 namespace nsn::test {
 
 void expect_close(const at::Tensor& actual, const at::Tensor& expected, double tolerance,
@@ -39,17 +41,30 @@ uint64_t next_pass_seed() {
 }
 
 const std::vector<std::string>& rule_names() {
-  static const std::vector<std::string> names = {
-      "sum", "mean", "two_smallest_mean", "owner", "weighted", "ramp", "median"};
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> result;
+    for (const merge::KnownRule& rule : merge::known_rules()) {
+      if (rule.takes != merge::Takes::kFunction) result.emplace_back(rule.name);
+    }
+    result.insert(result.end(), {"ramp", "median"});
+    return result;
+  }();
   return names;
+}
+
+std::vector<std::string> linear_rule_names() {
+  std::vector<std::string> result;
+  for (const merge::KnownRule& rule : merge::known_rules()) {
+    if (rule.coefficients != nullptr) result.emplace_back(rule.name);
+  }
+  return result;
 }
 
 merge::Rule make_rule(const std::string& name, const std::vector<std::string>& subnetworks,
                       Random& random) {
-  if (name == "sum") return merge::sum();
-  if (name == "mean") return merge::mean();
-  if (name == "two_smallest_mean") return merge::two_smallest_mean();
-  if (name == "owner") return merge::owner();
+  for (const merge::KnownRule& rule : merge::known_rules()) {
+    if (rule.name == name && rule.takes == merge::Takes::kNothing) return merge::make_rule(rule);
+  }
   if (name == "weighted") {
     std::vector<std::pair<std::string, double>> weights;
     for (const std::string& subnetwork : subnetworks) {

@@ -94,6 +94,9 @@ class Threads {
 /// kind).
 const std::vector<std::string>& rule_names();
 
+/// Those of nsn's that have coefficients.
+std::vector<std::string> linear_rule_names();
+
 /// The rule of that name; `subnetworks` get random coefficients where it is "weighted".
 merge::Rule make_rule(const std::string& name, const std::vector<std::string>& subnetworks,
                       Random& random);

@@ -2,6 +2,7 @@
 #include <numeric>
 
 #include "support.h"
+#include "values/rules.h"
 
 // Merge rules as values: coefficients, regions of slices, messages.
 
@@ -50,6 +51,43 @@ TEST(MergeRule, KnowsItsNameAndKind) {
   EXPECT_TRUE(static_cast<bool>(rule.merge_function()));
   EXPECT_TRUE(merge::missing_function("mine").is_missing());
   EXPECT_EQ(merge::weighted({{"b", 1.0}, {"a", 2.0}}).weights()[0].first, "b");
+}
+
+TEST(MergeRule, TheTableAndTheFactoriesAgree) {
+  std::vector<merge::Rule> made = {merge::sum(),
+                                   merge::mean(),
+                                   merge::two_smallest_mean(),
+                                   merge::owner(),
+                                   merge::weighted({{"base", 1.0}}),
+                                   merge::missing_function("function")};
+  ASSERT_EQ(made.size(), merge::known_rules().size());
+  for (size_t i = 0; i < made.size(); ++i) {
+    const merge::KnownRule& known = merge::known_rules()[i];
+    EXPECT_EQ(made[i].name(), known.name);
+    EXPECT_EQ(made[i].is_linear(), known.coefficients != nullptr) << known.name;
+    EXPECT_EQ(made[i].is_builtin(), known.takes != merge::Takes::kFunction) << known.name;
+    EXPECT_FALSE(known.coefficients != nullptr && known.merge != nullptr) << known.name;
+  }
+}
+
+TEST(MergeRule, AnEntryMayBeAFunctionOfTheGradients) {
+  static constexpr merge::KnownRule kLargest = {"largest", "the largest of the gradients",
+                                                merge::Takes::kNothing, nullptr,
+                                                [](const std::vector<merge::LaneGradient>& all) {
+                                                  at::Tensor result = all[0].padded();
+                                                  for (const auto& each : all)
+                                                    result = at::maximum(result, each.padded());
+                                                  return result;
+                                                }};
+  const merge::Rule rule = merge::make_rule(kLargest);
+  EXPECT_FALSE(rule.is_linear());
+  EXPECT_TRUE(rule.is_builtin());
+  EXPECT_FALSE(rule.is_missing());
+  EXPECT_FALSE(static_cast<bool>(rule.merge_function()));
+  EXPECT_DOUBLE_EQ(merged_example(rule), 6.0);
+  const Description description(
+      NetworkOptions().input({2}).block("only", DenseOptions(2, 2)).merge(rule));
+  EXPECT_NE(description.to_json().find(R"("merge":{"rule":"largest"})"), std::string::npos);
 }
 
 TEST(MergeRule, CoefficientsFollowSizeAndNotOrder) {
@@ -134,7 +172,7 @@ TEST(MergeApply, EqualsTheRuleElementByElement) {
       gradients.push_back(random.chance(0.8) ? at::randn(slice, at::kDouble) : at::Tensor());
     }
     if (!gradients[0].defined()) gradients[0] = at::randn(slices[0], at::kDouble);
-    for (const std::string name : {"sum", "mean", "two_smallest_mean", "owner", "weighted"}) {
+    for (const std::string& name : linear_rule_names()) {
       const auto rule = make_rule(name, names, random);
       const at::Tensor merged = merge::apply(rule, lanes, slices, gradients, shape);
       at::Tensor expected = at::zeros(shape, at::kDouble);

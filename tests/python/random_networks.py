@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 import reference
+from nsn._C import merge as _merge
 from reference import Document, RefusedError, dimensions
 
 KINDS = ["mlp", "cnn", "sequence"]
-RULES = ["sum", "mean", "two_smallest_mean", "owner", "weighted"]
+RULES = [name for name, _, _, is_linear in _merge.rules() if is_linear]
 _PLAIN = list(reference.ACTIVATIONS)
 _ANY = [*_PLAIN, *reference.GATES]
 _VOCABULARY = 6

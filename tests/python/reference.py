@@ -726,6 +726,7 @@ def merge_elements(
     """
     if all(each is None for each in gradients.values()):
         return None
+    assert rule["rule"] in ("sum", "mean", "two_smallest_mean", "owner", "weighted"), rule
     names = [name for name in by_size if name in gradients]
     some = next(each for each in gradients.values() if each is not None)
     total, seen, taken = (torch.zeros_like(some) for _ in range(3))

@@ -14,9 +14,11 @@ import nsn
 import reference
 from conftest import paper_network
 from nsn import _C
+from nsn._C import merge as _merge
 
-LINEAR = ["sum", "mean", "two_smallest_mean", "owner", "weighted"]
-RULES = [*LINEAR, "median", "difference"]
+LINEAR = [name for name, _, _, is_linear in _merge.rules() if is_linear]
+#: All of the library's, and functions of the tests.
+RULES = [*(name for name, *_ in _merge.rules() if name != "function"), "median", "difference"]
 TOLERANCE = 1e-10
 
 

@@ -16,30 +16,49 @@
 
 namespace nsn {
 
+template <typename Options>
+static void list_stream(const Options& options, detail::OptionVisitor& visitor) {
+  visitor.required("features", options.features(), detail::doc::kFeatures, detail::at_least(1));
+  visitor.required("heads", options.heads(), "the number of heads", detail::at_least(1));
+}
+
+template <typename Options>
+static void list_heads(const Options& options, const Options& defaults,
+                       detail::OptionVisitor& visitor) {
+  visitor.optional("head_dim", options.head_dim(), defaults.head_dim(),
+                   "the width of a head; none is `features` / `heads`", detail::at_least(1));
+  visitor.optional("causal", options.causal(), defaults.causal(),
+                   "whether a position sees only itself and those before");
+  visitor.optional("bias", options.bias(), defaults.bias(), "whether to add biases");
+}
+
 // Found by the type of the options, which an unnamed namespace would prevent.
 static void list_options(const AttentionOptions& options, const AttentionOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("features", options.features());
-  visitor.required("heads", options.heads());
-  visitor.optional("head_dim", options.head_dim(), defaults.head_dim());
-  visitor.optional("causal", options.causal(), defaults.causal());
-  visitor.optional("bias", options.bias(), defaults.bias());
-  visitor.optional("dropout", options.dropout(), defaults.dropout());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  list_stream(options, visitor);
+  list_heads(options, defaults, visitor);
+  visitor.optional("dropout", options.dropout(), defaults.dropout(), detail::doc::kDropout,
+                   detail::probability());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork(),
+                   detail::doc::kPerSubnetwork, detail::parts({{"bias", options.bias()}}));
 }
 
 static void list_options(const TransformerOptions& options, const TransformerOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("features", options.features());
-  visitor.required("heads", options.heads());
-  visitor.required("ffn", options.ffn());
-  visitor.optional("head_dim", options.head_dim(), defaults.head_dim());
-  visitor.optional("causal", options.causal(), defaults.causal());
-  visitor.optional("bias", options.bias(), defaults.bias());
-  visitor.optional("activation", options.activation(), defaults.activation());
-  visitor.optional("dropout", options.dropout(), defaults.dropout());
-  visitor.optional("norm", options.norm(), defaults.norm());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  list_stream(options, visitor);
+  visitor.required("ffn", options.ffn(), "the width of the hidden layer", detail::at_least(1));
+  list_heads(options, defaults, visitor);
+  visitor.optional("activation", options.activation(), defaults.activation(),
+                   "the activation of the hidden layer; may be gated");
+  visitor.optional("dropout", options.dropout(), defaults.dropout(),
+                   "the probability that an element is dropped in training, behind attention and "
+                   "behind ffn",
+                   detail::probability());
+  visitor.optional("norm", options.norm(), defaults.norm(), "the kind of norm",
+                   detail::one_of({"layer", "rms"}));
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork(),
+                   detail::doc::kPerSubnetwork,
+                   detail::parts({{"affine", true}, {"bias", options.bias()}}));
 }
 
 namespace {
@@ -49,10 +68,7 @@ const TransformerOptions kTransformerDefaults(1, 1, 1);
 
 /// The blocks that a Transformer is made of.
 std::vector<InnerBlock> transformer_parts(const TransformerOptions& o) {
-  TORCH_CHECK_VALUE(o.norm() == "layer" || o.norm() == "rms",
-                    "nsn::Transformer: norm must be 'layer' or 'rms', but is '", o.norm(), "'.");
-  detail::check_parts("Transformer", o.per_subnetwork(),
-                      o.bias() ? Parts{"affine", "bias"} : Parts{"affine"});
+  detail::check_options("Transformer", o);
   const Parts biases = o.per_subnetwork().count("bias") > 0 ? Parts{"bias"} : Parts{};
   const Parts affine = o.per_subnetwork().count("affine") > 0 ? Parts{"affine"} : Parts{};
   const auto norm = [&]() -> BlockPtr {
@@ -93,14 +109,10 @@ AttentionOptions::operator BlockPtr() const { return std::make_shared<const Atte
 
 Attention::Attention(AttentionOptions options) : options_(std::move(options)) {
   const AttentionOptions& o = options_;
-  detail::check_size("Attention", "features", o.features());
-  detail::check_size("Attention", "heads", o.heads());
-  if (o.head_dim()) detail::check_size("Attention", "head_dim", *o.head_dim());
+  detail::check_options("Attention", o);
   TORCH_CHECK_VALUE(o.head_dim() || o.features() % o.heads() == 0,
                     "nsn::Attention: heads must divide features unless head_dim is given, but ",
                     o.heads(), " does not divide ", o.features(), ". Give head_dim.");
-  detail::check_probability("Attention", o.dropout());
-  detail::check_parts("Attention", o.per_subnetwork(), o.bias() ? Parts{"bias"} : Parts{});
 }
 
 int64_t Attention::head_dim() const {

@@ -24,13 +24,13 @@ namespace nsn {
 static void list_options(const SequenceOptions& options, const SequenceOptions& defaults,
                          detail::OptionVisitor& visitor) {
   static_cast<void>(defaults);
-  visitor.required("blocks", options.blocks());
+  visitor.required("blocks", options.blocks(), detail::doc::kBlocks);
 }
 
 static void list_options(const ResidualOptions& options, const ResidualOptions& defaults,
                          detail::OptionVisitor& visitor) {
   static_cast<void>(defaults);
-  visitor.required("blocks", options.blocks());
+  visitor.required("blocks", options.blocks(), detail::doc::kBlocks);
 }
 
 namespace {

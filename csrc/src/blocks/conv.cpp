@@ -4,7 +4,6 @@
 #include <ATen/ops/conv_transpose2d.h>
 #include <c10/util/irange.h>
 
-#include <cmath>
 #include <ostream>
 #include <utility>
 
@@ -15,40 +14,60 @@
 
 namespace nsn {
 
+template <typename Options>
+static void list_kernel(const Options& options, const Options& defaults, const char* padding,
+                        detail::OptionVisitor& visitor) {
+  visitor.required("in_channels", options.in_channels(), detail::doc::kInChannels,
+                   detail::at_least(1));
+  visitor.required("out_channels", options.out_channels(), "the number of channels of the output",
+                   detail::at_least(1));
+  visitor.required("kernel_size", options.kernel_size(), detail::doc::kKernelSize,
+                   detail::at_least(1));
+  visitor.optional("stride", options.stride(), defaults.stride(),
+                   "the step from one position of the kernel to the next", detail::at_least(1));
+  visitor.optional("padding", options.padding(), defaults.padding(), padding, detail::at_least(0));
+}
+
+template <typename Options>
+static void list_dilation(const Options& options, const Options& defaults,
+                          detail::OptionVisitor& visitor) {
+  visitor.optional("dilation", options.dilation(), defaults.dilation(),
+                   "the step from one element of the kernel to the next", detail::at_least(1));
+}
+
 // Found by the type of the options, which an unnamed namespace would prevent.
 template <size_t D>
 static void list_options(const ConvOptions<D>& options, const ConvOptions<D>& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("in_channels", options.in_channels());
-  visitor.required("out_channels", options.out_channels());
-  visitor.required("kernel_size", options.kernel_size());
-  visitor.optional("stride", options.stride(), defaults.stride());
-  visitor.optional("padding", options.padding(), defaults.padding());
-  visitor.optional("dilation", options.dilation(), defaults.dilation());
-  visitor.optional("groups", options.groups(), defaults.groups());
-  if constexpr (D == 1) visitor.optional("causal", options.causal(), defaults.causal());
-  visitor.optional("bias", options.bias(), defaults.bias());
-  visitor.optional("scale", options.scale(), defaults.scale());
-  visitor.optional("activation", options.activation(), defaults.activation());
-  visitor.optional("dropout", options.dropout(), defaults.dropout());
-  visitor.optional("weight_init", options.weight_init(), defaults.weight_init());
-  visitor.optional("bias_init", options.bias_init(), defaults.bias_init());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  list_kernel(options, defaults, detail::doc::kPadding, visitor);
+  list_dilation(options, defaults, visitor);
+  visitor.optional("groups", options.groups(), defaults.groups(),
+                   "the number of groups of channels, which do not see one another",
+                   detail::at_least(1));
+  if constexpr (D == 1) {
+    visitor.optional("causal", options.causal(), defaults.causal(),
+                     "whether to pad (`kernel_size` - 1) * `dilation` zeros in front and none "
+                     "behind, so that a position sees none after it; `padding` must be 0");
+  }
+  detail::list_layer(options, defaults, visitor);
 }
 
 static void list_options(const ConvTranspose2dOptions& options,
                          const ConvTranspose2dOptions& defaults, detail::OptionVisitor& visitor) {
-  visitor.required("in_channels", options.in_channels());
-  visitor.required("out_channels", options.out_channels());
-  visitor.required("kernel_size", options.kernel_size());
-  visitor.optional("stride", options.stride(), defaults.stride());
-  visitor.optional("padding", options.padding(), defaults.padding());
-  visitor.optional("output_padding", options.output_padding(), defaults.output_padding());
-  visitor.optional("dilation", options.dilation(), defaults.dilation());
-  visitor.optional("bias", options.bias(), defaults.bias());
-  visitor.optional("activation", options.activation(), defaults.activation());
-  visitor.optional("dropout", options.dropout(), defaults.dropout());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  list_kernel(options, defaults,
+              "the number of positions to take off the output at each end, as torch counts them",
+              visitor);
+  visitor.optional("output_padding", options.output_padding(), defaults.output_padding(),
+                   "the number of positions to add to the output at the far end",
+                   detail::at_least(0));
+  list_dilation(options, defaults, visitor);
+  visitor.optional("bias", options.bias(), defaults.bias(), detail::doc::kBias);
+  visitor.optional("activation", options.activation(), defaults.activation(), "the activation",
+                   detail::not_gated());
+  visitor.optional("dropout", options.dropout(), defaults.dropout(), detail::doc::kDropout,
+                   detail::probability());
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork(),
+                   detail::doc::kPerSubnetwork, detail::parts({{"bias", options.bias()}}));
 }
 
 namespace {
@@ -84,15 +103,6 @@ detail::Epilogue epilogue_of(const ConvOptions<D>& o) {
   return result;
 }
 
-template <size_t D>
-void check_extents(const std::string& type, const char* name,
-                   const torch::ExpandingArray<D>& extents, int64_t least) {
-  for (const int64_t extent : *extents) {
-    TORCH_CHECK_VALUE(extent >= least, "nsn::", type, ": ", name, " must be at least ", least,
-                      ", but got ", extent, ".");
-  }
-}
-
 }  // namespace
 
 template <size_t D>
@@ -103,29 +113,19 @@ ConvOptions<D>::operator BlockPtr() const {
 template <size_t D>
 Conv<D>::Conv(ConvOptions<D> options) : options_(std::move(options)) {
   const ConvOptions<D>& o = options_;
-  detail::check_size(type(), "in_channels", o.in_channels());
-  detail::check_size(type(), "out_channels", o.out_channels());
-  check_extents(type(), "kernel_size", o.kernel_size(), 1);
-  check_extents(type(), "stride", o.stride(), 1);
-  check_extents(type(), "padding", o.padding(), 0);
-  check_extents(type(), "dilation", o.dilation(), 1);
-  TORCH_CHECK_VALUE(
-      o.groups() >= 1 && o.in_channels() % o.groups() == 0 && o.out_channels() % o.groups() == 0,
-      "nsn::", type(), ": groups must divide in_channels and out_channels, but ", o.groups(),
-      " does not divide ", o.in_channels(), " and ", o.out_channels(), ". Change one of them.");
+  detail::check_options(type(), o);
+  TORCH_CHECK_VALUE(o.in_channels() % o.groups() == 0 && o.out_channels() % o.groups() == 0,
+                    "nsn::", type(), ": groups must divide in_channels and out_channels, but ",
+                    o.groups(), " does not divide ", o.in_channels(), " and ", o.out_channels(),
+                    ". Change one of them.");
   TORCH_CHECK_VALUE(!o.causal() || (D == 1 && (*o.padding())[0] == 0), "nsn::", type(),
                     ": causal pads by itself, in front and in one dimension alone, but padding is ",
                     (*o.padding())[0], ". Leave out padding.");
   TORCH_CHECK_VALUE(o.groups() == 1 || !is_gated(o.activation()), "nsn::", type(),
                     ": a gated activation would take value and gate from different groups. Use "
                     "groups = 1, or an activation that is not gated.");
-  detail::check_probability(type(), o.dropout());
-  TORCH_CHECK_VALUE(!o.bias_init() || (o.bias() && std::isfinite(*o.bias_init())), "nsn::", type(),
-                    ": bias_init must be finite and needs a bias, but is ", *o.bias_init(), ".");
-  Parts parts;
-  if (o.bias()) parts.insert("bias");
-  if (o.scale()) parts.insert("scale");
-  detail::check_parts(type(), o.per_subnetwork(), parts);
+  TORCH_CHECK_VALUE(!o.bias_init() || o.bias(), "nsn::", type(), ": bias_init is ", *o.bias_init(),
+                    ", but bias is false. Leave out bias_init.");
 }
 
 template <size_t D>
@@ -263,24 +263,13 @@ ConvTranspose2dOptions::operator BlockPtr() const {
 
 ConvTranspose2d::ConvTranspose2d(ConvTranspose2dOptions options) : options_(std::move(options)) {
   const ConvTranspose2dOptions& o = options_;
-  detail::check_size(type(), "in_channels", o.in_channels());
-  detail::check_size(type(), "out_channels", o.out_channels());
-  check_extents(type(), "kernel_size", o.kernel_size(), 1);
-  check_extents(type(), "stride", o.stride(), 1);
-  check_extents(type(), "padding", o.padding(), 0);
-  check_extents(type(), "output_padding", o.output_padding(), 0);
-  check_extents(type(), "dilation", o.dilation(), 1);
+  detail::check_options(type(), o);
   for (size_t d = 0; d < 2; ++d) {
     TORCH_CHECK_VALUE((*o.output_padding())[d] < std::max((*o.stride())[d], (*o.dilation())[d]),
                       "nsn::ConvTranspose2d: output_padding must be smaller than stride or "
                       "dilation, but is ",
                       (*o.output_padding())[d], ".");
   }
-  TORCH_CHECK_VALUE(!is_gated(o.activation()),
-                    "nsn::ConvTranspose2d: the activation must not be gated, but is ",
-                    to_string(o.activation()), ". Use Conv2d, or put a gate behind.");
-  detail::check_probability(type(), o.dropout());
-  detail::check_parts(type(), o.per_subnetwork(), o.bias() ? Parts{"bias"} : Parts{});
 }
 
 std::string ConvTranspose2d::options_json() const {

@@ -2,7 +2,6 @@
 
 #include <c10/util/irange.h>
 
-#include <cmath>
 #include <ostream>
 #include <utility>
 
@@ -16,15 +15,11 @@ namespace nsn {
 // Found by the type of the options, which an unnamed namespace would prevent.
 static void list_options(const DenseOptions& options, const DenseOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("in_features", options.in_features());
-  visitor.required("out_features", options.out_features());
-  visitor.optional("bias", options.bias(), defaults.bias());
-  visitor.optional("scale", options.scale(), defaults.scale());
-  visitor.optional("activation", options.activation(), defaults.activation());
-  visitor.optional("dropout", options.dropout(), defaults.dropout());
-  visitor.optional("weight_init", options.weight_init(), defaults.weight_init());
-  visitor.optional("bias_init", options.bias_init(), defaults.bias_init());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  visitor.required("in_features", options.in_features(), detail::doc::kFeatures,
+                   detail::at_least(1));
+  visitor.required("out_features", options.out_features(), "the last extent of the output",
+                   detail::at_least(1));
+  detail::list_layer(options, defaults, visitor);
 }
 
 namespace {
@@ -46,23 +41,9 @@ detail::Epilogue epilogue_of(const DenseOptions& o) {
 DenseOptions::operator BlockPtr() const { return std::make_shared<const Dense>(*this); }
 
 Dense::Dense(DenseOptions options) : options_(std::move(options)) {
-  TORCH_CHECK_VALUE(options_.in_features() >= 1,
-                    "nsn::Dense: in_features must be at least 1, but "
-                    "got ",
-                    options_.in_features(), ". Give the last extent of the input.");
-  TORCH_CHECK_VALUE(options_.out_features() >= 1,
-                    "nsn::Dense: out_features must be at least 1, "
-                    "but got ",
-                    options_.out_features(), ". Give the last extent of the output.");
-  detail::check_probability("Dense", options_.dropout());
+  detail::check_options("Dense", options_);
   TORCH_CHECK_VALUE(!options_.bias_init() || options_.bias(), "nsn::Dense: bias_init is ",
                     *options_.bias_init(), ", but bias is false. Leave out bias_init.");
-  TORCH_CHECK_VALUE(!options_.bias_init() || std::isfinite(*options_.bias_init()),
-                    "nsn::Dense: bias_init must be finite, but got ", *options_.bias_init(), ".");
-  Parts parts;
-  if (options_.bias()) parts.insert("bias");
-  if (options_.scale()) parts.insert("scale");
-  detail::check_parts("Dense", options_.per_subnetwork(), parts);
   checked_numel({options_.out_features(), options_.in_features()}, "the weight of Dense");
 }
 

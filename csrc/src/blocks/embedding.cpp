@@ -17,30 +17,44 @@
 
 namespace nsn {
 
+template <typename Options>
+static void list_start(const Options& options, const Options& defaults,
+                       detail::OptionVisitor& visitor) {
+  visitor.optional("std", options.std(), defaults.std(),
+                   "the standard deviation of the normal distribution that the weight starts with",
+                   detail::between(0, 1e6));
+  visitor.optional("dropout", options.dropout(), defaults.dropout(), detail::doc::kDropout,
+                   detail::probability());
+}
+
 // Found by the type of the options, which an unnamed namespace would prevent.
 static void list_options(const EmbeddingOptions& options, const EmbeddingOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("num_embeddings", options.num_embeddings());
-  visitor.required("embedding_dim", options.embedding_dim());
-  visitor.optional("std", options.std(), defaults.std());
-  visitor.optional("dropout", options.dropout(), defaults.dropout());
+  visitor.required("num_embeddings", options.num_embeddings(),
+                   "the number of rows of E; x is from 0 to `num_embeddings` - 1",
+                   detail::at_least(1));
+  visitor.required("embedding_dim", options.embedding_dim(), "the last extent of the output",
+                   detail::at_least(1));
+  list_start(options, defaults, visitor);
 }
 
 static void list_options(const PositionEmbeddingOptions& options,
                          const PositionEmbeddingOptions& defaults, detail::OptionVisitor& visitor) {
-  visitor.required("length", options.length());
-  visitor.required("features", options.features());
-  visitor.optional("std", options.std(), defaults.std());
-  visitor.optional("dropout", options.dropout(), defaults.dropout());
+  visitor.required("length", options.length(), "the largest T", detail::at_least(1));
+  visitor.required("features", options.features(), detail::doc::kFeatures, detail::at_least(1));
+  list_start(options, defaults, visitor);
 }
 
 static void list_options(const TiedOutputOptions& options, const TiedOutputOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("embedding", options.embedding());
-  visitor.required("num_embeddings", options.num_embeddings());
-  visitor.required("embedding_dim", options.embedding_dim());
-  visitor.optional("bias", options.bias(), defaults.bias());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  visitor.required("embedding", options.embedding(), "the name of the Embedding block");
+  visitor.required("num_embeddings", options.num_embeddings(), "the `num_embeddings` of that block",
+                   detail::at_least(1));
+  visitor.required("embedding_dim", options.embedding_dim(), "the `embedding_dim` of that block",
+                   detail::at_least(1));
+  visitor.optional("bias", options.bias(), defaults.bias(), detail::doc::kBias);
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork(),
+                   detail::doc::kPerSubnetwork, detail::parts({{"bias", options.bias()}}));
 }
 
 namespace {
@@ -49,20 +63,12 @@ const EmbeddingOptions kDefaults(1, 1);
 const PositionEmbeddingOptions kPositionDefaults(1, 1);
 const TiedOutputOptions kTiedDefaults("", 1, 1);
 
-void check_std(const std::string& type, double std) {
-  TORCH_CHECK_VALUE(std >= 0.0 && std < 1e6, "nsn::", type,
-                    ": std must be a standard deviation, at least 0, but got ", std, ".");
-}
-
 }  // namespace
 
 EmbeddingOptions::operator BlockPtr() const { return std::make_shared<const Embedding>(*this); }
 
 Embedding::Embedding(EmbeddingOptions options) : options_(options) {
-  detail::check_size("Embedding", "num_embeddings", options_.num_embeddings());
-  detail::check_size("Embedding", "embedding_dim", options_.embedding_dim());
-  check_std("Embedding", options_.std());
-  detail::check_probability("Embedding", options_.dropout());
+  detail::check_options("Embedding", options_);
 }
 
 std::string Embedding::options_json() const { return detail::write_options(options_, kDefaults); }
@@ -122,10 +128,7 @@ PositionEmbeddingOptions::operator BlockPtr() const {
 }
 
 PositionEmbedding::PositionEmbedding(PositionEmbeddingOptions options) : options_(options) {
-  detail::check_size("PositionEmbedding", "length", options_.length());
-  detail::check_size("PositionEmbedding", "features", options_.features());
-  check_std("PositionEmbedding", options_.std());
-  detail::check_probability("PositionEmbedding", options_.dropout());
+  detail::check_options("PositionEmbedding", options_);
 }
 
 std::string PositionEmbedding::options_json() const {
@@ -184,10 +187,7 @@ void PositionEmbedding::pretty_print(std::ostream& stream) const {
 TiedOutputOptions::operator BlockPtr() const { return std::make_shared<const TiedOutput>(*this); }
 
 TiedOutput::TiedOutput(TiedOutputOptions options) : options_(std::move(options)) {
-  detail::check_size("TiedOutput", "num_embeddings", options_.num_embeddings());
-  detail::check_size("TiedOutput", "embedding_dim", options_.embedding_dim());
-  detail::check_parts("TiedOutput", options_.per_subnetwork(),
-                      options_.bias() ? Parts{"bias"} : Parts{});
+  detail::check_options("TiedOutput", options_);
 }
 
 std::string TiedOutput::options_json() const {

@@ -25,38 +25,48 @@ namespace nsn {
 // Found by the type of the options, which an unnamed namespace would prevent.
 static void list_options(const LayerNormOptions& options, const LayerNormOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("features", options.features());
-  visitor.optional("eps", options.eps(), defaults.eps());
-  visitor.optional("affine", options.affine(), defaults.affine());
-  visitor.optional("bias", options.bias(), defaults.bias());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  visitor.required("features", options.features(), detail::doc::kFeatures, detail::at_least(1));
+  visitor.optional("eps", options.eps(), defaults.eps(), detail::doc::kEps);
+  visitor.optional("affine", options.affine(), defaults.affine(), detail::doc::kAffine);
+  visitor.optional("bias", options.bias(), defaults.bias(), "whether `affine` adds a bias");
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork(),
+                   detail::doc::kPerSubnetwork, detail::parts({{"affine", options.affine()}}));
 }
 
 static void list_options(const RMSNormOptions& options, const RMSNormOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("features", options.features());
-  visitor.optional("eps", options.eps(), defaults.eps());
-  visitor.optional("affine", options.affine(), defaults.affine());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  visitor.required("features", options.features(), detail::doc::kFeatures, detail::at_least(1));
+  visitor.optional("eps", options.eps(), defaults.eps(), "the addend to the mean square");
+  visitor.optional("affine", options.affine(), defaults.affine(),
+                   "whether to multiply with a weight");
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork(),
+                   detail::doc::kPerSubnetwork, detail::parts({{"affine", options.affine()}}));
 }
 
 static void list_options(const GroupNormOptions& options, const GroupNormOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("groups", options.groups());
-  visitor.required("channels", options.channels());
-  visitor.optional("eps", options.eps(), defaults.eps());
-  visitor.optional("affine", options.affine(), defaults.affine());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  visitor.required("groups", options.groups(), "the number of groups of channels",
+                   detail::at_least(1));
+  visitor.required("channels", options.channels(), detail::doc::kInChannels, detail::at_least(1));
+  visitor.optional("eps", options.eps(), defaults.eps(), detail::doc::kEps);
+  visitor.optional("affine", options.affine(), defaults.affine(), detail::doc::kAffine);
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork(),
+                   detail::doc::kPerSubnetwork, detail::parts({{"affine", options.affine()}}));
 }
 
 static void list_options(const BatchNormOptions& options, const BatchNormOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("features", options.features());
-  visitor.optional("eps", options.eps(), defaults.eps());
-  visitor.optional("momentum", options.momentum(), defaults.momentum());
-  visitor.optional("affine", options.affine(), defaults.affine());
-  visitor.optional("track", options.track(), defaults.track());
-  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork());
+  visitor.required("features", options.features(),
+                   "the number of channels, or features, of the input", detail::at_least(1));
+  visitor.optional("eps", options.eps(), defaults.eps(), detail::doc::kEps);
+  visitor.optional("momentum", options.momentum(), defaults.momentum(),
+                   "the step of the running statistics towards the batch's", detail::between(0, 1));
+  visitor.optional("affine", options.affine(), defaults.affine(), detail::doc::kAffine);
+  visitor.optional("track", options.track(), defaults.track(),
+                   "whether a training pass updates the running statistics");
+  visitor.optional("per_subnetwork", options.per_subnetwork(), defaults.per_subnetwork(),
+                   detail::doc::kPerSubnetwork,
+                   detail::parts({{"affine", options.affine()}, {"statistics", true}}));
 }
 
 namespace {
@@ -116,9 +126,7 @@ std::optional<at::Tensor> at_or_none(at::TensorList parameters, size_t place) {
 LayerNormOptions::operator BlockPtr() const { return std::make_shared<const LayerNorm>(*this); }
 
 LayerNorm::LayerNorm(LayerNormOptions options) : options_(std::move(options)) {
-  detail::check_size("LayerNorm", "features", options_.features());
-  detail::check_parts("LayerNorm", options_.per_subnetwork(),
-                      options_.affine() ? Parts{"affine"} : Parts{});
+  detail::check_options("LayerNorm", options_);
 }
 
 std::string LayerNorm::options_json() const {
@@ -164,9 +172,7 @@ void LayerNorm::pretty_print(std::ostream& stream) const {
 RMSNormOptions::operator BlockPtr() const { return std::make_shared<const RMSNorm>(*this); }
 
 RMSNorm::RMSNorm(RMSNormOptions options) : options_(std::move(options)) {
-  detail::check_size("RMSNorm", "features", options_.features());
-  detail::check_parts("RMSNorm", options_.per_subnetwork(),
-                      options_.affine() ? Parts{"affine"} : Parts{});
+  detail::check_options("RMSNorm", options_);
 }
 
 std::string RMSNorm::options_json() const {
@@ -211,13 +217,10 @@ void RMSNorm::pretty_print(std::ostream& stream) const {
 GroupNormOptions::operator BlockPtr() const { return std::make_shared<const GroupNorm>(*this); }
 
 GroupNorm::GroupNorm(GroupNormOptions options) : options_(std::move(options)) {
-  detail::check_size("GroupNorm", "groups", options_.groups());
-  detail::check_size("GroupNorm", "channels", options_.channels());
+  detail::check_options("GroupNorm", options_);
   TORCH_CHECK_VALUE(options_.channels() % options_.groups() == 0,
                     "nsn::GroupNorm: groups must divide channels, but ", options_.groups(),
                     " does not divide ", options_.channels(), ". Change one of them.");
-  detail::check_parts("GroupNorm", options_.per_subnetwork(),
-                      options_.affine() ? Parts{"affine"} : Parts{});
 }
 
 std::string GroupNorm::options_json() const {
@@ -278,13 +281,7 @@ void GroupNorm::pretty_print(std::ostream& stream) const {
 BatchNormOptions::operator BlockPtr() const { return std::make_shared<const BatchNorm>(*this); }
 
 BatchNorm::BatchNorm(BatchNormOptions options) : options_(std::move(options)) {
-  detail::check_size("BatchNorm", "features", options_.features());
-  TORCH_CHECK_VALUE(options_.momentum() >= 0.0 && options_.momentum() <= 1.0,
-                    "nsn::BatchNorm: momentum must be from 0 to 1, but got ", options_.momentum(),
-                    ".");
-  Parts parts{"statistics"};
-  if (options_.affine()) parts.insert("affine");
-  detail::check_parts("BatchNorm", options_.per_subnetwork(), parts);
+  detail::check_options("BatchNorm", options_);
 }
 
 std::string BatchNorm::options_json() const {

@@ -118,7 +118,114 @@ struct Kind {
   std::string operator()(const std::vector<InnerBlock>*) const { return "blocks"; }
 };
 
+// -------------------------------------------------------------------------------------------------
+// Checks
+
+/// The names that there are, or those that are allowed; each in quotes.
+std::string listed(const Check& check, bool allowed_alone, const char* separator) {
+  std::string result;
+  for (const auto& [name, is_allowed] : check.names) {
+    if (allowed_alone && !is_allowed) continue;
+    result += (result.empty() ? "'" : separator + std::string("'")) + name + "'";
+  }
+  return result;
+}
+
+bool allows(const Check& check, const std::string& name) {
+  return std::any_of(check.names.begin(), check.names.end(),
+                     [&](const auto& each) { return each.second && each.first == name; });
+}
+
+struct Checker {
+  const std::string& type;
+  const Option& option;
+
+  void operator()(const int64_t* value) const { number(*value); }
+  void operator()(const double* value) const { number(*value); }
+  template <typename T>
+  void operator()(const std::optional<T>* value) const {
+    if (*value) number(**value);
+  }
+  template <size_t D>
+  void operator()(const torch::ExpandingArray<D>* value) const {
+    for (const int64_t extent : **value) number(extent);
+  }
+  void operator()(const std::string* value) const {
+    if (!option.check.names.empty() && !allows(option.check, *value)) fail("'" + *value + "'");
+  }
+  void operator()(const Activation* value) const {
+    TORCH_CHECK_VALUE(option.check.may_be_gated || !is_gated(*value), "nsn::", type, ": ",
+                      option.name, " must not be gated, but is ", to_string(*value),
+                      ". Use a gated activation in Dense or a convolution.");
+  }
+  void operator()(const Parts* value) const {
+    for (const std::string& part : *value) {
+      if (allows(option.check, part)) continue;
+      const std::string known = listed(option.check, /*allowed_alone=*/true, ", ");
+      TORCH_CHECK_VALUE(false, "nsn::", type, ": ", option.name, " names '", part,
+                        "', which the block does not have. It can have ",
+                        known.empty() ? "no private parts" : known, ".");
+    }
+  }
+  // Of its kind is enough.
+  void operator()(const bool* /*value*/) const {}
+  void operator()(const WeightInit* /*value*/) const {}
+  void operator()(const std::vector<InnerBlock>* /*value*/) const {}
+
+ private:
+  template <typename T>
+  void number(T value) const {
+    const auto real = static_cast<double>(value);
+    if (option.check.rule.empty() || (real >= option.check.least && real <= option.check.most)) {
+      return;
+    }
+    fail(c10::str(value));
+  }
+  [[noreturn]] void fail(const std::string& found) const {
+    const std::string doc = option.doc;
+    TORCH_CHECK_VALUE(false, "nsn::", type, ": ", option.name, " must be ", option.check.rule,
+                      ", but got ", found, ". Give ", doc.substr(0, doc.find(';')), ".");
+  }
+};
+
 }  // namespace
+
+Check at_least(int64_t least) {
+  Check result{"at least " + std::to_string(least)};
+  result.least = static_cast<double>(least);
+  return result;
+}
+
+Check between(double least, double most) {
+  return {c10::str("from ", least, " to ", most), least, most};
+}
+
+Check probability() { return {"a probability from 0 to 1", 0, 1}; }
+
+Check finite() {
+  constexpr double kMost = std::numeric_limits<double>::max();
+  return {"finite", -kMost, kMost};
+}
+
+Check one_of(std::initializer_list<const char*> names) {
+  Check result;
+  for (const char* name : names) result.names.emplace_back(name, true);
+  result.rule = listed(result, /*allowed_alone=*/false, " or ");
+  return result;
+}
+
+Check not_gated() {
+  Check result{"not gated"};
+  result.may_be_gated = false;
+  return result;
+}
+
+Check parts(std::initializer_list<std::pair<const char*, bool>> names) {
+  Check result;
+  result.names = names;
+  result.rule = "of " + listed(result, /*allowed_alone=*/false, ", ");
+  return result;
+}
 
 struct OptionsWriter::Document {
   Json json;
@@ -127,20 +234,18 @@ struct OptionsWriter::Document {
 OptionsWriter::OptionsWriter() : document_(std::make_unique<Document>()) {}
 OptionsWriter::~OptionsWriter() = default;
 
-void OptionsWriter::visit(const char* name, OptionValue value,
-                          std::optional<OptionValue> /*standard*/) {
-  const Json json = as_json(value);
-  if (!json.is_null()) document_->json[name] = json;
+void OptionsWriter::visit(const Option& option) {
+  const Json json = as_json(option.value);
+  if (!json.is_null()) document_->json[option.name] = json;
 }
 
 std::string OptionsWriter::text() const {
   return document_->json.is_null() ? "{}" : document_->json.dump();
 }
 
-void OptionsPrinter::visit(const char* name, OptionValue value,
-                           std::optional<OptionValue> standard) {
+void OptionsPrinter::visit(const Option& option) {
   const auto separator = [&] { return std::exchange(first_, false) ? "" : ", "; };
-  if (const auto* blocks = std::get_if<std::vector<InnerBlock>*>(&value)) {
+  if (const auto* blocks = std::get_if<std::vector<InnerBlock>*>(&option.value)) {
     for (const InnerBlock& inner : **blocks) {
       stream_ << separator() << inner.name << ": " << inner.block->type() << '(';
       inner.block->pretty_print(stream_);
@@ -148,24 +253,29 @@ void OptionsPrinter::visit(const char* name, OptionValue value,
     }
     return;
   }
-  const Json json = as_json(value);
-  if (!standard) {
+  const Json json = as_json(option.value);
+  if (!option.standard) {
     stream_ << separator() << plain(json);
-  } else if (!json.is_null() && json != as_json(*standard)) {
-    stream_ << separator() << name << '=' << plain(json);
+  } else if (!json.is_null() && json != as_json(*option.standard)) {
+    stream_ << separator() << option.name << '=' << plain(json);
   }
 }
 
-void OptionsReader::visit(const char* name, OptionValue value,
-                          std::optional<OptionValue> standard) {
-  if (!standard) fields_.get(name);
-  if (!standard || fields_.has(name)) std::visit(Reader{fields_, supplied_, name}, value);
+void OptionsReader::visit(const Option& option) {
+  if (!option.standard) fields_.get(option.name);
+  if (!option.standard || fields_.has(option.name)) {
+    std::visit(Reader{fields_, supplied_, option.name}, option.value);
+  }
 }
 
-void OptionsCollector::visit(const char* name, OptionValue value,
-                             std::optional<OptionValue> standard) {
-  OptionFacts facts{name, std::visit(Kind(), value), std::nullopt};
-  if (standard) facts.standard = as_json(*standard).dump();
+void OptionsChecker::visit(const Option& option) {
+  std::visit(Checker{type_, option}, option.value);
+}
+
+void OptionsCollector::visit(const Option& option) {
+  OptionFacts facts{option.name, std::visit(Kind(), option.value), std::nullopt, option.doc,
+                    option.check.rule};
+  if (option.standard) facts.standard = as_json(*option.standard).dump();
   options.push_back(std::move(facts));
 }
 

@@ -21,19 +21,23 @@ namespace nsn {
 static void list_options(const ActivationOptions& options, const ActivationOptions& defaults,
                          detail::OptionVisitor& visitor) {
   static_cast<void>(defaults);
-  visitor.required("function", options.function());
+  visitor.required("function", options.function(), "the activation", detail::not_gated());
 }
 
 static void list_options(const DropoutOptions& options, const DropoutOptions& defaults,
                          detail::OptionVisitor& visitor) {
   static_cast<void>(defaults);
-  visitor.required("p", options.p());
+  visitor.required("p", options.p(), "the probability that an element is dropped in training",
+                   detail::probability());
 }
 
 static void list_options(const UpsampleOptions& options, const UpsampleOptions& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("scale_factor", options.scale_factor());
-  visitor.optional("mode", options.mode(), defaults.mode());
+  visitor.required("scale_factor", options.scale_factor(),
+                   "the number of positions that each becomes, in height and in width",
+                   detail::at_least(1));
+  visitor.optional("mode", options.mode(), defaults.mode(), "the interpolation",
+                   detail::one_of({"nearest", "bilinear"}));
 }
 
 namespace {
@@ -52,11 +56,7 @@ ActivationOptions::operator BlockPtr() const {
 }
 
 ActivationBlock::ActivationBlock(ActivationOptions options) : options_(std::move(options)) {
-  TORCH_CHECK_VALUE(!is_gated(options_.function()),
-                    "nsn::Activation: the function must not be "
-                    "gated, but is ",
-                    to_string(options_.function()),
-                    ". Use a gated activation in Dense or a convolution.");
+  detail::check_options("Activation", options_);
 }
 
 std::string ActivationBlock::options_json() const {
@@ -119,9 +119,7 @@ void ActivationBlock::pretty_print(std::ostream& stream) const {
 DropoutOptions::operator BlockPtr() const { return std::make_shared<const Dropout>(*this); }
 
 Dropout::Dropout(DropoutOptions options) : options_(options) {
-  TORCH_CHECK_VALUE(options_.p() >= 0.0 && options_.p() <= 1.0,
-                    "nsn::Dropout: p must be a probability from 0 to 1, but got ", options_.p(),
-                    ".");
+  detail::check_options("Dropout", options_);
 }
 
 std::string Dropout::options_json() const { return detail::write_options(options_, options_); }
@@ -169,10 +167,7 @@ size_t Flatten::lower(Lowering& to, size_t x) const {
 UpsampleOptions::operator BlockPtr() const { return std::make_shared<const Upsample>(*this); }
 
 Upsample::Upsample(UpsampleOptions options) : options_(std::move(options)) {
-  detail::check_size("Upsample", "scale_factor", options_.scale_factor());
-  TORCH_CHECK_VALUE(options_.mode() == "nearest" || options_.mode() == "bilinear",
-                    "nsn::Upsample: mode must be 'nearest' or 'bilinear', but is '",
-                    options_.mode(), "'.");
+  detail::check_options("Upsample", options_);
 }
 
 std::string Upsample::options_json() const {

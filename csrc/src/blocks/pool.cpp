@@ -20,9 +20,13 @@ namespace nsn {
 template <PoolKind kind, size_t D>
 static void list_options(const PoolOptions<kind, D>& options, const PoolOptions<kind, D>& defaults,
                          detail::OptionVisitor& visitor) {
-  visitor.required("kernel_size", options.kernel_size());
-  visitor.optional("stride", options.stride(), defaults.stride());
-  visitor.optional("padding", options.padding(), defaults.padding());
+  visitor.required("kernel_size", options.kernel_size(), detail::doc::kKernelSize,
+                   detail::at_least(1));
+  visitor.optional("stride", options.stride(), defaults.stride(),
+                   "the step from one position of the kernel to the next; none is `kernel_size`",
+                   detail::at_least(1));
+  visitor.optional("padding", options.padding(), defaults.padding(), detail::doc::kPadding,
+                   detail::at_least(0));
 }
 
 namespace {
@@ -38,7 +42,7 @@ detail::BlockType pool_type(const char* name) {
     // The stride's default is the kernel's size.
     Options options(1);
     detail::OptionsReader reader(fields, supplied);
-    reader.required("kernel_size", options.kernel_size());
+    reader.required("kernel_size", options.kernel_size(), detail::doc::kKernelSize);
     options.stride(options.kernel_size());
     return detail::read_options(fields, supplied, options);
   };
@@ -54,11 +58,10 @@ PoolOptions<kind, D>::operator BlockPtr() const {
 
 template <PoolKind kind, size_t D>
 Pool<kind, D>::Pool(PoolOptions<kind, D> options) : options_(options) {
+  detail::check_options(type(), options_);
   for (size_t d = 0; d < D; ++d) {
-    const int64_t kernel = (*options_.kernel_size())[d], padding = (*options_.padding())[d];
-    detail::check_size(type(), "kernel_size", kernel);
-    detail::check_size(type(), "stride", (*options_.stride())[d]);
-    TORCH_CHECK_VALUE(padding >= 0 && 2 * padding <= kernel, "nsn::", type(),
+    const int64_t padding = (*options_.padding())[d];
+    TORCH_CHECK_VALUE(2 * padding <= (*options_.kernel_size())[d], "nsn::", type(),
                       ": padding must be from 0 to half of kernel_size, but is ", padding, ".");
   }
 }

@@ -14,27 +14,6 @@
 
 namespace nsn::detail {
 
-void check_parts(const std::string& type, const Parts& given, const Parts& known) {
-  for (const std::string& part : given) {
-    if (known.count(part) > 0) continue;
-    std::string names;
-    for (const std::string& each : known) names += (names.empty() ? "'" : ", '") + each + "'";
-    TORCH_CHECK_VALUE(false, "nsn::", type, ": per_subnetwork names '", part,
-                      "', which the block does not have. It can have ",
-                      names.empty() ? "no private parts" : names, ".");
-  }
-}
-
-void check_probability(const std::string& type, double dropout) {
-  TORCH_CHECK_VALUE(dropout >= 0.0 && dropout <= 1.0, "nsn::", type,
-                    ": dropout must be a probability from 0 to 1, but got ", dropout, ".");
-}
-
-void check_size(const std::string& type, const char* name, int64_t size) {
-  TORCH_CHECK_VALUE(size >= 1, "nsn::", type, ": ", name, " must be at least 1, but got ", size,
-                    ". Give a positive size.");
-}
-
 namespace {
 
 /// A fit is anybody's: what it keeps has to be part of what there is.

@@ -20,12 +20,6 @@
 
 namespace nsn::detail {
 
-/// Throws c10::ValueError where a part is private that the block does not have.
-void check_parts(const std::string& type, const Parts& given, const Parts& known);
-
-/// Throws c10::ValueError where it is no probability.
-void check_probability(const std::string& type, double dropout);
-
 /// What a block that reads `declared` features keeps of them for this axis of its input: the axis
 /// itself where it is `declared` wide at full width, all where it is exactly as wide as declared.
 /// Nothing where neither fits.
@@ -49,9 +43,6 @@ Lanes drop(Lanes y, std::optional<double> standard, const BlockPass& pass);
 void initialize_layer(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& scale,
                       WeightInit init, std::optional<double> bias_init, int64_t fan_in,
                       int64_t fan_out);
-
-/// Throws c10::ValueError where a size is below 1.
-void check_size(const std::string& type, const char* name, int64_t size);
 
 /// How a channel axis that is made of groups is kept: so many groups from the front, so many
 /// channels of each. Nothing where the axis is cut otherwise.

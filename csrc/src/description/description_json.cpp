@@ -11,6 +11,7 @@
 #include "values/dtypes.h"
 #include "values/fields.h"
 #include "values/json.h"
+#include "values/rules.h"
 
 // Description to and from JSON. docs/description.md is the schema for people.
 
@@ -38,33 +39,37 @@ merge::Rule read_rule(const Json& json, const std::string& where,
                       const std::map<std::string, merge::Rule>& rules) {
   Fields fields(json, where);
   const std::string name = fields.string("rule");
-  if (name == "weighted") {
+  const merge::KnownRule* known = merge::find_rule(name);
+  if (known == nullptr) {
+    std::string names;
+    for (const merge::KnownRule& each : merge::known_rules()) {
+      names += (names.empty() ? "" : ", ") + std::string(each.name);
+    }
+    TORCH_CHECK_VALUE(false, "nsn::Description: ", where, ": unknown merge rule '", name,
+                      "'. Use one of ", names, ".");
+  }
+  if (known->takes == merge::Takes::kWeights) {
     const Json& weights = fields.get("weights");
     Fields(weights, where + ": 'weights'");
-    std::vector<std::pair<std::string, double>> coefficients;
+    merge::Weights coefficients;
     for (const auto& [subnetwork, value] : weights.items()) {
       coefficients.emplace_back(subnetwork, fields.as_number(value, subnetwork));
     }
     fields.finish();
     return merge::weighted(std::move(coefficients));
   }
-  if (name == "function") {
+  if (known->takes == merge::Takes::kFunction) {
     const std::string function = fields.string("name");
     fields.finish();
     const auto found = rules.find(function);
     return found == rules.end() ? merge::missing_function(function) : found->second;
   }
   fields.finish();
-  if (name == "sum") return merge::sum();
-  if (name == "mean") return merge::mean();
-  if (name == "two_smallest_mean") return merge::two_smallest_mean();
-  if (name == "owner") return merge::owner();
-  TORCH_CHECK_VALUE(false, "nsn::Description: ", where, ": unknown merge rule '", name,
-                    "'. Use one of sum, mean, two_smallest_mean, owner, weighted, function.");
+  return merge::make_rule(*known);
 }
 
 Json write_rule(const merge::Rule& rule) {
-  if (!rule.is_linear()) return {{"rule", "function"}, {"name", rule.name()}};
+  if (!rule.is_builtin()) return {{"rule", "function"}, {"name", rule.name()}};
   Json json{{"rule", rule.name()}};
   for (const auto& [name, coefficient] : rule.weights()) json["weights"][name] = coefficient;
   return json;

@@ -6,27 +6,24 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 
 #include "values/regions.h"
+#include "values/rules.h"
 
 namespace nsn::merge {
 
-using Coefficients = std::function<std::vector<double>(c10::ArrayRef<Lane>)>;
-
 struct Rule::Definition {
+  const KnownRule* entry;
   std::string name;
-  Coefficients coefficients;  // of a linear rule
-  MergeFunction function;     // of a function rule; neither is set where the function is missing
-  std::vector<std::pair<std::string, double>> weights;
+  Weights weights;         // where the entry takes them
+  MergeFunction function;  // where it takes one; not set where the function is missing
 };
 
 struct Factory {
   static Rule make(Rule::Definition definition) {
     return Rule(std::make_shared<const Rule::Definition>(std::move(definition)));
-  }
-  static Rule linear(std::string name, Coefficients coefficients) {
-    return make({std::move(name), std::move(coefficients), nullptr, {}});
   }
 };
 
@@ -34,9 +31,11 @@ Rule::Rule(std::shared_ptr<const Definition> definition) : definition_(std::move
 
 const std::string& Rule::name() const { return definition_->name; }
 
-bool Rule::is_linear() const { return static_cast<bool>(definition_->coefficients); }
+bool Rule::is_linear() const { return definition_->entry->coefficients != nullptr; }
 
-bool Rule::is_missing() const { return !is_linear() && !definition_->function; }
+bool Rule::is_builtin() const { return definition_->entry->takes != Takes::kFunction; }
+
+bool Rule::is_missing() const { return !is_builtin() && !definition_->function; }
 
 const std::vector<std::pair<std::string, double>>& Rule::weights() const {
   return definition_->weights;
@@ -54,7 +53,7 @@ std::vector<double> Rule::coefficients(c10::ArrayRef<Lane> lanes) const {
   TORCH_CHECK_VALUE(is_linear(), "nsn: merge rule '", name(),
                     "' is a function of the gradients and has no coefficients. Ask is_linear() "
                     "first.");
-  return definition_->coefficients(lanes);
+  return definition_->entry->coefficients(lanes, definition_->weights);
 }
 
 at::Tensor Rule::call(const std::vector<LaneGradient>& gradients) const {
@@ -63,7 +62,8 @@ at::Tensor Rule::call(const std::vector<LaneGradient>& gradients) const {
                     "when loading: rules = {'",
                     name(), "': merge::function(...)}.");
   TORCH_CHECK_VALUE(!is_linear(), "nsn: merge rule '", name(), "' is linear; use apply().");
-  at::Tensor merged = definition_->function(gradients);
+  at::Tensor merged =
+      is_builtin() ? definition_->entry->merge(gradients) : definition_->function(gradients);
   const Slice& shape = gradients.front().parameter_shape;
   TORCH_CHECK_VALUE(merged.defined(), "nsn: merge rule '", name(),
                     "' returned no tensor. Return the merged gradient, of shape ",
@@ -97,29 +97,76 @@ std::vector<double> mean_of_smallest(c10::ArrayRef<Lane> lanes, size_t most) {
   return result;
 }
 
+std::vector<double> ones(c10::ArrayRef<Lane> lanes, const Weights& /*weights*/) {
+  return std::vector<double>(lanes.size(), 1.0);
+}
+
+std::vector<double> equal(c10::ArrayRef<Lane> lanes, const Weights& /*weights*/) {
+  return mean_of_smallest(lanes, lanes.size());
+}
+
+std::vector<double> two_smallest(c10::ArrayRef<Lane> lanes, const Weights& /*weights*/) {
+  return mean_of_smallest(lanes, 2);
+}
+
+std::vector<double> smallest(c10::ArrayRef<Lane> lanes, const Weights& /*weights*/) {
+  return mean_of_smallest(lanes, 1);
+}
+
+std::vector<double> by_name(c10::ArrayRef<Lane> lanes, const Weights& weights) {
+  std::vector<double> result;
+  result.reserve(lanes.size());
+  for (const Lane& lane : lanes) {
+    const auto found = std::find_if(weights.begin(), weights.end(),
+                                    [&](const auto& weight) { return weight.first == lane.name; });
+    TORCH_CHECK_VALUE(found != weights.end(),
+                      "nsn::merge::weighted: no coefficient for sub-network '", lane.name,
+                      "', which uses the parameter. Add one; 0 drops its gradient.");
+    result.push_back(found->second);
+  }
+  return result;
+}
+
+// Those that take something come last.
+constexpr KnownRule kRules[] = {
+    {"sum", "the plain derivative of the summed loss", Takes::kNothing, ones, nullptr},
+    {"mean", "the mean over the lanes that cover the element", Takes::kNothing, equal, nullptr},
+    {"two_smallest_mean", "the mean of the two smallest lanes, larger ones dropped",
+     Takes::kNothing, two_smallest, nullptr},
+    {"owner", "the gradient of the smallest lane alone", Takes::kNothing, smallest, nullptr},
+    {"weighted", "a coefficient for each sub-network, not divided by their sum", Takes::kWeights,
+     by_name, nullptr},
+    {"function", "any function of the lanes' gradients, linear or not", Takes::kFunction, nullptr,
+     nullptr},
+};
+
+const KnownRule& entry_of(const char* name) {
+  const KnownRule* found = find_rule(name);
+  TORCH_INTERNAL_ASSERT(found != nullptr, name);
+  return *found;
+}
+
 }  // namespace
 
-Rule sum() {
-  return Factory::linear(
-      "sum", [](c10::ArrayRef<Lane> lanes) { return std::vector<double>(lanes.size(), 1.0); });
+c10::ArrayRef<KnownRule> known_rules() { return kRules; }
+
+const KnownRule* find_rule(const std::string& name) {
+  const auto* found = std::find_if(std::begin(kRules), std::end(kRules),
+                                   [&](const KnownRule& rule) { return rule.name == name; });
+  return found == std::end(kRules) ? nullptr : found;
 }
 
-Rule mean() {
-  return Factory::linear(
-      "mean", [](c10::ArrayRef<Lane> lanes) { return mean_of_smallest(lanes, lanes.size()); });
-}
+Rule make_rule(const KnownRule& entry) { return Factory::make({&entry, entry.name, {}, nullptr}); }
 
-Rule two_smallest_mean() {
-  return Factory::linear("two_smallest_mean",
-                         [](c10::ArrayRef<Lane> lanes) { return mean_of_smallest(lanes, 2); });
-}
+Rule sum() { return make_rule(entry_of("sum")); }
 
-Rule owner() {
-  return Factory::linear("owner",
-                         [](c10::ArrayRef<Lane> lanes) { return mean_of_smallest(lanes, 1); });
-}
+Rule mean() { return make_rule(entry_of("mean")); }
 
-Rule weighted(std::vector<std::pair<std::string, double>> weights) {
+Rule two_smallest_mean() { return make_rule(entry_of("two_smallest_mean")); }
+
+Rule owner() { return make_rule(entry_of("owner")); }
+
+Rule weighted(Weights weights) {
   TORCH_CHECK_VALUE(!weights.empty(),
                     "nsn::merge::weighted: expected a coefficient for each sub-network, but got "
                     "none. Name them: weighted({{\"base\", 0.5}, ...}).");
@@ -133,31 +180,17 @@ Rule weighted(std::vector<std::pair<std::string, double>> weights) {
                         weights[i].first, "' is named twice. Give it one coefficient.");
     }
   }
-  auto coefficients = [weights](c10::ArrayRef<Lane> lanes) {
-    std::vector<double> result;
-    result.reserve(lanes.size());
-    for (const Lane& lane : lanes) {
-      const auto found = std::find_if(weights.begin(), weights.end(), [&](const auto& weight) {
-        return weight.first == lane.name;
-      });
-      TORCH_CHECK_VALUE(found != weights.end(),
-                        "nsn::merge::weighted: no coefficient for sub-network '", lane.name,
-                        "', which uses the parameter. Add one; 0 drops its gradient.");
-      result.push_back(found->second);
-    }
-    return result;
-  };
-  return Factory::make({"weighted", std::move(coefficients), nullptr, std::move(weights)});
+  return Factory::make({&entry_of("weighted"), "weighted", std::move(weights), nullptr});
 }
 
 Rule function(std::string name, MergeFunction function) {
   TORCH_CHECK_VALUE(static_cast<bool>(function), "nsn::merge::function: '", name,
                     "' holds no function. Pass one, for example a lambda.");
-  return Factory::make({std::move(name), nullptr, std::move(function), {}});
+  return Factory::make({&entry_of("function"), std::move(name), {}, std::move(function)});
 }
 
 Rule missing_function(std::string name) {
-  return Factory::make({std::move(name), nullptr, nullptr, {}});
+  return Factory::make({&entry_of("function"), std::move(name), {}, nullptr});
 }
 
 std::vector<Region> regions(const Rule& rule, c10::ArrayRef<Lane> lanes,

@@ -40,7 +40,7 @@ struct Lane {
   int64_t rank = 0;
 };
 
-/// What a function rule gets of one lane.
+/// What a rule that is not linear gets of one lane.
 struct NSN_API LaneGradient {
   std::string name;
   /// The part of the parameter that the lane used.
@@ -66,20 +66,23 @@ class NSN_API Rule {
   const std::string& name() const;
 
   /// Whether the merged gradient is sum_l c_l * gradient_l with coefficients that depend on
-  /// nothing but which lanes cover the element. True for all rules but `function`.
+  /// nothing but which lanes cover the element. Others are functions of all lanes' gradients.
   bool is_linear() const;
+
+  /// Whether the library knows the rule, so that files hold all of it. True for all but `function`.
+  bool is_builtin() const;
 
   /// Whether this is a function rule that was read from a file, which cannot hold the function.
   bool is_missing() const;
 
   /// The coefficient of each of `lanes`, which all cover the element in question.
-  /// Linear rules only; throws c10::ValueError for a function rule or an unknown lane.
+  /// Linear rules only; throws c10::ValueError for others or an unknown lane.
   std::vector<double> coefficients(c10::ArrayRef<Lane> lanes) const;
 
-  /// Calls a function rule and checks the shape of what it returns.
+  /// Calls a rule that is not linear and checks the shape of what it returns.
   at::Tensor call(const std::vector<LaneGradient>& gradients) const;
 
-  /// The function of a function rule; empty for the others.
+  /// The function given to `function`; empty for other rules.
   const MergeFunction& merge_function() const;
 
   /// The coefficients of a `weighted` rule, in the order given; empty for other rules.
