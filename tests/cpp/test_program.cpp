@@ -51,8 +51,8 @@ Network network() {
 
 template <typename Own>
 class BlocksOfOnesOwn : public testing::Test {};
-using Own = testing::Types<Affine, Opaque>;
-TYPED_TEST_SUITE(BlocksOfOnesOwn, Own);
+using OwnTypes = testing::Types<Affine, Opaque>;
+TYPED_TEST_SUITE(BlocksOfOnesOwn, OwnTypes);
 
 TYPED_TEST(BlocksOfOnesOwn, ArePackedAsTheViewComputesThem) {
   const Network net = network<TypeParam>();
