@@ -38,33 +38,6 @@ void Description::check_count(at::TensorList tensors, const char* function) cons
                     ". Give those of the description, in its order.");
 }
 
-NetworkOptions& NetworkOptions::input(Shape shape, at::ScalarType dtype) {
-  input_ = std::move(shape);
-  dtype_ = dtype;
-  return *this;
-}
-
-NetworkOptions& NetworkOptions::dtype(at::ScalarType parameters) {
-  parameter_dtype_ = parameters;
-  return *this;
-}
-
-NetworkOptions& NetworkOptions::block(std::string name, BlockPtr block,
-                                      std::optional<merge::Rule> rule) {
-  blocks_.push_back({std::move(name), std::move(block), std::move(rule)});
-  return *this;
-}
-
-NetworkOptions& NetworkOptions::subnetwork(std::string name, SubnetworkOptions options) {
-  subnetworks_.emplace_back(std::move(name), std::move(options));
-  return *this;
-}
-
-NetworkOptions& NetworkOptions::merge(merge::Rule rule) {
-  merge_ = std::move(rule);
-  return *this;
-}
-
 namespace {
 
 constexpr size_t kMostSubnetworks = 1024;
@@ -399,46 +372,6 @@ void Description::check_rules() const {
   }
 }
 
-Description Description::alone(const std::string& name) const {
-  const Subnetwork& kept = subnetwork(name);
-  NetworkOptions options;
-  options.input(input_, dtype_).dtype(parameter_dtype_);
-  std::unordered_map<std::string, Shape> shapes;
-  for (const size_t i : c10::irange(kept.blocks.size())) {
-    const NamedBlock& block = blocks_[kept.blocks[i]];
-    BlockPtr own = block.block->narrowed(kept.fits[i]);
-    if (!own) own = block.block->copy();
-    if (!own) own = block.block;
-    for (const ParameterSpec& parameter : own->parameters()) {
-      if (parameter.tied_to.empty()) continue;
-      // Without the other block, or at another width than that, it has a parameter of its own.
-      const auto owner = shapes.find(parameter.tied_to);
-      if (owner != shapes.end() && owner->second == parameter.shape) continue;
-      if (BlockPtr other = own->untied()) own = std::move(other);
-      break;
-    }
-    for (const ParameterSpec& parameter : own->parameters()) {
-      shapes.emplace(block.name + "." + parameter.name, parameter.shape);
-    }
-    options.block(block.name, std::move(own));
-  }
-  return Description(options);
-}
-
-Description Description::with_dtype(at::ScalarType dtype) const {
-  TORCH_CHECK_VALUE(at::isFloatingType(dtype),
-                    "nsn::Description: the parameters' dtype must be a "
-                    "floating one, but got ",
-                    dtype, ". Use float32.");
-  Description result = *this;
-  if (at::isFloatingType(dtype_)) result.dtype_ = dtype;
-  result.parameter_dtype_ = dtype;
-  for (Parameter& parameter : result.parameters_) {
-    if (at::isFloatingType(parameter.dtype)) parameter.dtype = dtype;
-  }
-  return result;
-}
-
 std::vector<std::string> Description::blocks_with_modes() const {
   std::unordered_set<std::string> set;
   for (const Subnetwork& subnetwork : subnetworks_) {
@@ -470,14 +403,6 @@ size_t Description::index_of(const std::string& subnetwork) const {
 
 const Description::Subnetwork& Description::subnetwork(const std::string& name) const {
   return subnetworks_[index_of(name)];
-}
-
-Description Description::with_blocks(const std::function<BlockPtr(const Block&)>& replace) const {
-  Description result = *this;
-  for (NamedBlock& block : result.blocks_) {
-    if (BlockPtr other = replace(*block.block)) block.block = std::move(other);
-  }
-  return result;
 }
 
 int64_t Description::parameter_count() const noexcept {
