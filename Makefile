@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test wheel clang fuzz tsan bench bench-products docs format lint clean
+.PHONY: help setup build install demo test wheel clang fuzz tsan bench bench-ops bench-products docs format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -120,6 +120,9 @@ bench: install build ## run the benchmark programs, in some 20 minutes; results 
 	  --out $(BENCH)/step.json
 	$(BIN)/python benchmarks/inference.py --out $(BENCH)/inference.json
 	$(BIN)/python benchmarks/width.py --out $(BENCH)/width.json --plot $(BENCH)/width.png
+
+bench-ops: install ## time each block of the tests' table by itself, beside plain torch
+	PYTHONPATH=tests/python $(BIN)/python benchmarks/ops.py --out $(BENCH)/ops.json
 
 bench-products: install ## time every route of a product, by level, threads and shape
 	$(BIN)/python benchmarks/products.py --out $(BENCH)/products.json

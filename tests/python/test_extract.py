@@ -1,7 +1,6 @@
 """Extracted sub-networks: plain modules of torch, with the view's outputs."""
 
 import copy
-import inspect
 import json
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 import nsn
 from conftest import paper_network
-from nsn import blocks
 from random_networks import KINDS, random_description, random_input
 
 
@@ -56,80 +54,6 @@ def test_random_networks(kind: str) -> None:
             count = sum(parameter.numel() for parameter in module.parameters())
             if "TiedOutput" not in net.description.to_json():  # whose weight may have two widths
                 assert count == net.description.parameter_count(name), (seed, name)
-
-
-B = blocks
-_INPUTS: dict[int, tuple[int, ...]] = {1: (8,), 2: (8, 6), 3: (8, 6, 6)}
-#: Each block with all its options, and the rank of what it reads; docs/blocks.md has the list.
-SINGLE: list[tuple[nsn.blocks.BlockOptions, int]] = [
-    *((B.Dense(8, 5, activation=each, scale=True), 1) for each in ("linear", "relu", "gelu")),
-    *((B.Dense(6, 5, activation=each, scale=True), 2) for each in ("glu", "reglu", "geglu")),
-    (B.Dense(6, 5, bias=False, activation="swiglu", dropout=0.5), 2),
-    (B.Dense(8, 5, bias=False, scale=True), 1),
-    (B.Conv1d(8, 4, 3, stride=2, padding=1, groups=2, activation="silu"), 2),
-    (B.Conv1d(8, 4, 3, dilation=2, causal=True, scale=True, activation="swiglu"), 2),
-    (B.Conv2d(8, 4, (3, 1), (2, 1), (1, 0), (1, 2), activation="sigmoid", dropout=0.2), 3),
-    (B.Conv2d(8, 8, 3, groups=8, scale=True, bias=False, activation="tanh"), 3),
-    (B.Conv2d(8, 4, 1, activation="geglu", scale=True), 3),
-    (B.ConvTranspose2d(8, 4, 3, stride=2, padding=1, output_padding=1, activation="relu"), 3),
-    (B.ConvTranspose2d(8, 4, (1, 2), bias=False, dilation=(1, 2)), 3),
-    (B.Upsample(2), 3),
-    (B.Upsample(2, "bilinear"), 3),
-    (B.MaxPool1d(3, 2, 1), 2),
-    (B.MaxPool2d((2, 3)), 3),
-    (B.AvgPool1d(3, 1, 1), 2),
-    (B.AvgPool2d(2, (1, 2)), 3),
-    (B.GlobalAvgPool(), 2),
-    (B.GlobalAvgPool(), 3),
-    (B.Flatten(), 3),
-    (B.PositionEmbedding(9, 6, dropout=0.1), 2),
-    (B.PositionEmbedding(9, 6), 2),
-    (B.LayerNorm(6, 0.1), 2),
-    (B.LayerNorm(6, bias=False), 2),
-    (B.LayerNorm(8, affine=False), 1),
-    (B.RMSNorm(6, 0.1), 2),
-    (B.RMSNorm(8, affine=False), 1),
-    (B.GroupNorm(2, 8, 0.1), 3),
-    (B.GroupNorm(4, 8, affine=False), 2),
-    *((B.BatchNorm(8, 0.1, track=False), rank) for rank in (1, 2, 3)),
-    (B.BatchNorm(8, affine=False), 3),
-    *((B.Activation(each), 1) for each in ("linear", "relu", "gelu", "silu", "sigmoid", "tanh")),
-    (B.Dropout(0.4), 1),
-    (
-        B.Sequence(
-            {"append": B.Dense(8, 4), "class": B.Activation("relu"), "graph": B.Dense(4, 3)}
-        ),
-        1,
-    ),
-    (B.Residual({"code": B.Dense(8, 4), "lambda": B.Sequence({"x": B.Dense(4, 8)})}), 1),
-    (B.Attention(6, 2, head_dim=5, causal=True, bias=False, dropout=0.1), 2),
-    (B.Attention(6, 3), 2),
-    (B.Transformer(6, 2, 7, head_dim=2, causal=True, activation="swiglu", norm="rms"), 2),
-    (B.Transformer(6, 2, 7, bias=False, dropout=0.1), 2),
-]
-
-
-@pytest.mark.parametrize(("block", "rank"), SINGLE, ids=lambda value: type(value).__name__)
-def test_each_block_by_itself(block: nsn.blocks.BlockOptions, rank: int) -> None:
-    net = nsn.Network(input=_INPUTS[rank], blocks={"only": block}, dtype=torch.float64)
-    scramble(net).eval()
-    x = torch.randn(3, *_INPUTS[rank], dtype=torch.float64)
-    module = net.extract("base")
-    assert difference(module(x), net.view("base")(x)) < 1e-12
-    dropout = getattr(block, "dropout", getattr(block, "p", 0.0))
-    if dropout > 0:
-        assert not torch.equal(module.train()(x), module.eval()(x))
-    else:
-        assert not any(isinstance(each, nn.Dropout) for each in module.modules())
-
-
-def test_the_list_above_has_all_blocks() -> None:
-    known = {
-        name
-        for name, each in inspect.getmembers(blocks, inspect.isclass)
-        if issubclass(each, blocks.BlockOptions) and each is not blocks.BlockOptions
-    }
-    assert {type(block).__name__ for block, _ in SINGLE} | {"Embedding", "TiedOutput"} == known
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])

@@ -1,17 +1,14 @@
 """Programs: what one sub-network computes, as steps; by the tests' own interpreter and the view."""
 
 import json
-from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 import nsn
-from interpreter import PRIMITIVES, run
-from nsn import extract
+from interpreter import run
 from random_networks import KINDS
-from test_extract import _INPUTS, SINGLE, difference, random_cases, scramble
+from test_extract import difference, random_cases
 
 
 def interpreted(net: nsn.Network, name: str, x: Tensor) -> Tensor:
@@ -24,31 +21,6 @@ def test_random_networks(kind: str) -> None:
         for name in net.subnetworks:
             found = interpreted(net, name, x)
             assert difference(found, net.view(name)(x)) < 1e-12, (seed, name)
-
-
-@pytest.mark.parametrize(("block", "rank"), SINGLE, ids=lambda value: type(value).__name__)
-def test_each_block_by_itself(block: nsn.blocks.BlockOptions, rank: int) -> None:
-    net = nsn.Network(input=_INPUTS[rank], blocks={"only": block}, dtype=torch.float64)
-    scramble(net).eval()
-    x = torch.randn(3, *_INPUTS[rank], dtype=torch.float64)
-    view, pack = net.view("base")(x), net.pack().view("base")(x)
-    assert difference(interpreted(net, "base", x), view) < 1e-12
-    assert difference(pack, view) < 1e-12
-
-
-def steps(block: nsn.blocks.BlockOptions, rank: int) -> list[dict[str, Any]]:
-    net = nsn.Network(input=_INPUTS[rank], blocks={"only": block})
-    result: list[dict[str, Any]] = json.loads(net.description.program("base"))["steps"]
-    return result
-
-
-def test_the_tables_have_all_primitives() -> None:
-    """Those that blocks lower to; the interpreter has no blocks of one's own."""
-    words = nsn.Description(input=(4,), dtype=torch.int64, blocks={"words": nsn.Embedding(7, 6)})
-    lowered = {step["primitive"] for block, rank in SINGLE for step in steps(block, rank)}
-    lowered |= {step["primitive"] for step in json.loads(words.program("base"))["steps"]}
-    assert lowered == set(PRIMITIVES)
-    assert lowered | {"block"} == set(extract._MODULES)
 
 
 def test_a_program_is_written_for_people() -> None:
