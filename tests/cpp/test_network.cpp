@@ -429,5 +429,51 @@ TEST(CustomBlock, MayReturnItsInput) {
   expect_same_bits(outputs["twin"], x);
 }
 
+TEST(ParameterTable, HoldsWhatADescriptionDescribes) {
+  const auto core = std::make_shared<const Core>(Description(NetworkOptions()
+                                                                 .input({5})
+                                                                 .block("a", DenseOptions(5, 4))
+                                                                 .block("norm", BatchNormOptions(4))
+                                                                 .block("b", DenseOptions(4, 3))
+                                                                 .subnetwork("early", {{"a"}})));
+  auto tensors = core->initial_parameters();
+  const ParameterTable table(core, tensors);
+  EXPECT_EQ(table.size(), 9U);
+  EXPECT_EQ(table.places_of({}), (std::vector<size_t>{0, 1}));
+  EXPECT_TRUE(table.now().empty()) << "nobody knows of later moments";
+  expect_throws_with([&] { table.places_of({"late"}); }, {"'late'", "'base', 'early'"});
+  const ParameterTable part(core, tensors, LoadReport{{"base"}});
+  EXPECT_EQ(part.loaded(), std::vector<std::string>{"early"});
+  EXPECT_EQ(part.places_of({"early"}), std::vector<size_t>{1});
+  expect_throws_with([&] { part.places_of({}); },
+                     {"'base' was not loaded", "'early'", "load_rest"});
+  // Undefined ones are not there; what is there has to fit.
+  const ParameterTable read = table.for_inference({1}, /*copies_modules=*/false);
+  EXPECT_TRUE(read[0].is_alias_of(tensors[0]));
+  EXPECT_FALSE(read[2].defined());
+  expect_throws_with([&] { read.check_whole(); }, {"'norm.weight'", "undefined", "(4)"});
+  tensors[0] = at::rand({4, 6});
+  expect_throws_with([&] { ParameterTable(core, tensors); }, {"'a.weight'", "(4, 5)", "(4, 6)"});
+  tensors[0] = at::ones({4, 5}, at::kLong);
+  expect_throws_with([&] { ParameterTable(core, tensors); }, {"'a.weight'", "floating", "Long"});
+  tensors[0] = at::rand({4, 5});
+  tensors[6] = tensors[6].to(at::kFloat);
+  expect_throws_with([&] { ParameterTable(core, tensors); },
+                     {"'norm.num_batches_tracked'", "Long", "Float"});
+  tensors.pop_back();
+  expect_throws_with([&] { ParameterTable(core, tensors); }, {"expected 9 parameters", "8"});
+}
+
+TEST(ParameterTable, TellsTheTensorsOfLaterMoments) {
+  std::optional<ParameterTable> table;
+  {
+    Network net(NetworkOptions().input({5}).block("a", DenseOptions(5, 4)));
+    table = net->parameter_table();
+    net->to(at::kDouble);
+    EXPECT_EQ(table->now()[0].scalar_type(), at::kDouble);
+  }
+  EXPECT_TRUE(table->now().empty()) << "the network is gone";
+}
+
 }  // namespace
 }  // namespace nsn::test
