@@ -79,6 +79,25 @@ def child(level: str, threads: str, *arguments: str) -> Any:
     return json.loads(output.stdout.splitlines()[-1])
 
 
+def measure_everywhere(
+    arguments: argparse.Namespace,
+    show: Callable[[str, Any], None],
+    *more: str,
+    **facts: Any,
+) -> None:
+    """Runs a child for each level and number of threads, prints what each gives, and writes all.
+
+    ``more`` are what the child is told besides; ``facts`` go into the document beside the machine.
+    """
+    levels: Document = {}
+    document = {"machine": machine(), **facts, "levels": levels}
+    for level, threads in configurations(arguments):
+        result = child(level, threads, *more)
+        levels.setdefault(level, {})[threads] = result
+        show(title(level, threads), result)
+        write_json(arguments.out, document)
+
+
 def title(level: str, threads: str) -> str:
     """What stands above a table: the processor, its vectors, threads."""
     has = VECTORS.get(nsn.cpu_level(), nsn.cpu_level())

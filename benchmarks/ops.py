@@ -15,7 +15,7 @@ import json
 from typing import Any
 
 import torch
-from common import arguments_of, child, configurations, machine, title, write_json
+from common import arguments_of, measure_everywhere
 from inference import Way, medians
 from rich.console import Console
 from rich.table import Table
@@ -89,13 +89,7 @@ def main() -> None:
         torch.manual_seed(0)
         print(json.dumps(measure()))
         return
-    levels: dict[str, Any] = {}
-    document = {"machine": machine(), "levels": levels}
-    for level, threads in configurations(arguments):
-        result = child(level, threads)
-        levels.setdefault(level, {})[threads] = result
-        show(title(level, threads), result)
-        write_json(arguments.out, document)
+    measure_everywhere(arguments, show)
 
 
 if __name__ == "__main__":

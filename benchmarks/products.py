@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import arguments_of, child, configurations, machine, title, write_json
+from common import arguments_of, measure_everywhere
 from inference import Way, medians
 from rich.console import Console
 from rich.table import Table
@@ -131,13 +131,7 @@ def main() -> None:
         with torch.no_grad():
             print(json.dumps({"routes": by_routes(), "ready": with_weights_ready()}))
         return
-    levels: dict[str, Any] = {}
-    document = {"machine": machine(), "levels": levels}
-    for level, threads in configurations(arguments):
-        result = child(level, threads)
-        levels.setdefault(level, {})[threads] = result
-        show(title(level, threads), result)
-        write_json(arguments.out, document)
+    measure_everywhere(arguments, show)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,8 @@ from common import (
     Release,
     Step,
     arguments_of,
-    child,
-    configurations,
     interleaved,
-    machine,
-    title,
-    write_json,
+    measure_everywhere,
 )
 from rich.console import Console
 from rich.table import Table
@@ -421,13 +417,7 @@ def main() -> None:
     if arguments.profile:
         print_profile(arguments.library)
         return
-    levels: dict[str, Any] = {}
-    document = {"machine": machine(), "batch": BATCH, "levels": levels}
-    for level, threads in configurations(arguments):
-        result = child(level, threads, "--library", str(arguments.library))
-        levels.setdefault(level, {})[threads] = result
-        print_table(title(level, threads), result)
-        write_json(arguments.out, document)
+    measure_everywhere(arguments, print_table, "--library", str(arguments.library), batch=BATCH)
     for name, text in EXPLAINED.items():
         print(f"{name}: {text}")
 

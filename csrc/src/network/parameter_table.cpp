@@ -21,11 +21,13 @@ ParameterTable::ParameterTable(std::shared_ptr<const Core> core, std::vector<at:
 }
 
 std::vector<size_t> ParameterTable::places_of(const std::vector<std::string>& subnetworks) const {
-  const std::vector<std::string> all = description().names();
+  const std::vector<std::string> all =
+      subnetworks.empty() ? description().names() : std::vector<std::string>();
   const std::vector<std::string>& wanted = subnetworks.empty() ? all : subnetworks;
   std::vector<size_t> result;
   for (const std::string& name : wanted) result.push_back(description().index_of(name));
-  report_.check_loaded(wanted, all);
+  // Asked in every pass: names are gathered where there is something to say.
+  if (!report_.missing.empty()) report_.check_loaded(wanted, description().names());
   return result;
 }
 
