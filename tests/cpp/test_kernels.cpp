@@ -11,8 +11,8 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
+#include "kernels/matrix_product.h"
 #include "kernels/mix.h"
-#include "kernels/product.h"
 #include "support.h"
 
 namespace nsn::test {

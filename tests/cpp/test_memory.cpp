@@ -239,8 +239,6 @@ TEST(Lanes, TellWhatMayBeWritten) {
   detail::LaneBuffer buffer({}, 8, kFloats);
   const at::Tensor held = at::rand({4});
   Lanes lanes({buffer.next({4}), buffer.next({4}), at::rand({4}), held});
-  EXPECT_TRUE(lanes.share_storage(0, 1));
-  EXPECT_FALSE(lanes.share_storage(1, 2));
   EXPECT_FALSE(lanes.is_spare(0)) << "beside another lane";
   EXPECT_TRUE(lanes.is_spare(2));
   EXPECT_FALSE(lanes.is_spare(3)) << "held by somebody else";

@@ -2,6 +2,7 @@
 
 // Everything that the library offers. Include single headers where compile time counts.
 #include <nsn/blocks/attention.h>
+#include <nsn/blocks/batch_norm.h>
 #include <nsn/blocks/block.h>
 #include <nsn/blocks/composite.h>
 #include <nsn/blocks/conv.h>

@@ -9,7 +9,7 @@
 namespace nsn {
 
 void save(const Network& net, const std::string& path, const Metadata& metadata) {
-  net->parameter_table().places_of({});
+  net->parameter_table().check_loaded();
   std::set<std::string> known;
   for (const std::string& name : net->description().parameter_names()) known.insert(name);
   const auto check_known = [&](const std::string& name) {

@@ -157,48 +157,89 @@ Descriptor open_for_reading(const std::string& path, const std::string& action) 
 
 // -------------------------------------------------------------------------------------------------
 
+namespace {
+
+/// Refuses a file that is there already, where replacing it would not do what is asked for.
+void check_replaceable(const struct stat& old, const std::string& path) {
+  check_kind(old, path, "write");
+  // Root may write it all the same; whoever took the right away meant it.
+  if ((old.st_mode & 0222) == 0 || ::access(path.c_str(), W_OK) != 0) {
+    errno = EACCES;
+    refuse_file(path, "write");
+  }
+  if (old.st_nlink > 1) {
+    refuse_as(EINVAL, path, "write",
+              "the file has " + std::to_string(old.st_nlink) +
+                  " names (hard links), and the others would keep the old contents. Remove this "
+                  "one first, or give another path.");
+  }
+}
+
+/// The file that a path means, with links followed.
+std::string target_of(const std::string& path, bool exists) {
+  if (exists) {
+    const std::unique_ptr<char, void (*)(void*)> real(::realpath(path.c_str(), nullptr),
+                                                      &std::free);
+    if (!real) refuse_file(path, "write");
+    return real.get();
+  }
+  if (errno != ENOENT) refuse_file(path, "write");
+  if (path.ends_with('/')) {
+    errno = EISDIR;
+    refuse_file(path, "write");
+  }
+  return behind_links(path);
+}
+
+/// A locked file without a name, where the system has such files and can name them later.
+Descriptor open_nameless(const std::string& folder) {
+  Descriptor file(::open(folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666));
+  if (file.is_open() &&
+      (::access(name_of_descriptor(file.number()).c_str(), F_OK) != 0 || !lock(file.number()))) {
+    file.close();
+  }
+  return file;
+}
+
+/// Gives a new file the mode, and where the system lets it the owner, of the one that it replaces.
+/// False, with errno, where it cannot.
+bool take_rights(int file, const struct stat& old) {
+  struct stat status{};
+  const bool is_mine =
+      ::fstat(file, &status) == 0 && status.st_uid == old.st_uid && status.st_gid == old.st_gid;
+  mode_t mode = old.st_mode & 07777;
+  // Whom the group's rights were not meant for does not get them.
+  if (!is_mine && ::fchown(file, old.st_uid, old.st_gid) != 0) mode &= 0707;
+  return ::fchmod(file, mode) == 0;
+}
+
+}  // namespace
+
 NewFile::NewFile(const std::string& path) : path_(path) {
   check_path(path);
   struct stat old{};
   const bool exists = ::stat(path.c_str(), &old) == 0;
-  if (exists) {
-    check_kind(old, path, "write");
-    // Root may write it all the same; whoever took the right away meant it.
-    if ((old.st_mode & 0222) == 0 || ::access(path.c_str(), W_OK) != 0) {
-      errno = EACCES;
-      refuse_file(path, "write");
-    }
-    if (old.st_nlink > 1) {
-      refuse_as(EINVAL, path, "write",
-                "the file has " + std::to_string(old.st_nlink) +
-                    " names (hard links), and the others would keep the old contents. Remove this "
-                    "one first, or give another path.");
-    }
-    const std::unique_ptr<char, void (*)(void*)> real(::realpath(path.c_str(), nullptr),
-                                                      &std::free);
-    if (!real) refuse_file(path, "write");
-    target_ = real.get();
-  } else {
-    if (errno != ENOENT) refuse_file(path, "write");
-    if (path.ends_with('/')) {
-      errno = EISDIR;
-      refuse_file(path, "write");
-    }
-    target_ = behind_links(path);
-  }
+  if (exists) check_replaceable(old, path);
+  target_ = target_of(path, exists);
   const std::string folder = folder_of(target_);
   clean(folder);
-  file_ = Descriptor(::open(folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666));
-  if (file_.is_open() &&
-      (::access(name_of_descriptor(file_.number()).c_str(), F_OK) != 0 || !lock(file_.number()))) {
-    file_.close();  // it could not get a name
+  file_ = open_nameless(folder);
+  if (!file_.is_open()) open_named(folder);
+  if (exists && !take_rights(file_.number(), old)) {
+    const int code = errno;
+    discard();
+    errno = code;
+    refuse_file(path, "write");
   }
+}
+
+void NewFile::open_named(const std::string& folder) {
   while (!file_.is_open()) {
     const std::string name = folder + "/" + random_name();
     file_ = Descriptor(::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
     if (!file_.is_open()) {
       if (errno == EEXIST) continue;
-      refuse_file(path, "write");
+      refuse_file(path_, "write");
     }
     // Between the two calls another may have cleaned it away.
     struct stat status{};
@@ -207,21 +248,6 @@ NewFile::NewFile(const std::string& path) : path_(path) {
       continue;
     }
     temporary_ = name;
-  }
-  if (exists) {
-    struct stat status{};
-    const int number = file_.number();
-    const bool is_mine =
-        ::fstat(number, &status) == 0 && status.st_uid == old.st_uid && status.st_gid == old.st_gid;
-    mode_t mode = old.st_mode & 07777;
-    // Whom the group's rights were not meant for does not get them.
-    if (!is_mine && ::fchown(number, old.st_uid, old.st_gid) != 0) mode &= 0707;
-    if (::fchmod(number, mode) != 0) {
-      const int code = errno;
-      discard();
-      errno = code;
-      refuse_file(path, "write");
-    }
   }
 }
 

@@ -66,6 +66,8 @@ class NSN_API NewFile {
   std::string temporary_;
   Descriptor file_;
 
+  /// Opens a new file in the folder that others can see.
+  void open_named(const std::string& folder);
   void discard();
 };
 

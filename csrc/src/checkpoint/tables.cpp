@@ -1,22 +1,17 @@
 #include "nsn/checkpoint/tables.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <c10/util/Exception.h>
 #include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
-#include <sys/mman.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <limits>
-#include <memory>
 #include <numeric>
 #include <set>
 #include <unordered_map>
 #include <utility>
 
+#include "checkpoint/partial.h"
 #include "checkpoint/ranges.h"
 #include "checkpoint/safetensors.h"
 #include "operations/plain.h"
@@ -31,11 +26,6 @@ constexpr const char* kDescriptionKey = "nsn";
 constexpr const char* kVersionKey = "nsn_format";  // absent in version 1
 constexpr const char* kFormatKey = "format";  // "pt": how other tools tell whose tensors these are
 constexpr const char* kVersion = "2";
-
-/// Parameters and buffers may change between floating dtypes, by Module::to, but counters stay.
-bool same_kind(at::ScalarType dtype, const Description::Parameter& parameter) {
-  return at::isFloatingType(parameter.dtype) ? at::isFloatingType(dtype) : dtype == parameter.dtype;
-}
 
 /// Parameters as they lie in the file: what the smallest sub-network uses first, then what the next
 /// larger one adds. Where each keeps whole blocks of the next, each is a prefix.
@@ -88,8 +78,8 @@ std::vector<const Entry*> entries_of(const safetensors::File& file,
                       name, "' has shape ", to_string(entry->second->shape),
                       ", but the description says ", to_string(parameter.shape),
                       ". The file is damaged; save it again.");
-    TORCH_CHECK_VALUE(same_kind(entry->second->dtype, parameter), "nsn::load: '", path,
-                      "': tensor '", name, "' has the dtype ", entry->second->dtype,
+    TORCH_CHECK_VALUE(parameter.takes(entry->second->dtype), "nsn::load: '", path, "': tensor '",
+                      name, "' has the dtype ", entry->second->dtype,
                       ", but parameters are floating. The file is damaged; save it again.");
     result.push_back(entry->second);
     found.erase(entry);
@@ -162,104 +152,6 @@ std::set<std::string> missing_beside(const Description& description,
   return result;
 }
 
-/// Address space that takes memory where it is written to, and reads as zeros elsewhere.
-class Reservation {
- public:
-  explicit Reservation(size_t size) : size_(size) {
-    void* place = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    TORCH_CHECK_VALUE(place != MAP_FAILED, "nsn::load: cannot reserve address space for ", size,
-                      " bytes of tensors: ", std::strerror(errno),
-                      ". Load a smaller network, or lift the limit (ulimit -v).");
-    begin_ = static_cast<char*>(place);
-    // A huge page would take memory for 2 MB around each byte.
-    ::madvise(place, size, MADV_NOHUGEPAGE);
-  }
-  ~Reservation() { ::munmap(begin_, size_); }
-  Reservation(const Reservation&) = delete;
-  Reservation& operator=(const Reservation&) = delete;
-  char* begin() const { return begin_; }
-
- private:
-  size_t size_;
-  char* begin_ = nullptr;
-};
-
-/// Tensors of the entries' shapes in one reservation, which lasts as long as one of them; in the
-/// order of the file, so that what is loaded together lies together.
-std::vector<at::Tensor> reserve(const safetensors::File& file,
-                                const std::vector<const Entry*>& entries) {
-  constexpr uint64_t kAlignment = 64;  // as torch's allocator
-  std::unordered_map<const Entry*, uint64_t> places;
-  constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
-  uint64_t size = 0;
-  for (const Entry& entry : file.entries()) {
-    places.emplace(&entry, size);
-    const uint64_t bytes = entry.end - entry.begin;
-    TORCH_CHECK_VALUE(
-        !__builtin_add_overflow(size, bytes, &size) &&
-            !__builtin_add_overflow(size, kAlignment - 1, &size) && size <= kMost,
-        "nsn::load: '", file.path(), "' describes ", file.described_bytes(),
-        " bytes of tensors, which no memory holds. The file is damaged; save it again.");
-    size -= size % kAlignment;
-  }
-  const auto reservation = std::make_shared<const Reservation>(std::max<uint64_t>(size, 1));
-  std::vector<at::Tensor> result;
-  result.reserve(entries.size());
-  for (const Entry* entry : entries) {
-    result.push_back(at::from_blob(
-        reservation->begin() + places.at(entry), entry->shape, [reservation](void*) {},
-        at::TensorOptions().dtype(entry->dtype)));
-  }
-  return result;
-}
-
-/// Reads runs of one tensor into their places, and those that lie close together at once.
-class RunReader {
- public:
-  RunReader(safetensors::File& file, const Entry& entry, char* to)
-      : file_(file), entry_(entry), to_(to) {}
-
-  /// Bytes of the tensor; each run lies behind the one before.
-  void add(uint64_t begin, uint64_t end) {
-    // A page: the system reads no less, and the tensor takes no less.
-    constexpr uint64_t kClose = 4096;
-    constexpr uint64_t kMost = 65536;
-    if (!runs_.empty()) {
-      const uint64_t last = runs_.back().second;
-      if (begin == last && (runs_.size() == 1 || end - runs_.front().first <= kMost)) {
-        runs_.back().second = end;
-        return;
-      }
-      if (begin - last > kClose || end - runs_.front().first > kMost) finish();
-    }
-    runs_.emplace_back(begin, end);
-  }
-
-  void finish() {
-    if (runs_.empty()) return;
-    const uint64_t first = runs_.front().first, size = runs_.back().second - first;
-    if (runs_.size() == 1) {
-      file_.read(entry_.begin + first, to_ + first, size);
-    } else {
-      // What lies between is somebody else's, and may have changed.
-      buffer_.resize(size);
-      file_.read(entry_.begin + first, buffer_.data(), size);
-      for (const auto& [begin, end] : runs_) {
-        std::memcpy(to_ + begin, buffer_.data() + (begin - first), end - begin);
-      }
-    }
-    runs_.clear();
-  }
-
- private:
-  safetensors::File& file_;
-  const Entry& entry_;
-  char* to_;
-  std::vector<std::pair<uint64_t, uint64_t>> runs_;
-  std::vector<char> buffer_;
-};
-
 /// Refuses what no memory of this machine holds: a sparse file may say that it is of any length.
 void check_memory(const safetensors::File& file, uint64_t bytes) {
   static const uint64_t most = detail::most_memory();
@@ -298,7 +190,7 @@ void read_missing(safetensors::File& file, const Description& description,
   for (const size_t p : c10::irange(entries.size())) {
     const auto uses = detail::uses_of(description, p);
     const uint64_t size = element_size(*entries[p]);
-    RunReader reader(file, *entries[p], static_cast<char*>(parameters[p].data_ptr()));
+    safetensors::RunReader reader(file, *entries[p], static_cast<char*>(parameters[p].data_ptr()));
     detail::for_each_run(uses.view, detail::largest(uses, wanted), detail::largest(uses, present),
                          [&](int64_t begin, int64_t end) {
                            reader.add(static_cast<uint64_t>(begin) * size,
@@ -345,7 +237,7 @@ Checkpoint read_checkpoint(const std::string& path, const Supplied& supplied,
   if (only) {
     std::vector<bool> wanted(description.subnetworks().size(), false), present = wanted;
     wanted[description.index_of(*only)] = true;
-    result.parameters = reserve(file, entries);
+    result.parameters = safetensors::reserve(file, entries);
     read_missing(file, description, entries, result.parameters, wanted, present);
     result.report.missing = missing_beside(description, wanted);
   } else {

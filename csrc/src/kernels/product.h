@@ -61,21 +61,4 @@ using ParallelFor = std::function<void(int64_t count, int64_t grain, const Task&
 
 void run(const Product& product, const ParallelFor& parallel_for);
 
-/// c = alpha a b, or c += alpha a b. The operands are laid out for it on the way, one of them in
-/// panels.
-struct MatrixProduct {
-  int64_t m, n, k;
-  /// (m, k) and (k, n), of any strides.
-  const float* a;
-  int64_t a_row, a_column;
-  const float* b;
-  int64_t b_row, b_column;
-  /// (m, n), the elements of a row beside each other.
-  float* c;
-  int64_t c_row;
-  float alpha = 1.0F;
-  bool adds = false;
-};
-void run(const MatrixProduct& product, const ParallelFor& parallel_for);
-
 }  // namespace nsn::kernels

@@ -175,7 +175,7 @@ void NetworkImpl::to(torch::Dtype dtype, bool non_blocking) {
 }
 
 void NetworkImpl::save(torch::serialize::OutputArchive& archive) const {
-  table_.places_of({});
+  table_.check_loaded();
   Module::save(archive);
 }
 

@@ -112,8 +112,6 @@ namespace nsn {
 
 bool Lanes::is_spare(size_t lane) const { return detail::is_spare(tensors_[lane]); }
 
-bool Lanes::share_storage(size_t a, size_t b) const { return tensors_[a].is_alias_of(tensors_[b]); }
-
 at::Tensor Lanes::lay_behind(const at::Tensor& x, functional::Room room) const {
   const at::Tensor& behind = room.behind;
   const bool fits = behind.defined() && behind.is_alias_of(tensors_[0]) &&

@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "kernels/level.h"
-#include "kernels/product.h"
+#include "kernels/matrix_product.h"
 #include "operations/autograd.h"
 #include "operations/kernels_for.h"
 #include "operations/parallel.h"

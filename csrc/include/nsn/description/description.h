@@ -151,6 +151,10 @@ class NSN_API Description {
     /// ParameterSpec::counts_batches.
     bool counts_batches = false;
 
+    /// Whether a tensor of that dtype may stand here: parameters and buffers may change between
+    /// floating dtypes (Module::to), but counters stay.
+    NSN_API bool takes(at::ScalarType other) const;
+
     /// Throws c10::ValueError, beginning with `function`, where a tensor is undefined or has
     /// another shape or kind of dtype.
     NSN_API void check(const at::Tensor& tensor, const char* function = "nsn::Network") const;

@@ -51,6 +51,9 @@ class NSN_API ParameterTable {
   /// for those that were not loaded.
   std::vector<size_t> places_of(const std::vector<std::string>& subnetworks) const;
 
+  /// Throws c10::ValueError where a sub-network was not loaded.
+  void check_loaded() const;
+
   /// Throws c10::ValueError unless all tensors are there.
   void check_whole() const;
 

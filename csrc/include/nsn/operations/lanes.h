@@ -39,9 +39,6 @@ class NSN_API Lanes {
   /// holds is not spare.
   bool is_spare(size_t lane) const;
 
-  /// Whether two lanes lie in one storage.
-  bool share_storage(size_t a, size_t b) const;
-
   /// A copy of x in `room`, where it was made behind these lanes' buffer and has x's size and
   /// dtype; else undefined.
   at::Tensor lay_behind(const at::Tensor& x, functional::Room room) const;

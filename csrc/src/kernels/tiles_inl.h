@@ -1,0 +1,184 @@
+// Tiles of a product: rows times panels of a weight, in registers. What products of packed weights
+// (product.cpp) and of matrices as they lie (matrix_product.cpp) have in common.
+//
+// Included once for each level, behind kernels/per_level.h; the guard is that of Highway.
+#if defined(NSN_TILES_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef NSN_TILES_INL
+#undef NSN_TILES_INL
+#else
+#define NSN_TILES_INL
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/product.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nsn::kernels::HWY_NAMESPACE {
+
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using D = hn::CappedTag<float, 16>;
+using V = hn::Vec<D>;
+constexpr size_t kLanes = HWY_MAX_BYTES >= 64 ? 16 : HWY_MAX_BYTES / sizeof(float);
+
+/// Registers for a tile's sums and for its weights; one or two more hold a factor.
+constexpr size_t kRegisters = (HWY_MAX_BYTES >= 64 || HWY_ARCH_ARM_A64 ? 32 : 16) - 2;
+/// Rows of a tile, where there are enough.
+constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : 6;
+/// Sums that run side by side at least, so that none waits for the one before.
+constexpr size_t kLeastSums = 8;
+
+/// Vectors side by side of a tile of so many rows: a whole panel for few.
+constexpr size_t vectors_for(size_t rows) {
+  size_t vectors = kPanel / kLanes;
+  while (vectors * (rows + 1) > kRegisters) vectors /= 2;
+  return vectors;
+}
+
+/// Of a tile of few rows each element has several sums, over every so many-th input.
+constexpr size_t sums_for(size_t rows, size_t vectors) {
+  size_t sums = 1;
+  while (sums < 4 && sums * rows * vectors < kLeastSums &&
+         2 * sums * rows * vectors + vectors <= kRegisters) {
+    sums *= 2;
+  }
+  return sums;
+}
+
+/// The first `count` of a vector's elements; no more is read.
+HWY_INLINE V load_part(D d, const float* from, int64_t count) {
+  if (count >= static_cast<int64_t>(kLanes)) return hn::LoadU(d, from);
+  HWY_ALIGN float part[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = from[i];
+  return hn::Load(d, part);
+}
+
+HWY_INLINE void store_part(D d, V value, float* to, int64_t count) {
+  if (count >= static_cast<int64_t>(kLanes)) {
+    hn::StoreU(value, d, to);
+    return;
+  }
+  HWY_ALIGN float part[kLanes];
+  hn::Store(value, d, part);
+  for (int64_t i = 0; i < count; ++i) to[i] = part[i];
+}
+
+/// Adds rows times weights to `total`, over `count` inputs: `step` elements from one to the next in
+/// a row, `width` in the weights.
+template <size_t rows, size_t vectors>
+HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[rows], int64_t step,
+                         const float* weights, int64_t width, int64_t count) {
+  const D d;
+  constexpr size_t kSums = sums_for(rows, vectors);
+  V sum[kSums][rows][vectors];
+  HWY_UNROLL(8)
+  for (size_t s = 0; s < kSums; ++s) {
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < rows; ++r) {
+      HWY_UNROLL(8)
+      for (size_t v = 0; v < vectors; ++v) sum[s][r][v] = s == 0 ? total[r][v] : hn::Zero(d);
+    }
+  }
+  int64_t at = 0;
+  const auto add = [&](V(&to)[rows][vectors]) HWY_ATTR {
+    V w[vectors];
+    HWY_UNROLL(8)
+    for (size_t v = 0; v < vectors; ++v) w[v] = hn::LoadU(d, weights + v * kLanes);
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < rows; ++r) {
+      const V factor = hn::Set(d, from[r][at]);
+      HWY_UNROLL(8)
+      for (size_t v = 0; v < vectors; ++v) to[r][v] = hn::MulAdd(factor, w[v], to[r][v]);
+    }
+    at += step;
+    weights += width;
+  };
+  int64_t k = 0;
+  for (; k + static_cast<int64_t>(kSums) <= count; k += kSums) {
+    HWY_UNROLL(4)
+    for (size_t s = 0; s < kSums; ++s) add(sum[s]);
+  }
+  if constexpr (kSums > 1) {
+    for (; k < count; ++k) add(sum[0]);
+  }
+  HWY_UNROLL(8)
+  for (size_t r = 0; r < rows; ++r) {
+    HWY_UNROLL(8)
+    for (size_t v = 0; v < vectors; ++v) {
+      total[r][v] = sum[0][r][v];
+      HWY_UNROLL(4)
+      for (size_t s = 1; s < kSums; ++s) total[r][v] = hn::Add(total[r][v], sum[s][r][v]);
+    }
+  }
+}
+
+/// The tiles side by side that `rows` rows times one panel of `width` are cut into, as many as the
+/// registers ask for: calls `each(vectors, at)` for those that begin before `used`.
+template <size_t rows, typename Each>
+HWY_INLINE void over_panel(int64_t width, int64_t used, const Each& each) {
+  constexpr size_t kVectors = vectors_for(rows);
+  constexpr size_t kOfHalf = std::min<size_t>(kVectors, kHalfPanel / kLanes);
+  constexpr int64_t kWhole = kVectors * kLanes, kHalf = kOfHalf * kLanes;
+  int64_t at = 0;
+  for (; at + kHalf < used && at + kWhole <= width; at += kWhole) {
+    each(std::integral_constant<size_t, kVectors>(), at);
+  }
+  for (; at < used; at += kHalf) each(std::integral_constant<size_t, kOfHalf>(), at);
+}
+
+/// Calls `each(rows, first)` for tiles of rows, the last one of those that are left.
+template <size_t most, typename Each>
+HWY_INLINE void remaining_rows(int64_t first, int64_t count, const Each& each) {
+  if constexpr (most > 0) {
+    if (count == static_cast<int64_t>(most)) {
+      each(std::integral_constant<size_t, most>(), first);
+    } else {
+      remaining_rows<most - 1>(first, count, each);
+    }
+  }
+}
+
+template <typename Each>
+HWY_INLINE void over_rows(int64_t first, int64_t end, const Each& each) {
+  constexpr auto kStep = static_cast<int64_t>(kRows);
+  for (; first + kStep <= end; first += kStep) each(std::integral_constant<size_t, kRows>(), first);
+  remaining_rows<kRows - 1>(first, end - first, each);
+}
+
+/// Multiply-adds below which a second thread costs more than it brings.
+constexpr int64_t kLeastWork = int64_t{1} << 16;
+
+/// How a product is cut into tasks, each a block of rows times one panel.
+struct Tasks {
+  int64_t block_rows, blocks, panels;
+  /// So many of them are worth a thread.
+  int64_t grain;
+
+  Tasks(int64_t rows, int64_t columns, int64_t inner, int64_t most_rows)
+      : panels((columns + kPanel - 1) / kPanel) {
+    constexpr auto kStep = static_cast<int64_t>(kRows);
+    const int64_t most = std::max(kStep, most_rows / kStep * kStep);
+    // Blocks of equal size, so that threads get equal shares.
+    const int64_t least = std::max<int64_t>(1, (rows + most - 1) / most);
+    const int64_t share = (rows + least - 1) / least;
+    block_rows = std::max(kStep, (share + kStep - 1) / kStep * kStep);
+    blocks = (rows + block_rows - 1) / block_rows;
+    const int64_t work = std::min(block_rows, rows) * inner * kPanel;
+    grain = std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work));
+  }
+};
+
+}  // namespace
+
+}  // namespace nsn::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif
