@@ -78,7 +78,8 @@ IN_CLANG     := ASAN_OPTIONS=detect_container_overflow=0
 $(CLANG)/build.ninja: .venv/.requirements
 	cmake -S . -B $(CLANG) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	  -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
-	  -DNSN_SANITIZE=fuzzer-no-link,address,undefined -DNSN_BUILD_FUZZERS=ON -DNSN_BUILD_TESTS=ON
+	  -DNSN_SANITIZE=fuzzer-no-link,address,undefined -DNSN_BUILD_FUZZERS=ON -DNSN_BUILD_TESTS=ON \
+	  -DNSN_UNITY=OFF
 	@touch $@
 
 clang: $(CLANG)/build.ninja $(RAW_MNIST) ## build all with clang; run the C++ tests and the outside project under ASan and UBSan

@@ -11,7 +11,7 @@ function(nsn_program target)
     add_library(nsn_program_headers OBJECT EXCLUDE_FROM_ALL
       ${CMAKE_BINARY_DIR}/nsn_program_headers.cpp)
     nsn_program(nsn_program_headers)
-    target_precompile_headers(nsn_program_headers PRIVATE <torch/torch.h>)
+    target_precompile_headers(nsn_program_headers PRIVATE <torch/nn/module.h> <torch/types.h>)
   endif()
   if(NOT target STREQUAL nsn_program_headers)
     target_precompile_headers(${target} REUSE_FROM nsn_program_headers)

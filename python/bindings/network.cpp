@@ -2,7 +2,7 @@
 #include <nsn/inference/pack.h>
 #include <nsn/network/core.h>
 #include <nsn/network/decay.h>
-#include <nsn/network/loss.h>
+#include <nsn/network/row_norms.h>
 #include <nsn/network/view.h>
 #include <nsn/operations/cpu.h>
 #include <pybind11/functional.h>
@@ -71,7 +71,14 @@ void bind_network(py::module_& m) {
                result.emplace_back(group.weight_decay, group.places);
              }
              return result;
-           });
+           })
+      .def(
+          "bound_row_norms",
+          [](const std::shared_ptr<Core>& core, const std::vector<at::Tensor>& parameters,
+             double most, const std::vector<std::string>& blocks) {
+            nsn::bound_row_norms(nsn::ParameterTable(core, parameters), most, blocks);
+          },
+          ReleaseGil());
 
   py::class_<View>(m, "View")
       .def(py::init([](const std::shared_ptr<Core>& core, const std::string& subnetwork,
@@ -150,15 +157,6 @@ void bind_network(py::module_& m) {
                                     const at::Tensor& a, const at::Tensor& b, bool adds) {
     return detail::product_by(route_named(route), c, a, b, adds);
   });
-  m.def(
-      "joint_loss",
-      [](const std::vector<std::pair<std::string, at::Tensor>>& named, const at::Tensor& targets,
-         const nsn::Loss& loss, const std::map<std::string, double>& weights) {
-        nsn::Outputs outputs;
-        for (const auto& [name, output] : named) outputs.insert(name, output);
-        return nsn::joint_loss(outputs, targets, loss, weights);
-      },
-      ReleaseGil());
 }
 
 }  // namespace nsn::bindings

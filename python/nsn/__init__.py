@@ -32,7 +32,7 @@ if torch.__version__.split(".")[:2] != _BUILT_WITH.split(".")[:2]:
         f"{'.'.join(_BUILT_WITH.split('.')[:2])}, or build nsn again beside this torch."
     )
 
-from nsn import merge
+from nsn import merge, teach
 from nsn._C import cpu_level, cpu_levels
 from nsn.blocks import (
     Activation,
@@ -65,7 +65,7 @@ from nsn.description import Description, Subnetwork
 from nsn.exporting import Export, export
 from nsn.functional import joint_loss, share
 from nsn.network import ALL, Network
-from nsn.optim import param_groups
+from nsn.optim import bound_row_norms, param_groups
 from nsn.pack import Pack, PackedView
 from nsn.summary import PackEntry
 from nsn.view import View
@@ -110,6 +110,7 @@ __all__ = [
     "Upsample",
     "View",
     "__version__",
+    "bound_row_norms",
     "cmake_prefix_path",
     "cpu_level",
     "cpu_levels",
@@ -122,4 +123,5 @@ __all__ = [
     "param_groups",
     "save",
     "share",
+    "teach",
 ]

@@ -53,24 +53,24 @@ def expect_name(argument: str, value: object) -> None:
     expect(argument, value, str, "a sub-network's name, a str")
 
 
-def names_of(argument: str, value: Any) -> list[str]:
-    """Several sub-networks' names as a list.
+def names_of(argument: str, value: Any, of: str = "sub-networks") -> list[str]:
+    """Several sub-networks' names, or names of blocks, as a list.
 
     Raises:
         TypeError: where they are none.
     """
-    remedy = "Write ['base', ...], or nsn.ALL where all are meant."
+    remedy = (
+        "Write ['base', ...], or nsn.ALL where all are meant."
+        if of == "sub-networks"
+        else "Write ['hidden', ...]."
+    )
+    expected = f"{argument} must be a list of {of}' names, but"
     if isinstance(value, str) or not isinstance(value, Iterable) or isinstance(value, Tensor):
-        raise TypeError(
-            f"{argument} must be a list of sub-networks' names, but is {kind_of(value)}. {remedy}"
-        )
+        raise TypeError(f"{expected} is {kind_of(value)}. {remedy}")
     names = list(value)
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(
-                f"{argument} must be a list of sub-networks' names, but has {kind_of(name)} in it. "
-                f"{remedy}"
-            )
+            raise TypeError(f"{expected} has {kind_of(name)} in it. {remedy}")
     return names
 
 

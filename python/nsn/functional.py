@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from nsn import _C
+from nsn._C import Teacher
 from nsn._C.merge import Rule
 from nsn.checks import expect, expect_callable, expect_name, names_of
+
+#: Of one output and its targets, a scalar.
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def share(
@@ -48,54 +52,90 @@ def share(
 
 def joint_loss(
     outputs: Mapping[str, Tensor],
-    targets: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    targets: Tensor | Mapping[str, Tensor],
+    loss: Loss | Mapping[str, Loss] | None = None,
     weights: Mapping[str, float] | None = None,
+    *,
+    teach: Teacher | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """sum_l w_l * loss(output_l, targets) over the outputs of a joint pass.
+    """sum_l w_l * loss(output_l, targets_l) over the outputs of a joint pass.
 
     Args:
         outputs: what ``net(x, nsn.ALL)`` returned: name to ``(B, *output)``.
-        targets: for the default loss class indices ``(B, *)``, -100 being left out, or
-            probabilities ``(B, C, *)``.
-        loss: takes one output and the targets, returns a scalar. Default: cross entropy, mean over
-            the batch; all outputs of one shape go through it in one pass.
+        targets: for the default loss class indices ``(B, *)``, -100 being left out (by teachers
+            too), or probabilities ``(B, C, *)``. A dict by name where sub-networks have targets of
+            their own.
+        loss: takes one output and its targets, returns a scalar. Default: cross entropy, mean over
+            the batch; all outputs of one shape go through it in one pass, with what they learn from
+            each other. A dict by name where some have a loss of their own.
         weights: name to w_l; 1 for those not named. A weight scales the lane's gradients of
             parameters and input.
+        teach: whose outputs they learn from beside the targets, from :mod:`nsn.teach`.
+        label_smoothing: the share of each target that all classes have alike, from 0 to 1, as in
+            ``torch.nn.functional.cross_entropy`` (Szegedy et al., "Rethinking the Inception
+            Architecture for Computer Vision", 2015).
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: where there is no output, a weight names none of them, or ``loss`` returns no
-            scalar.
+        ValueError: where there is no output, an argument names none of them, a loss returns no
+            scalar, a teacher is missing or of another shape, or an option has no use: label
+            smoothing, or a teacher whose ``by`` was not said, beside a loss of one's own.
     """
+    where = "nsn.joint_loss"
     if not isinstance(outputs, Mapping):
         raise TypeError(
-            f"nsn.joint_loss: expected a dict of outputs, but got a {type(outputs).__name__}. Pass "
+            f"{where}: expected a dict of outputs, but got a {type(outputs).__name__}. Pass "
             f"what net(x, nsn.ALL) returned."
-        )
-    if not isinstance(targets, Tensor):
-        raise TypeError(
-            f"nsn.joint_loss: expected targets as a torch.Tensor, but got a "
-            f"{type(targets).__name__}. Convert them with torch.as_tensor, or pass the one that is "
-            f"meant."
         )
     for name, output in outputs.items():
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"nsn.joint_loss: output '{name}' must be a torch.Tensor, but is a "
+                f"{where}: output '{name}' must be a torch.Tensor, but is a "
                 f"{type(output).__name__}. Pass what net(x, nsn.ALL) returned."
             )
+    each: dict[str, Tensor] = {}
+    if isinstance(targets, Mapping):
+        for name, target in targets.items():
+            expect_name(f"{where}: each name of targets", name)
+            expect(f"{where}: the targets of '{name}'", target, Tensor, "a torch.Tensor")
+        each = dict(targets)
+        if not each:
+            raise ValueError(f"{where}: targets is an empty dict. Name each output's targets.")
+    elif not isinstance(targets, Tensor):
+        raise TypeError(
+            f"{where}: expected targets as a torch.Tensor, but got a "
+            f"{type(targets).__name__}. Convert them with torch.as_tensor, or pass the one that is "
+            f"meant."
+        )
+    losses: dict[str, Loss] = {}
+    if isinstance(loss, Mapping):
+        for name, own in loss.items():
+            expect_name(f"{where}: each name of loss", name)
+            expect_callable(f"{where}: the loss of '{name}'", own, "a function")
+        losses, loss = dict(loss), None
+    elif loss is not None:
+        expect_callable(f"{where}: loss", loss, "a function of an output and the targets")
     if weights is not None and not isinstance(weights, Mapping):
         raise TypeError(
-            f"nsn.joint_loss: weights must be a dict of names, but is a {type(weights).__name__}. "
+            f"{where}: weights must be a dict of names, but is a {type(weights).__name__}. "
             f'Write {{"base": 1.0, ...}}.'
         )
     for name, weight in (weights or {}).items():
-        expect_name("nsn.joint_loss: each name of weights", name)
-        expect(f"nsn.joint_loss: the weight of '{name}'", weight, numbers.Real, "a number")
-    if loss is not None:
-        expect_callable("nsn.joint_loss: loss", loss, "a function of an output and the targets")
-    weights = {name: float(weight) for name, weight in (weights or {}).items()}
-    return _C.joint_loss(list(outputs.items()), targets, loss, weights)
+        expect_name(f"{where}: each name of weights", name)
+        expect(f"{where}: the weight of '{name}'", weight, numbers.Real, "a number")
+    if teach is not None:
+        expect(f"{where}: teach", teach, Teacher, "a teacher, such as nsn.teach.base(net)")
+    expect(f"{where}: label_smoothing", label_smoothing, numbers.Real, "a number")
+    return _C.joint_loss(
+        list(outputs.items()),
+        each,
+        None if isinstance(targets, Mapping) else targets,
+        losses,
+        loss,
+        {name: float(weight) for name, weight in (weights or {}).items()},
+        float(label_smoothing),
+        teach,
+    )

@@ -1,12 +1,13 @@
-"""Parameter groups for torch's optimizers."""
+"""What goes with torch's optimizers: parameter groups, and a bound on the weights' rows."""
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nsn.checks import expect, expect_name
+from nsn.checks import expect, expect_name, names_of
 from nsn.parameters import ParameterTable, network_in
 
 
@@ -45,6 +46,34 @@ def param_groups(
         }
         for decay, places in groups
     ]
+
+
+def bound_row_norms(network: ParameterTable, most: float, blocks: Sequence[str]) -> None:
+    """Scales the rows of some blocks' weights whose 2-norm is above a bound down to it.
+
+    A row is what feeds one output feature, of a convolution one filter. For after each step of an
+    optimizer::
+
+        optimizer.step()
+        nsn.bound_row_norms(net, 2.5, ["hidden1", "hidden2"])
+
+    A narrower sub-network reads a part of a row, whose norm is no larger. With ``most=2.5`` the row
+    ``[3, 4]``, of norm 5, becomes ``[1.5, 2]``. Source: Srivastava et al., "Dropout", 2014
+    (max-norm regularization).
+
+    Args:
+        network: whose weights.
+        most: the bound, positive.
+        blocks: names of blocks; of one with others inside, the weights of all of these.
+
+    Raises:
+        ValueError: for a bound that is not positive, a name that is no block or has no weight, and
+            a weight that is computed by a parametrization, which would forget it.
+    """
+    network = network_in("nsn.bound_row_norms: network", network)
+    expect("nsn.bound_row_norms: most", most, numbers.Real, "a number")
+    names = names_of("nsn.bound_row_norms: blocks", blocks, "blocks")
+    network._core.bound_row_norms(network._parameters_now(), float(most), names)
 
 
 def _leaves(network: ParameterTable, path: tuple[str, ...]) -> list[nn.Parameter]:

@@ -9,6 +9,9 @@ from hypothesis import settings
 import nsn
 
 sys.path.insert(0, str(Path(__file__).parent))
+# Tensors here are small: with several threads these wait for each other far longer than they compute
+# where another program has a core. Tests of threads set how many they want.
+torch.set_num_threads(1)
 settings.register_profile("nsn", deadline=None, print_blob=True)
 settings.load_profile("nsn")
 

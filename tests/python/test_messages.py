@@ -109,7 +109,17 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "targets": targets,
                 "loss": torch.nn.functional.cross_entropy,
                 "weights": {"base": 0.5},
+                "teach": nsn.teach.base(net, by="cross_entropy"),
+                "label_smoothing": 0.1,
             },
+        ),
+        "teach.base": (
+            nsn.teach.base,
+            {"network": net, "weight": {"small": 0.5}, "temperature": 2.0, "by": "cross_entropy"},
+        ),
+        "teach.outside": (
+            nsn.teach.outside,
+            {"network": description, "teacher": net.view("base"), "x": x, "weight": 0.5},
         ),
         "share": (
             nsn.share,
@@ -122,6 +132,7 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         ),
         "weighted": (nsn.merge.weighted, {"coefficients": {"base": 1.0}}),
         "function": (nsn.merge.function, {"function": lambda lanes: lanes[0], "name": "first"}),
+        "bound_row_norms": (nsn.bound_row_norms, {"network": net, "most": 2.5, "blocks": ["a"]}),
         "param_groups": (nsn.param_groups, {"network": net, "weight_decay": 0.1, "of": "base"}),
         "save": (
             nsn.save,

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,189 +12,32 @@ import pytest
 import torch
 
 import nsn
+from cases import SMALL, table
 from nsn.blocks import BlockOptions
 
-#: (block, input's shape, its options), such that each field is somewhere away from its default.
-TABLE: list[tuple[type[BlockOptions], tuple[int, ...], dict[str, Any]]] = [
-    (
-        nsn.Dense,
-        (4,),
-        {
-            "in_features": 4,
-            "out_features": 6,
-            "activation": "swiglu",
-            "dropout": 0.25,
-            "weight_init": "xavier_uniform",
-            "bias_init": 0.5,
-            "scale": True,
-            "per_subnetwork": ["bias", "scale"],
-        },
-    ),
-    (nsn.Dense, (4,), {"in_features": 4, "out_features": 6, "bias": False}),
-    (
-        nsn.Conv1d,
-        (4, 9),
-        {
-            "in_channels": 4,
-            "out_channels": 6,
-            "kernel_size": 3,
-            "stride": 2,
-            "padding": 1,
-            "dilation": 2,
-            "groups": 2,
-            "scale": True,
-            "activation": "gelu",
-            "dropout": 0.25,
-            "weight_init": "xavier_uniform",
-            "bias_init": 0.5,
-            "per_subnetwork": ["bias", "scale"],
-        },
-    ),
-    (
-        nsn.Conv1d,
-        (4, 9),
-        {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "causal": True, "bias": False},
-    ),
-    (
-        nsn.Conv2d,
-        (4, 9, 9),
-        {
-            "in_channels": 4,
-            "out_channels": 6,
-            "kernel_size": (3, 2),
-            "stride": (2, 1),
-            "padding": (1, 0),
-            "dilation": (2, 1),
-            "groups": 2,
-            "scale": True,
-            "activation": "silu",
-            "dropout": 0.25,
-            "weight_init": "xavier_uniform",
-            "bias_init": 0.5,
-            "per_subnetwork": ["bias", "scale"],
-        },
-    ),
-    (
-        nsn.Conv2d,
-        (4, 9, 9),
-        {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "bias": False},
-    ),
-    (
-        nsn.ConvTranspose2d,
-        (4, 5, 5),
-        {
-            "in_channels": 4,
-            "out_channels": 6,
-            "kernel_size": (3, 2),
-            "stride": (3, 2),
-            "padding": (1, 0),
-            "output_padding": (1, 0),
-            "dilation": (2, 1),
-            "activation": "tanh",
-            "dropout": 0.25,
-            "per_subnetwork": ["bias"],
-        },
-    ),
-    (
-        nsn.ConvTranspose2d,
-        (4, 5, 5),
-        {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "bias": False},
-    ),
-    (nsn.Upsample, (4, 5, 5), {"scale_factor": 3, "mode": "bilinear"}),
-    (nsn.MaxPool1d, (4, 9), {"kernel_size": 3, "stride": 2, "padding": 1}),
-    (nsn.MaxPool2d, (4, 9, 9), {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)}),
-    (nsn.AvgPool1d, (4, 9), {"kernel_size": 3, "stride": 2, "padding": 1}),
-    (nsn.AvgPool2d, (4, 9, 9), {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)}),
-    (nsn.GlobalAvgPool, (4, 9), {}),
-    (nsn.Flatten, (4, 9), {}),
-    (nsn.Embedding, (3,), {"num_embeddings": 5, "embedding_dim": 4, "std": 0.5, "dropout": 0.25}),
-    (nsn.PositionEmbedding, (3, 4), {"length": 3, "features": 4, "std": 0.5, "dropout": 0.25}),
-    (
-        nsn.LayerNorm,
-        (4,),
-        {"features": 4, "eps": 1e-3, "bias": False, "per_subnetwork": ["affine"]},
-    ),
-    (nsn.LayerNorm, (4,), {"features": 4, "affine": False}),
-    (nsn.RMSNorm, (4,), {"features": 4, "eps": 1e-3, "per_subnetwork": ["affine"]}),
-    (nsn.RMSNorm, (4,), {"features": 4, "affine": False}),
-    (
-        nsn.GroupNorm,
-        (4, 3),
-        {"groups": 2, "channels": 4, "eps": 1e-3, "per_subnetwork": ["affine"]},
-    ),
-    (nsn.GroupNorm, (4, 3), {"groups": 2, "channels": 4, "affine": False}),
-    (
-        nsn.BatchNorm,
-        (4, 3),
-        {
-            "features": 4,
-            "eps": 1e-3,
-            "momentum": 0.5,
-            "per_subnetwork": ["affine", "statistics"],
-        },
-    ),
-    (nsn.BatchNorm, (4, 3), {"features": 4, "affine": False, "track": False}),
-    (nsn.Activation, (4,), {"function": "sigmoid"}),
-    (nsn.Dropout, (4,), {"p": 0.25}),
-    (
-        nsn.Attention,
-        (3, 4),
-        {
-            "features": 4,
-            "heads": 2,
-            "head_dim": 3,
-            "causal": True,
-            "dropout": 0.25,
-            "per_subnetwork": ["bias"],
-        },
-    ),
-    (nsn.Attention, (3, 4), {"features": 4, "heads": 2, "bias": False}),
-    (
-        nsn.Transformer,
-        (3, 4),
-        {
-            "features": 4,
-            "heads": 2,
-            "ffn": 6,
-            "head_dim": 3,
-            "causal": True,
-            "activation": "geglu",
-            "dropout": 0.25,
-            "norm": "rms",
-            "per_subnetwork": ["affine", "bias"],
-        },
-    ),
-    (nsn.Transformer, (3, 4), {"features": 4, "heads": 2, "ffn": 6, "bias": False}),
-    *(
-        (
-            kind,
-            (4,),
-            {
-                "blocks": {
-                    "one": nsn.Dense(4, 4, dropout=0.5, activation="relu"),
-                    "two": nsn.Sequence(
-                        {"in": nsn.Dropout(0.25), "out": nsn.Dense(4, 4, bias=False)},
-                        keeps_dropout=["in"],
-                    ),
-                },
-                "keeps_dropout": ["two"],
-            },
-        )
-        for kind in (nsn.Sequence, nsn.Residual)
-    ),
-]
+CASES = table()
 
 
-def test_the_table_has_every_option_of_every_block() -> None:
+def options_of(block: BlockOptions) -> dict[str, Any]:
+    """Its fields, of a block of blocks those of what is inside too."""
+    return {each.name: getattr(block, each.name) for each in dataclasses.fields(block)}  # type: ignore[arg-type]
+
+
+def all_blocks(blocks: Mapping[str, BlockOptions]) -> Iterator[BlockOptions]:
+    for block in blocks.values():
+        yield block
+        yield from all_blocks(getattr(block, "blocks", {}))
+
+
+def test_the_cases_have_every_option_of_every_block() -> None:
+    """Somewhere away from its default."""
+    found = [block for case in CASES.values() for block in all_blocks(case.blocks)]
     missing = []
     for kind in BlockOptions.__subclasses__():
-        if kind is nsn.TiedOutput:
-            continue  # has a test of its own
-        given = [options for each, _, options in TABLE if each is kind]
+        given = [options_of(block) for block in found if type(block) is kind]
         assert given, kind
         for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-            values = [options[field.name] for options in given if field.name in options]
-            if not any(value != field.default for value in values):
+            if all(options[field.name] == field.default for options in given):
                 missing.append(f"{kind.__name__}.{field.name}")
     assert not missing
 
@@ -202,76 +46,82 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def check_written(blocks: Mapping[str, BlockOptions], documents: list[dict[str, Any]]) -> None:
+    """Whether a document says all that the blocks do."""
+    assert [each["name"] for each in documents] == list(blocks)
+    for block, document in zip(blocks.values(), documents, strict=True):
+        options = options_of(block)
+        inner = options.pop("blocks", {})
+        check_written(inner, document.get("blocks", []))
+        kept = options.pop("keeps_dropout", [])
+        inside = document.get("blocks", [])
+        assert [each["name"] for each in inside if not each.get("takes_dropout", True)] == list(
+            kept
+        )
+        for name, value in options.items():
+            if value is not None and value != ():
+                assert document[name] == as_json(value), name
+
+
 def ways(net: nsn.Network, folder: Path) -> dict[str, nsn.Network]:
     """The network after all that it may go through."""
     nsn.save(net, folder / "net")
     return {
         "json": nsn.Network(nsn.Description.from_json(net.description.to_json())),
         "file": nsn.load(folder / "net"),
-        "part": nsn.load(folder / "net", only="s"),
+        "part": nsn.load(folder / "net", only="base"),
         "deepcopy": copy.deepcopy(net),
         "pickle": pickle.loads(pickle.dumps(net)),
         "double": copy.deepcopy(net).double(),
     }
 
 
-@pytest.mark.parametrize(
-    ("kind", "shape", "options"), TABLE, ids=[each[0].__name__ for each in TABLE]
-)
-def test_every_option_survives(
-    kind: type[BlockOptions], shape: tuple[int, ...], options: dict[str, Any], tmp_path: Path
-) -> None:
-    dtype = torch.int64 if kind is nsn.Embedding else torch.float32
-    net = nsn.Network(
-        input=shape,
-        dtype=dtype,
-        blocks={"block": kind(**options)},
-        subnetworks={"s": ["block"]},
-    ).eval()
-    (document,) = json.loads(net.description.to_json())["blocks"]
-    for name, value in options.items():
-        if name not in ("blocks", "keeps_dropout"):
-            assert document[name] == as_json(value), name
-    x = torch.zeros(2, *shape, dtype=dtype)
-    if dtype.is_floating_point:
-        x = torch.randn(2, *shape)
-        net.train()(x, nsn.ALL)  # makes statistics
-        net.eval()
-    expected = net.view("s")(x)
+@pytest.mark.parametrize("name", CASES)
+def test_every_option_survives(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    net = nsn.Network(case.description())
+    x = case.batch_of_inputs()
+    net(x, nsn.ALL)  # makes statistics
+    net.eval()
+    documents = json.loads(net.description.to_json())["blocks"]
+    check_written(case.blocks, documents)
+    expected = net.view("base")(x)
     for way, other in ways(net, tmp_path).items():
-        (again,) = json.loads(other.description.to_json())["blocks"]
-        assert again == document, way
+        assert json.loads(other.description.to_json())["blocks"] == documents, way
         if way == "double":
             floating = [each for each in net.state_dict().values() if each.is_floating_point()]
             assert (other.description == net.description) == (not floating)
         else:
             assert other.description == net.description, way
         if way not in ("json", "double"):
-            assert torch.equal(other.view("s")(x), expected), way
-    # By itself, all is its own.
-    (alone,) = json.loads(net.description.alone("s").to_json())["blocks"]
-    own = {"per_subnetwork": []} if "per_subnetwork" in document else {}
-    if kind in (nsn.Attention, nsn.Transformer):  # which says how large its heads are
-        document.setdefault("head_dim", options["features"] // options["heads"])
-    assert alone == {**document, **own}
+            assert torch.equal(other.view("base")(x), expected), way
 
 
-def test_tied_outputs_survive(tmp_path: Path) -> None:
-    net = nsn.Network(
-        input=(3,),
-        dtype=torch.int64,
-        blocks={
-            "words": nsn.Embedding(5, 4),
-            "out": nsn.TiedOutput("words", 5, 4, bias=True, per_subnetwork=["bias"]),
-        },
-        subnetworks={"s": ["words", "out"]},
-    )
-    document = json.loads(net.description.to_json())["blocks"][1]
-    assert document["bias"] and document["per_subnetwork"] == ["bias"]
-    for way, other in ways(net, tmp_path).items():
-        assert json.loads(other.description.to_json())["blocks"][1] == document, way
-    alone = json.loads(net.description.alone("s").to_json())["blocks"][1]
-    assert alone == {**document, "per_subnetwork": []}
+def without_private_parts(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By itself, all that a network has is its own, and no longer than its input."""
+    result = []
+    for document in documents:
+        own: dict[str, Any] = {"per_subnetwork": []} if "per_subnetwork" in document else {}
+        if "blocks" in document:
+            own["blocks"] = without_private_parts(document["blocks"])
+        if document["type"] == "PositionEmbedding":
+            own["length"] = min(document["length"], SMALL.length)
+        if "heads" in document:  # which says how large its heads are
+            own["head_dim"] = document.get("head_dim", document["features"] // document["heads"])
+        result.append({**document, **own})
+    return result
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_option_survives_alone(name: str) -> None:
+    description = CASES[name].description()
+    documents = json.loads(description.to_json())["blocks"]
+    (base,) = [
+        each for each in json.loads(description.to_json())["subnetworks"] if each["name"] == "base"
+    ]
+    kept = [each for each in documents if each["name"] in base["blocks"]]
+    alone = json.loads(description.alone("base").to_json())["blocks"]
+    assert alone == without_private_parts(kept)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

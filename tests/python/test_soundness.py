@@ -340,7 +340,7 @@ def test_parameters_without_memory_are_named() -> None:
     ("call", "message"),
     [
         (lambda: nsn.save(small(), "never", {"epoch": 3}), "'epoch' has an int"),
-        (lambda: nsn.joint_loss({"a": torch.ones(2, 3)}, {"y": 1}), "got a dict"),
+        (lambda: nsn.joint_loss({"a": torch.ones(2, 3)}, {"y": 1}), "but is an int"),
         (lambda: nsn.joint_loss({"a": torch.ones(2, 3)}, np.zeros(2)), "got a ndarray"),
         (
             lambda: nsn.joint_loss({"a": torch.ones(2, 3)}, torch.zeros(2).long(), weights=[1, 1]),

@@ -27,7 +27,10 @@
 #include <nsn/network/network.h>
 #include <nsn/network/optim.h>
 #include <nsn/network/recalibrate.h>
+#include <nsn/network/row_norms.h>
+#include <nsn/network/teach.h>
 #include <nsn/network/view.h>
+#include <nsn/network/weight_average.h>
 #include <nsn/operations/cpu.h>
 #include <nsn/program/primitives.h>
 #include <nsn/program/program.h>

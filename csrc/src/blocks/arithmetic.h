@@ -18,6 +18,9 @@
 
 namespace nsn::detail {
 
+/// The place of the weight among a block's parameters, of those that multiply by one.
+constexpr size_t kWeight = 0;
+
 /// What follows a product or convolution, one element at a time: dropout(activation(scale * y +
 /// bias)).
 struct Epilogue {

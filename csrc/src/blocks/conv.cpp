@@ -73,10 +73,8 @@ static void list_options(const ConvTranspose2dOptions& options,
 namespace {
 
 template <size_t D>
-const ConvOptions<D> kDefaults(1, 1, 1);
+const ConvOptions<D> kConvDefaults(1, 1, 1);
 const ConvTranspose2dOptions kTransposeDefaults(1, 1, 1);
-
-constexpr size_t kWeight = 0;
 
 template <size_t D>
 std::vector<int64_t> extents(const torch::ExpandingArray<D>& array) {
@@ -136,7 +134,7 @@ bool Conv<D>::is_depthwise() const {
 
 template <size_t D>
 std::string Conv<D>::options_json() const {
-  return detail::write_options(options_, kDefaults<D>);
+  return detail::write_options(options_, kConvDefaults<D>);
 }
 
 template <size_t D>
@@ -208,7 +206,8 @@ template <size_t D>
 Lanes Conv<D>::joint(Lanes inputs, const BlockPass& pass) const {
   const ConvOptions<D>& o = options_;
   const auto run = [&](const Lanes& x) {
-    return detail::convolution(x, pass, kWeight, geometry_of(o), o.groups() > 1, epilogue_of(o));
+    return detail::convolution(x, pass, detail::kWeight, geometry_of(o), o.groups() > 1,
+                               epilogue_of(o));
   };
   if (!o.causal()) return run(inputs);
   Lanes padded;
@@ -221,14 +220,15 @@ Lanes Conv<D>::joint(Lanes inputs, const BlockPass& pass) const {
 template <size_t D>
 size_t Conv<D>::lower(Lowering& to, size_t x) const {
   if (options_.causal()) x = to.step("pad", primitives::Pad{causal_padding(options_)}, {x});
-  return detail::lower_convolution(to, x, kWeight, geometry_of(options_), epilogue_of(options_));
+  return detail::lower_convolution(to, x, detail::kWeight, geometry_of(options_),
+                                   epilogue_of(options_));
 }
 
 template <size_t D>
 BlockPtr Conv<D>::narrowed(const Fit& fit) const {
   ConvOptions<D> options = options_;
   options.in_channels(fit.input.layout[0].kept()).out_channels(fit.output.layout[0].kept());
-  options.groups(options.in_channels() / fit.slices[kWeight][1].kept());
+  options.groups(options.in_channels() / fit.slices[detail::kWeight][1].kept());
   options.dropout(fit.use.dropout.value_or(options.dropout())).per_subnetwork({});
   return options;
 }
@@ -240,14 +240,14 @@ void Conv<D>::initialize(at::TensorList parameters) const {
   for (const int64_t extent : *o.kernel_size()) kernel *= extent;
   const at::Tensor scale = o.scale() ? parameters[1] : at::Tensor();
   const at::Tensor bias = o.bias() ? parameters.back() : at::Tensor();
-  detail::initialize_layer(parameters[kWeight], bias, scale, o.weight_init(), o.bias_init(),
+  detail::initialize_layer(parameters[detail::kWeight], bias, scale, o.weight_init(), o.bias_init(),
                            o.in_channels() / o.groups() * kernel,
                            o.out_channels() / o.groups() * kernel);
 }
 
 template <size_t D>
 void Conv<D>::pretty_print(std::ostream& stream) const {
-  detail::print_options(stream, options_, kDefaults<D>);
+  detail::print_options(stream, options_, kConvDefaults<D>);
 }
 
 template struct ConvOptions<1>;
@@ -323,7 +323,7 @@ Fit ConvTranspose2d::fit(const Signal& input, const BlockUse& use) const {
 
 Lanes ConvTranspose2d::joint(Lanes inputs, const BlockPass& pass) const {
   const ConvTranspose2dOptions& o = options_;
-  const auto weights = pass.share(kWeight);
+  const auto weights = pass.share(detail::kWeight);
   const auto biases = o.bias() ? pass.share(1) : std::vector<at::Tensor>(inputs.size());
   Lanes outputs;
   for (const size_t lane : c10::irange(inputs.size())) {
@@ -339,7 +339,7 @@ Lanes ConvTranspose2d::joint(Lanes inputs, const BlockPass& pass) const {
 
 size_t ConvTranspose2d::lower(Lowering& to, size_t x) const {
   const ConvTranspose2dOptions& o = options_;
-  std::vector<Operand> operands{to.operand(kWeight, "weight")};
+  std::vector<Operand> operands{to.operand(detail::kWeight, "weight")};
   if (o.bias()) operands.push_back(to.operand(1, "bias"));
   const primitives::TransposedConvolution convolution{extents(o.stride()), extents(o.padding()),
                                                       extents(o.output_padding()),
@@ -358,7 +358,8 @@ BlockPtr ConvTranspose2d::narrowed(const Fit& fit) const {
 void ConvTranspose2d::initialize(at::TensorList parameters) const {
   // As torch: the fan in is that of the second extent.
   const int64_t kernel = (*options_.kernel_size())[0] * (*options_.kernel_size())[1];
-  detail::initialize_layer(parameters[kWeight], options_.bias() ? parameters[1] : at::Tensor(), {},
+  detail::initialize_layer(parameters[detail::kWeight],
+                           options_.bias() ? parameters[1] : at::Tensor(), {},
                            WeightInit::kKaimingUniform, std::nullopt,
                            options_.out_channels() * kernel, options_.in_channels() * kernel);
 }
@@ -367,8 +368,8 @@ void ConvTranspose2d::pretty_print(std::ostream& stream) const {
   detail::print_options(stream, options_, kTransposeDefaults);
 }
 
-detail::BlockType detail::block_type_Conv1d() { return block_type("Conv1d", kDefaults<1>); }
-detail::BlockType detail::block_type_Conv2d() { return block_type("Conv2d", kDefaults<2>); }
+detail::BlockType detail::block_type_Conv1d() { return block_type("Conv1d", kConvDefaults<1>); }
+detail::BlockType detail::block_type_Conv2d() { return block_type("Conv2d", kConvDefaults<2>); }
 detail::BlockType detail::block_type_ConvTranspose2d() {
   return block_type("ConvTranspose2d", kTransposeDefaults);
 }

@@ -24,9 +24,7 @@ static void list_options(const DenseOptions& options, const DenseOptions& defaul
 
 namespace {
 
-const DenseOptions kDefaults(1, 1);
-
-constexpr size_t kWeight = 0;
+const DenseOptions kDenseDefaults(1, 1);
 
 /// Behind the weight stand the scale and the bias, where there are some.
 detail::Epilogue epilogue_of(const DenseOptions& o) {
@@ -47,7 +45,7 @@ Dense::Dense(DenseOptions options) : options_(std::move(options)) {
   checked_numel({options_.out_features(), options_.in_features()}, "the weight of Dense");
 }
 
-std::string Dense::options_json() const { return detail::write_options(options_, kDefaults); }
+std::string Dense::options_json() const { return detail::write_options(options_, kDenseDefaults); }
 
 std::vector<ParameterSpec> Dense::parameters() const {
   const int64_t rows = (is_gated(options_.activation()) ? 2 : 1) * options_.out_features();
@@ -78,17 +76,17 @@ Fit Dense::fit(const Signal& input, const BlockUse& use) const {
 }
 
 Lanes Dense::joint(Lanes inputs, const BlockPass& pass) const {
-  return detail::product(inputs, pass, kWeight, epilogue_of(options_),
+  return detail::product(inputs, pass, detail::kWeight, epilogue_of(options_),
                          pass.first_of_way(&LanePass::input_way), pass.memory);
 }
 
 size_t Dense::lower(Lowering& to, size_t x) const {
-  return detail::lower_product(to, "linear", x, kWeight, epilogue_of(options_));
+  return detail::lower_product(to, "linear", x, detail::kWeight, epilogue_of(options_));
 }
 
 BlockPtr Dense::narrowed(const Fit& fit) const {
   DenseOptions options = options_;
-  options.in_features(fit.slices[kWeight][1].kept());
+  options.in_features(fit.slices[detail::kWeight][1].kept());
   options.out_features(fit.output.layout.back().kept());
   options.dropout(fit.use.dropout.value_or(options.dropout())).per_subnetwork({});
   return options;
@@ -97,14 +95,14 @@ BlockPtr Dense::narrowed(const Fit& fit) const {
 void Dense::initialize(at::TensorList parameters) const {
   const at::Tensor scale = options_.scale() ? parameters[1] : at::Tensor();
   const at::Tensor bias = options_.bias() ? parameters.back() : at::Tensor();
-  detail::initialize_layer(parameters[kWeight], bias, scale, options_.weight_init(),
+  detail::initialize_layer(parameters[detail::kWeight], bias, scale, options_.weight_init(),
                            options_.bias_init(), options_.in_features(), options_.out_features());
 }
 
 void Dense::pretty_print(std::ostream& stream) const {
-  detail::print_options(stream, options_, kDefaults);
+  detail::print_options(stream, options_, kDenseDefaults);
 }
 
-detail::BlockType detail::block_type_Dense() { return block_type("Dense", kDefaults); }
+detail::BlockType detail::block_type_Dense() { return block_type("Dense", kDenseDefaults); }
 
 }  // namespace nsn

@@ -14,6 +14,7 @@
 #include "checkpoint/partial.h"
 #include "checkpoint/ranges.h"
 #include "checkpoint/safetensors.h"
+#include "description/subnetworks.h"
 #include "operations/plain.h"
 
 namespace nsn {
@@ -109,12 +110,6 @@ std::vector<uint64_t> bytes_needed(const Description& description,
   return result;
 }
 
-std::string quoted(const std::vector<std::string>& names) {
-  std::string result;
-  for (const std::string& name : names) result += (result.empty() ? "'" : ", '") + name + "'";
-  return result;
-}
-
 /// Refuses a file that ends before its last tensor, and says what may be had of it.
 void check_whole(const safetensors::File& file, const Description& description,
                  const std::vector<const Entry*>& entries) {
@@ -126,7 +121,7 @@ void check_whole(const safetensors::File& file, const Description& description,
   }
   const std::string remedy =
       whole.empty() ? "No sub-network is whole in it; save the network again."
-                    : "Whole in it are " + quoted(whole) +
+                    : "Whole in it are " + detail::quoted(whole) +
                           ": load one of them alone (load_only, or `only`), or save the "
                           "network again.";
   TORCH_CHECK_VALUE(false, "nsn::load: '", file.path(), "': the header describes ",

@@ -279,7 +279,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   }
 };
 
-std::vector<at::Tensor> run(const detail::Operands& operands, LinearSpec spec) {
+std::vector<at::Tensor> run(const detail::ProductOperands& operands, LinearSpec spec) {
   const auto& [inputs, weight, bias] = operands;
   variable_list sources = inputs;
   sources.push_back(weight);
@@ -295,8 +295,8 @@ std::vector<at::Tensor> run(const detail::Operands& operands, LinearSpec spec) {
   return LinearFunction::apply(weight, at::TensorList(inputs), given_bias, spec);
 }
 
-detail::Operands operands_of(at::TensorList inputs, const at::Tensor& weight,
-                             const at::Tensor& bias, const SharedLanes& lanes) {
+detail::ProductOperands operands_of(at::TensorList inputs, const at::Tensor& weight,
+                                    const at::Tensor& bias, const SharedLanes& lanes) {
   return detail::checked_operands(inputs, weight, bias, lanes, /*dims=*/2, /*channel_dim=*/-1,
                                   "nsn::linear");
 }

@@ -28,9 +28,9 @@ std::vector<Source> sources_of(const functional::SharedLanes& lanes) {
   return sources;
 }
 
-Operands checked_operands(at::TensorList inputs, const at::Tensor& weight, const at::Tensor& bias,
-                          const functional::SharedLanes& lanes, int64_t dims, int64_t channel_dim,
-                          const char* operation) {
+ProductOperands checked_operands(at::TensorList inputs, const at::Tensor& weight,
+                                 const at::Tensor& bias, const functional::SharedLanes& lanes,
+                                 int64_t dims, int64_t channel_dim, const char* operation) {
   const size_t count = lanes.lanes.size();
   TORCH_CHECK_VALUE(count >= 1, operation, ": expected at least one lane, but got none. Name one.");
   TORCH_CHECK_VALUE(inputs.size() == count, operation,
@@ -54,7 +54,7 @@ Operands checked_operands(at::TensorList inputs, const at::Tensor& weight, const
   TORCH_CHECK_VALUE(lanes.same_as.empty() || lanes.same_as.size() == count, operation,
                     ": same_as must name a lane for each lane or none, but names ",
                     lanes.same_as.size(), " for ", count, " lanes.");
-  Operands result{{}, weight.resolve_neg(), bias.defined() ? bias.resolve_neg() : bias};
+  ProductOperands result{{}, weight.resolve_neg(), bias.defined() ? bias.resolve_neg() : bias};
   for (const size_t lane : c10::irange(count)) {
     int64_t in = weight.size(1);
     if (!lanes.slices.empty()) {

@@ -23,13 +23,13 @@ std::vector<Source> sources_of(const functional::SharedLanes& lanes);
 /// where inputs, lanes, slices, weight (out, in, *) and bias (out) do not belong together. `dims`
 /// is the weight's number of dimensions, and the input's where `channel_dim` is 1; -1 is the last
 /// one. Gives tensors without lazy signs.
-struct Operands {
+struct ProductOperands {
   std::vector<at::Tensor> inputs;
   at::Tensor weight, bias;
 };
-Operands checked_operands(at::TensorList inputs, const at::Tensor& weight, const at::Tensor& bias,
-                          const functional::SharedLanes& lanes, int64_t dims, int64_t channel_dim,
-                          const char* operation);
+ProductOperands checked_operands(at::TensorList inputs, const at::Tensor& weight,
+                                 const at::Tensor& bias, const functional::SharedLanes& lanes,
+                                 int64_t dims, int64_t channel_dim, const char* operation);
 
 /// The lanes' slices of a weight (out, ...) and of a bias (out), as views, and the extents that
 /// each lane keeps of the weight.

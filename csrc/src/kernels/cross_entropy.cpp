@@ -15,8 +15,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace nsn::kernels::HWY_NAMESPACE {
 
-double row_loss(const float* logits, float* gradient, int64_t classes, int64_t target,
-                double scale) {
+LogSum softmax_row(const float* logits, float* probabilities, int64_t classes, float factor) {
   const hn::CappedTag<float, 16> d;
   constexpr int64_t kLanes = hn::MaxLanes(hn::CappedTag<float, 16>());
   // The rest of a row that is no whole vector, behind it what adds nothing.
@@ -29,29 +28,28 @@ double row_loss(const float* logits, float* gradient, int64_t classes, int64_t t
   for (int64_t c = 0; c < whole; c += kLanes) most = hn::Max(most, hn::LoadU(d, logits + c));
   const float largest = hn::GetLane(hn::MaxOfLanes(d, most));
 
-  const auto shift = hn::Set(d, largest);
+  const auto shift = hn::Set(d, largest), scale = hn::Set(d, factor);
   auto sums = hn::Zero(d);
   for (int64_t c = 0; c < whole; c += kLanes) {
-    const auto e = exp_of_negative(d, hn::Sub(hn::LoadU(d, logits + c), shift));
-    hn::StoreU(e, d, gradient + c);
+    const auto e = exp_of_negative(d, hn::Mul(scale, hn::Sub(hn::LoadU(d, logits + c), shift)));
+    hn::StoreU(e, d, probabilities + c);
     sums = hn::Add(sums, e);
   }
   double sum = hn::GetLane(hn::SumOfLanes(d, sums));
   if (whole < classes) {
-    hn::Store(exp_of_negative(d, hn::Sub(hn::Load(d, rest), shift)), d, rest);
+    hn::Store(exp_of_negative(d, hn::Mul(scale, hn::Sub(hn::Load(d, rest), shift))), d, rest);
     for (int64_t c = whole; c < classes; ++c) {
-      gradient[c] = rest[c - whole];
-      sum += gradient[c];
+      probabilities[c] = rest[c - whole];
+      sum += probabilities[c];
     }
   }
-  const auto factor = static_cast<float>(scale / sum);
-  const auto factors = hn::Set(d, factor);
+  const auto share = static_cast<float>(1.0 / sum);
+  const auto shares = hn::Set(d, share);
   for (int64_t c = 0; c < whole; c += kLanes) {
-    hn::StoreU(hn::Mul(hn::LoadU(d, gradient + c), factors), d, gradient + c);
+    hn::StoreU(hn::Mul(hn::LoadU(d, probabilities + c), shares), d, probabilities + c);
   }
-  for (int64_t c = whole; c < classes; ++c) gradient[c] *= factor;
-  gradient[target] -= static_cast<float>(scale);
-  return std::log(sum) + (static_cast<double>(largest) - static_cast<double>(logits[target]));
+  for (int64_t c = whole; c < classes; ++c) probabilities[c] *= share;
+  return {static_cast<double>(largest), std::log(sum)};
 }
 
 }  // namespace nsn::kernels::HWY_NAMESPACE
@@ -60,9 +58,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace nsn::kernels {
 
-double row_cross_entropy(const float* logits, float* gradient, int64_t classes, int64_t target,
-                         double scale) {
-  return NSN_AT_LEVEL(row_loss)(logits, gradient, classes, target, scale);
+LogSum row_softmax(const float* logits, float* probabilities, int64_t classes, float factor) {
+  return NSN_AT_LEVEL(softmax_row)(logits, probabilities, classes, factor);
 }
 
 }  // namespace nsn::kernels

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "description/subnetworks.h"
+#include "network/teaching.h"
 #include "nsn/values/layout.h"
 #include "operations/cross_entropy.h"
 
@@ -22,19 +24,20 @@ constexpr int64_t kIgnored = -100;  // torch's default ignore_index
 
 /// Cross entropy of all outputs, stacked along the batch: sum_l w_l * mean over the batch.
 at::Tensor stacked_cross_entropy(const std::vector<at::Tensor>& outputs, const at::Tensor& targets,
-                                 const std::vector<double>& weights) {
+                                 const detail::JointCrossEntropyOptions& options) {
   const auto lanes = static_cast<int64_t>(outputs.size());
   std::vector<int64_t> repeats(static_cast<size_t>(targets.dim()), 1);
   repeats[0] = lanes;
-  const at::Tensor losses = at::cross_entropy_loss(at::cat(outputs), targets.repeat(repeats),
-                                                   /*weight=*/{}, at::Reduction::None, kIgnored);
+  const at::Tensor losses =
+      at::cross_entropy_loss(at::cat(outputs), targets.repeat(repeats), /*weight=*/{},
+                             at::Reduction::None, kIgnored, options.label_smoothing);
   const bool indices = !at::isFloatingType(targets.scalar_type());
   // One number a lane, then the mean as torch takes it: over what is not left out. Narrow dtypes
   // would overflow before the division.
   const auto dtype = losses.scalar_type();
   const auto computed = dtype == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor sums = losses.reshape({lanes, losses.numel() / lanes}).sum(1, false, computed);
-  const at::Tensor coefficients = at::tensor(weights).to(sums.options());
+  const at::Tensor coefficients = at::tensor(options.weights).to(sums.options());
   const at::Tensor total = sums.dot(coefficients);
   if (indices) return (total / targets.ne(kIgnored).sum()).to(dtype);
   return (total / (losses.numel() / lanes)).to(dtype);
@@ -70,49 +73,186 @@ at::Tensor with_classes_second(const std::string& name, const at::Tensor& output
   return last ? output.movedim(-1, 1) : output;
 }
 
+/// Refuses a name that is not among the outputs.
+void check_known(const Outputs& outputs, const std::string& name, const char* what) {
+  TORCH_CHECK_VALUE(outputs.contains(name), "nsn::joint_loss: ", what, " names '", name,
+                    "', which is not among the outputs. They are ", detail::quoted(outputs.keys()),
+                    ".");
+}
+
+/// One pass's outputs with all that the options say of them, lane by lane.
+struct Lane {
+  std::string name;
+  /// As the loss takes it.
+  at::Tensor output;
+  at::Tensor target;
+  /// Not set: cross entropy.
+  Loss loss;
+  double weight;
+};
+
+std::vector<Lane> lanes_of(const Outputs& outputs, const Targets& targets,
+                           const JointLossOptions& options) {
+  for (const auto& [name, weight] : options.weights()) check_known(outputs, name, "a weight");
+  for (const auto& [name, loss] : options.losses()) check_known(outputs, name, "a loss");
+  for (const auto& [name, target] : targets.each()) check_known(outputs, name, "a target");
+  std::vector<Lane> result;
+  for (const auto& output : outputs) {
+    const std::string& name = output.key();
+    const auto own = options.losses().find(name);
+    const auto weight = options.weights().find(name);
+    Lane lane{name, output.value(), targets.of(name),
+              own == options.losses().end() ? options.loss() : own->second,
+              weight == options.weights().end() ? 1.0 : weight->second};
+    if (!lane.loss) lane.output = with_classes_second(name, lane.output, lane.target);
+    result.push_back(std::move(lane));
+  }
+  return result;
+}
+
+/// What each lane learns from its teacher, or an empty one where nobody teaches.
+detail::Teaching teaching_of(const std::vector<Lane>& lanes, const JointLossOptions& options) {
+  if (!options.teach()) return {};
+  const teach::Teacher& teacher = *options.teach();
+  std::vector<std::string> names;
+  for (const Lane& lane : lanes) names.push_back(lane.name);
+  detail::Teaching result = detail::teaching_of(teacher, names);
+  for (const size_t i : c10::irange(lanes.size())) {
+    TORCH_CHECK_VALUE(
+        result.shares[i] == 0.0 || !lanes[i].loss || teacher.distance(), "nsn::joint_loss: '",
+        lanes[i].name,
+        "' has a loss that was given and learns from a teacher too, but by what "
+        "distance was not said. Say it where the teacher is made: by cross entropy or by "
+        "squared error.");
+  }
+  TORCH_CHECK_VALUE(
+      teacher.distance() != teach::Distance::kSquaredError || teacher.temperature() == 1.0,
+      "nsn::joint_loss: the temperature of a teacher is of probabilities, but its distance is the "
+      "squared error. Leave the temperature out.");
+  if (result.outside.defined() && !lanes[0].loss) {
+    result.outside = with_classes_second("the teacher's", result.outside, lanes[0].target);
+  }
+  return result;
+}
+
+/// Positions that a target does not leave out; nothing where it has none of those.
+at::Tensor counted(const Lane& lane) {
+  const bool indices = !lane.loss && !at::isFloatingType(lane.target.scalar_type());
+  return indices ? lane.target.ne(kIgnored) : at::Tensor();
+}
+
+/// The loss of one lane from its targets, a scalar.
+at::Tensor loss_of(const Lane& lane, double label_smoothing) {
+  const at::Tensor value =
+      lane.loss ? lane.loss(lane.output, lane.target)
+                : at::cross_entropy_loss(lane.output, lane.target, /*weight=*/{},
+                                         at::Reduction::Mean, kIgnored, label_smoothing);
+  TORCH_CHECK_VALUE(value.defined() && value.numel() == 1 && value.dim() == 0,
+                    "nsn::joint_loss: the loss must return a scalar, but returned a tensor of "
+                    "shape ",
+                    value.defined() ? value.sizes() : at::IntArrayRef(),
+                    ". Reduce it, for example with mean().");
+  return value;
+}
+
+/// The loss of all lanes where one pass over all of them gives it; else nothing.
+at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& options,
+                       const detail::Teaching& teaching) {
+  const at::Tensor &first = lanes[0].output, &targets = lanes[0].target;
+  const bool fits =
+      targets.dim() > 0 && first.dim() > 1 && targets.size(0) > 0 &&
+      (!teaching.teaches() || options.teach()->distance() != teach::Distance::kSquaredError) &&
+      (!teaching.outside.defined() || teaching.outside.sizes() == first.sizes()) &&
+      std::all_of(lanes.begin(), lanes.end(), [&](const Lane& lane) {
+        return !lane.loss && lane.target.is_same(targets) && lane.output.sizes() == first.sizes() &&
+               first.size(0) == targets.size(0);
+      });
+  if (!fits) return {};
+  std::vector<at::Tensor> outputs;
+  detail::JointCrossEntropyOptions joint{{}, options.label_smoothing(), teaching};
+  for (const Lane& lane : lanes) {
+    outputs.push_back(lane.output);
+    joint.weights.push_back(lane.weight);
+  }
+  if (detail::takes_joint_cross_entropy(outputs, targets)) {
+    if (teaching.outside.defined()) joint.teaching.outside = teaching.outside.to(first.options());
+    return detail::joint_cross_entropy(outputs, targets, joint);
+  }
+  return teaching.teaches() ? at::Tensor() : stacked_cross_entropy(outputs, targets, joint);
+}
+
 }  // namespace
 
-at::Tensor joint_loss(const Outputs& outputs, const at::Tensor& targets, const Loss& loss,
-                      const std::map<std::string, double>& weights) {
+const at::Tensor& Targets::of(const std::string& subnetwork) const {
+  if (each_.empty()) return all_;
+  const auto found = each_.find(subnetwork);
+  TORCH_CHECK_VALUE(found != each_.end(), "nsn::joint_loss: there are no targets for '", subnetwork,
+                    "'. Give one tensor for all, or one for each output.");
+  return found->second;
+}
+
+JointLossOptions& JointLossOptions::loss(Loss loss) {
+  loss_ = std::move(loss);
+  return *this;
+}
+
+JointLossOptions& JointLossOptions::loss(std::string subnetwork, Loss loss) {
+  losses_.insert_or_assign(std::move(subnetwork), std::move(loss));
+  return *this;
+}
+
+JointLossOptions& JointLossOptions::weight(std::string subnetwork, double weight) {
+  weights_.insert_or_assign(std::move(subnetwork), weight);
+  return *this;
+}
+
+JointLossOptions& JointLossOptions::weights(const std::map<std::string, double>& weights) {
+  for (const auto& [name, value] : weights) weight(name, value);
+  return *this;
+}
+
+JointLossOptions& JointLossOptions::label_smoothing(double share) {
+  TORCH_CHECK_VALUE(share >= 0.0 && share <= 1.0,
+                    "nsn::joint_loss: label_smoothing must be between 0 and 1, but is ", share,
+                    ".");
+  label_smoothing_ = share;
+  return *this;
+}
+
+JointLossOptions& JointLossOptions::teach(teach::Teacher teacher) {
+  teach_ = std::move(teacher);
+  return *this;
+}
+
+at::Tensor joint_loss(const Outputs& outputs, const Targets& targets,
+                      const JointLossOptions& options) {
   TORCH_CHECK_VALUE(!outputs.is_empty(),
                     "nsn::joint_loss: there are no outputs. Pass those of "
                     "a joint pass.");
-  for (const auto& [name, weight] : weights) {
-    static_cast<void>(weight);
-    std::string known;
-    for (const auto& output : outputs) known += (known.empty() ? "'" : ", '") + output.key() + "'";
-    TORCH_CHECK_VALUE(outputs.contains(name), "nsn::joint_loss: a weight names '", name,
-                      "', which is not among the outputs. They are ", known, ".");
+  const std::vector<Lane> lanes = lanes_of(outputs, targets, options);
+  TORCH_CHECK_VALUE(
+      options.label_smoothing() == 0.0 ||
+          std::any_of(lanes.begin(), lanes.end(), [](const Lane& lane) { return !lane.loss; }),
+      "nsn::joint_loss: label_smoothing is of the default cross entropy, but every "
+      "loss was given. Smooth in that loss, and leave label_smoothing out.");
+  const detail::Teaching teaching = teaching_of(lanes, options);
+  if (at::Tensor loss = in_one_pass(lanes, options, teaching); loss.defined()) return loss;
+  std::vector<std::string> names;
+  std::vector<at::Tensor> said;
+  for (const Lane& lane : lanes) {
+    names.push_back(lane.name);
+    said.push_back(lane.output);
   }
-  std::vector<at::Tensor> values;
-  std::vector<double> factors;
-  for (const auto& output : outputs) {
-    const auto found = weights.find(output.key());
-    values.push_back(loss ? output.value()
-                          : with_classes_second(output.key(), output.value(), targets));
-    factors.push_back(found == weights.end() ? 1.0 : found->second);
-  }
-  if (!loss) {
-    const bool stackable =
-        targets.dim() > 0 && values[0].dim() > 1 && targets.size(0) > 0 &&
-        std::all_of(values.begin(), values.end(), [&](const at::Tensor& value) {
-          return value.sizes() == values[0].sizes() && value.size(0) == targets.size(0);
-        });
-    if (stackable && detail::takes_joint_cross_entropy(values, targets)) {
-      return detail::joint_cross_entropy(values, targets, factors);
-    }
-    if (stackable) return stacked_cross_entropy(values, targets, factors);
-  }
+  said.push_back(teaching.outside);
   at::Tensor total;
-  for (const size_t i : c10::irange(values.size())) {
-    const at::Tensor value =
-        loss ? loss(values[i], targets) : at::cross_entropy_loss(values[i], targets);
-    TORCH_CHECK_VALUE(value.defined() && value.numel() == 1 && value.dim() == 0,
-                      "nsn::joint_loss: the loss must return a scalar, but returned a tensor of "
-                      "shape ",
-                      value.defined() ? value.sizes() : at::IntArrayRef(),
-                      ". Reduce it, for example with mean().");
-    const at::Tensor term = factors[i] == 1.0 ? value : value * factors[i];
+  for (const size_t i : c10::irange(lanes.size())) {
+    at::Tensor term = loss_of(lanes[i], options.label_smoothing());
+    const double share = teaching.teaches() ? teaching.shares[i] : 0.0;
+    if (share > 0.0) {
+      term = (1.0 - share) * term + detail::distance_from_teacher(*options.teach(), teaching, names,
+                                                                  said, i, counted(lanes[i]));
+    }
+    if (lanes[i].weight != 1.0) term = term * lanes[i].weight;
     total = total.defined() ? total + term : term;
   }
   return total;

@@ -1,0 +1,41 @@
+#include "nsn/network/row_norms.h"
+
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace nsn {
+
+void bound_row_norms(const ParameterTable& network, double most,
+                     const std::vector<std::string>& blocks) {
+  TORCH_CHECK_VALUE(most > 0.0 && std::isfinite(most),
+                    "nsn::bound_row_norms: the bound must be positive, but is ", most, ".");
+  const Description& description = network.description();
+  std::vector<at::Tensor> weights;
+  for (const std::string& name : blocks) {
+    const auto& all = description.blocks();
+    const auto block =
+        std::find_if(all.begin(), all.end(), [&](const auto& each) { return each.name == name; });
+    TORCH_CHECK_VALUE(block != all.end(), "nsn::bound_row_norms: the network has no block '", name,
+                      "'. Name blocks of the network.");
+    const size_t before = weights.size(), place = static_cast<size_t>(block - all.begin());
+    for (const size_t p : c10::irange(network.size())) {
+      const auto& parameter = description.parameters()[p];
+      if (parameter.block != place || !parameter.decays || !network[p].defined()) continue;
+      TORCH_CHECK_VALUE(network[p].is_leaf(), "nsn::bound_row_norms: '", parameter.name,
+                        "' is computed from another tensor (a parametrization), so that what is "
+                        "done to it is forgotten. Bound it in the parametrization.");
+      weights.push_back(network[p]);
+    }
+    TORCH_CHECK_VALUE(weights.size() > before, "nsn::bound_row_norms: block '", name,
+                      "' has no weight. Leave it out.");
+  }
+  const at::NoGradGuard no_grad;
+  for (at::Tensor& weight : weights) weight.renorm_(/*p=*/2, /*dim=*/0, most);
+}
+
+}  // namespace nsn

@@ -1,0 +1,109 @@
+#include "network/teaching.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/mse_loss.h>
+#include <ATen/ops/softmax.h>
+#include <c10/util/Exception.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "description/subnetworks.h"
+#include "nsn/values/layout.h"
+
+namespace nsn::detail {
+
+namespace {
+
+/// The place of the smallest lane above one of `rank`.
+std::optional<size_t> next_larger(const std::vector<int64_t>& ranks, int64_t rank) {
+  std::optional<size_t> found;
+  for (const size_t lane : c10::irange(ranks.size())) {
+    if (ranks[lane] > rank && (!found || ranks[lane] < ranks[*found])) found = lane;
+  }
+  return found;
+}
+
+}  // namespace
+
+Teaching teaching_of(const teach::Teacher& teacher, const std::vector<std::string>& names) {
+  const size_t lanes = names.size();
+  std::vector<int64_t> ranks;
+  for (const std::string& name : names) ranks.push_back(teacher.rank_of(name));
+  const auto base =
+      static_cast<size_t>(std::find(names.begin(), names.end(), kBase) - names.begin());
+  TORCH_CHECK_VALUE(teacher.kind() != teach::Kind::kBase || base < lanes,
+                    "nsn::joint_loss: base is the teacher, but this pass has no output of it; it "
+                    "has ",
+                    quoted(names), ". Run base too, or teach by another.");
+  Teaching result{std::vector<double>(lanes, 0.0),
+                  std::vector<std::vector<double>>(lanes, std::vector<double>(lanes + 1, 0.0)),
+                  teacher.temperature(), teacher.output()};
+  for (const size_t lane : c10::irange(lanes)) {
+    auto& mixture = result.mixtures[lane];
+    switch (teacher.kind()) {
+      case teach::Kind::kBase:
+        if (lane == base) continue;
+        mixture[base] = 1.0;
+        break;
+      case teach::Kind::kNextLarger:
+        if (const auto larger = next_larger(ranks, ranks[lane])) {
+          mixture[*larger] = 1.0;
+        } else {
+          continue;
+        }
+        break;
+      case teach::Kind::kMutual:
+        if (lanes == 1) continue;
+        for (const size_t other : c10::irange(lanes)) {
+          if (other != lane) mixture[other] = 1.0 / static_cast<double>(lanes - 1);
+        }
+        break;
+      case teach::Kind::kOutside:
+        mixture[lanes] = 1.0;
+        break;
+    }
+    result.shares[lane] = teacher.weight_of(names[lane]);
+  }
+  return result;
+}
+
+at::Tensor distance_from_teacher(const teach::Teacher& teacher, const Teaching& teaching,
+                                 const std::vector<std::string>& names,
+                                 const std::vector<at::Tensor>& said, size_t lane,
+                                 const at::Tensor& counted) {
+  const at::Tensor& output = said[lane];
+  for (const size_t k : c10::irange(said.size())) {
+    if (teaching.mixtures[lane][k] == 0.0) continue;
+    const std::string from = k < names.size() ? "'" + names[k] + "'" : "the outside teacher";
+    TORCH_CHECK_VALUE(said[k].sizes() == output.sizes(), "nsn::joint_loss: '", names[lane],
+                      "' gives ", to_string(output.sizes().vec()), ", but is to learn from ", from,
+                      ", which gives ", to_string(said[k].sizes().vec()),
+                      ". Let it learn from one whose output has the same shape.");
+  }
+  const double share = teaching.shares[lane], t = teaching.temperature;
+  std::vector<at::Tensor> told;
+  if (teacher.distance() == teach::Distance::kSquaredError) {
+    for (const at::Tensor& each : said) {
+      told.push_back(each.defined() ? each.detach() : each);
+    }
+    const at::Tensor said_to_it = teacher_of(told, teaching, lane).to(output.scalar_type());
+    return share * at::mse_loss(output, said_to_it);
+  }
+  TORCH_CHECK_VALUE(output.dim() > 0, "nsn::joint_loss: '", names[lane],
+                    "' gives one number, which has no classes to learn. Learn by squared error.");
+  const int64_t classes = output.dim() == 1 ? 0 : 1;
+  for (const size_t k : c10::irange(said.size())) {
+    const bool is_asked = teaching.mixtures[lane][k] != 0.0;
+    told.push_back(is_asked ? at::softmax(said[k].detach() / t, classes) : at::Tensor());
+  }
+  const at::Tensor each = -(teacher_of(told, teaching, lane).to(output.scalar_type()) *
+                            at::log_softmax(output / t, classes))
+                               .sum(classes);
+  const at::Tensor mean = counted.defined() ? (each * counted).sum() / counted.sum() : each.mean();
+  return share * t * t * mean;
+}
+
+}  // namespace nsn::detail

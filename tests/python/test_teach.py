@@ -1,0 +1,212 @@
+"""Teachers, label smoothing, targets and losses by name: the joint loss against torch's own."""
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nsn
+
+CLASSES = 5
+
+
+def network(dtype: torch.dtype = torch.float64) -> nsn.Network:
+    net = nsn.Network(
+        input=(6,),
+        blocks={
+            "a": nsn.Dense(6, 6, activation="tanh"),
+            "b": nsn.Dense(6, 6, activation="tanh"),
+            "c": nsn.Dense(6, CLASSES),
+        },
+        subnetworks={"sub1": ["b", "c"], "sub2": ["c"]},
+        merge=nsn.merge.mean(),
+    )
+    return net.to(dtype)
+
+
+#: By kind of teacher, what it says to a learner, of what all say.
+SAID: dict[str, Callable[[str, dict[str, Tensor], Tensor], Tensor | None]] = {
+    "base": lambda name, said, outside: None if name == "base" else said["base"],
+    "next_larger": lambda name, said, outside: {"base": None, "sub1": said["base"]}.get(
+        name, said["sub1"]
+    ),
+    "mutual": lambda name, said, outside: torch.stack(
+        [said[each] for each in said if each != name]
+    ).mean(0),
+    "outside": lambda name, said, outside: outside,
+}
+
+
+def teacher(kind: str, net: nsn.Network, outside: Tensor, **options: object) -> nsn.teach.Teacher:
+    if kind == "outside":
+        return nsn.teach.outside(net, outside, **options)  # type: ignore[arg-type]
+    return getattr(nsn.teach, kind)(net, **options)
+
+
+def expected_loss(
+    kind: str,
+    outputs: dict[str, Tensor],
+    targets: Tensor,
+    outside: Tensor,
+    share: float,
+    t: float,
+    smoothing: float,
+) -> Tensor:
+    """By the formula, one sub-network after the other."""
+    said = {name: (output.detach() / t).softmax(1) for name, output in outputs.items()}
+    total = torch.zeros((), dtype=torch.float64)
+    counts = targets != -100
+    for name, output in outputs.items():
+        hard = F.cross_entropy(output, targets, label_smoothing=smoothing)
+        taught = SAID[kind](name, said, (outside / t).softmax(1))
+        if taught is None:
+            total = total + hard
+            continue
+        soft = F.cross_entropy(output / t, taught, reduction="none")[counts].mean()
+        total = total + (1 - share) * hard + share * t**2 * soft
+    return total
+
+
+@pytest.mark.parametrize("kind", SAID)
+@pytest.mark.parametrize(
+    ("share", "t", "smoothing"), itertools.product([0.25, 1.0], [1.0, 3.0], [0.0, 0.2])
+)
+def test_gradients_are_the_formulas(kind: str, share: float, t: float, smoothing: float) -> None:
+    """Of the network's parameters, merged, and of the input."""
+    net, x = network(), torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    targets, outside = torch.randint(CLASSES, (7,)), torch.randn(7, CLASSES).double()
+    targets[3] = -100
+    teach = teacher(kind, net, outside, weight=share, temperature=t)
+    found = nsn.joint_loss(net(x, nsn.ALL), targets, teach=teach, label_smoothing=smoothing)
+    found.backward()
+    gradients = [x.grad, *(each.grad for each in net.parameters())]
+    net.zero_grad()
+    x.grad = None
+    wanted = expected_loss(kind, net(x, nsn.ALL), targets, outside, share, t, smoothing)
+    wanted.backward()
+    assert torch.allclose(found, wanted, rtol=1e-12)
+    for a, b in zip(gradients, [x.grad, *(each.grad for each in net.parameters())], strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_float32_is_float64_rounded(kind: str) -> None:
+    net, x, targets = network(torch.float32), torch.randn(33, 6), torch.randint(CLASSES, (33,))
+    outside = torch.randn(33, CLASSES)
+    exact = copy.deepcopy(net).double()
+    for each, inputs, logits in ((net, x, outside), (exact, x.double(), outside.double())):
+        teach = teacher(kind, each, logits, temperature=2.0)
+        nsn.joint_loss(each(inputs, nsn.ALL), targets, teach=teach).backward()
+    for a, b in zip(net.parameters(), exact.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert torch.allclose(a.grad.double(), b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_worked_example() -> None:
+    """That of the module's docstring."""
+    net = network()
+    base = torch.tensor([[0.8, 0.2]], dtype=torch.float64).log().requires_grad_()
+    sub = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    teach = nsn.teach.base(net, weight=0.25)
+    loss = nsn.joint_loss({"base": base, "sub1": sub}, torch.tensor([0]), teach=teach)
+    assert loss.item() == pytest.approx(-torch.tensor(0.8).log().item() + 0.693147, abs=1e-6)
+    loss.backward()
+    assert sub.grad is not None
+    assert torch.allclose(sub.grad, torch.tensor([[-0.45, 0.45]], dtype=torch.float64))
+
+
+def test_transformers_outputs_have_classes_last() -> None:
+    net = network()
+    outputs = {
+        name: torch.randn(2, 3, CLASSES, dtype=torch.float64, requires_grad=True)
+        for name in net.subnetworks
+    }
+    targets, outside = torch.randint(CLASSES, (2, 3)), torch.randn(2, 3, CLASSES).double()
+    flat = {name: each.flatten(0, 1) for name, each in outputs.items()}
+    for kind in SAID:
+        found = nsn.joint_loss(outputs, targets, teach=teacher(kind, net, outside))
+        wanted = nsn.joint_loss(
+            flat, targets.flatten(), teach=teacher(kind, net, outside.flatten(0, 1))
+        )
+        assert torch.allclose(found, wanted, rtol=1e-12)
+
+
+def test_numbers_are_taught_by_squared_error() -> None:
+    net = network()
+    outputs = {name: torch.randn(4, 3, requires_grad=True) for name in net.subnetworks}
+    targets = torch.randn(4, 3)
+    teach = nsn.teach.next_larger(net, weight={"sub1": 0.5, "sub2": 0.1}, by="squared_error")
+    found = nsn.joint_loss(outputs, targets, F.l1_loss, teach=teach)
+    base, one, two = outputs.values()
+    expected = F.l1_loss(base, targets) + 0.5 * F.l1_loss(one, targets)
+    expected = expected + 0.5 * F.mse_loss(one, base.detach()) + 0.9 * F.l1_loss(two, targets)
+    assert torch.allclose(found, expected + 0.1 * F.mse_loss(two, one.detach()))
+
+
+def test_targets_and_losses_by_name() -> None:
+    outputs = {"base": torch.randn(4, 3), "sub1": torch.randn(4, 2)}
+    targets = {"base": torch.randint(3, (4,)), "sub1": torch.randn(4, 2)}
+    found = nsn.joint_loss(outputs, targets, {"sub1": F.mse_loss}, {"sub1": 2.0})
+    expected = F.cross_entropy(outputs["base"], targets["base"])
+    assert torch.allclose(found, expected + 2.0 * F.mse_loss(outputs["sub1"], targets["sub1"]))
+
+
+def test_an_outside_module_is_called_without_a_record() -> None:
+    net, module, x = network(), nn.Linear(6, CLASSES).double().eval(), torch.randn(3, 6).double()
+    targets = torch.randint(CLASSES, (3,))
+    outputs = net(x, nsn.ALL)
+    called = nsn.joint_loss(outputs, targets, teach=nsn.teach.outside(net, module, x))
+    given = nsn.joint_loss(outputs, targets, teach=nsn.teach.outside(net, module(x)))
+    assert torch.equal(called, given)
+    called.backward()
+    assert module.weight.grad is None
+    module.train()
+    with pytest.raises(ValueError, match=r"in train\(\) mode.*Call its eval\(\) first"):
+        nsn.teach.outside(net, module, x)
+    with pytest.raises(ValueError, match="no batch to call it with"):
+        nsn.teach.outside(net, module.eval())
+    with pytest.raises(ValueError, match="Leave x out"):
+        nsn.teach.outside(net, module(x), x)
+
+
+NET = network()
+LOGITS = {"base": torch.zeros(2, 3), "sub1": torch.zeros(2, 3)}
+LABELS = torch.zeros(2, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nsn.teach.base(NET, 1.5), "from 0 to 1, but is 1.5"),
+        (lambda: nsn.teach.base(NET, {"base": 1.0}), "'base' has a weight, but teaches"),
+        (lambda: nsn.teach.base(NET, {"sub": 1.0}), "nsn.teach.base: .* no sub-network 'sub'"),
+        (lambda: nsn.teach.mutual(NET, temperature=-1), "must be positive, but is -1"),
+        (lambda: nsn.teach.mutual(NET, by="l2"), "'cross_entropy' or 'squared_error'"),
+        (
+            lambda: nsn.joint_loss({"sub1": LOGITS["sub1"]}, LABELS, teach=nsn.teach.base(NET)),
+            "base is the teacher, but this pass has no output of it",
+        ),
+        (
+            lambda: nsn.joint_loss(LOGITS, LABELS, F.cross_entropy, teach=nsn.teach.base(NET)),
+            "by what distance was not said",
+        ),
+        (
+            lambda: nsn.joint_loss(LOGITS, LABELS, F.cross_entropy, label_smoothing=0.1),
+            "label_smoothing is of the default cross entropy",
+        ),
+        (
+            lambda: nsn.joint_loss(LOGITS, LABELS, teach=nsn.teach.outside(NET, torch.zeros(2, 4))),
+            r"gives \(2, 3\), but is to learn from the outside teacher, which gives \(2, 4\)",
+        ),
+        (lambda: nsn.joint_loss(LOGITS, {}), "targets is an empty dict"),
+        (lambda: nsn.joint_loss(LOGITS, {"base": LABELS}), "no targets for 'sub1'"),
+        (lambda: nsn.joint_loss(LOGITS, LABELS, {"sub": F.mse_loss}), "a loss names 'sub'"),
+    ],
+)
+def test_what_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
