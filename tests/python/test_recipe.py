@@ -104,10 +104,14 @@ def text(tmp_path: Path) -> str:
 
 
 def test_shipped_recipes_load() -> None:
-    assert shipped() == ["cnn", "demo", "paper", "transformer"]
+    assert shipped() == ["cnn", "demo", "mnist", "paper", "transformer"]
     for name in ("demo", "paper"):
         recipe = load_recipe(name)
-        assert recipe.values["data"] == {"kind": "images", "path": "data/mnist"}
+        assert recipe.values["data"] == {
+            "kind": "images",
+            "path": "data/mnist",
+            "validation": 0.0,
+        }
         assert recipe.description.names == ["base", "sub1", "sub2"]
         assert [recipe.description.parameter_count(n) for n in recipe.description.names] == [
             1_238_730,
@@ -116,7 +120,7 @@ def test_shipped_recipes_load() -> None:
         ]
 
 
-@pytest.mark.parametrize("name", ["cnn", "demo", "transformer"])
+@pytest.mark.parametrize("name", ["cnn", "demo", "mnist", "transformer"])
 def test_shipped_recipes_find_their_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     recipe = load_recipe(name)
@@ -188,7 +192,11 @@ def test_wrong_overrides(small: str, override: str, message: str) -> None:
     ("old", "new", "message"),
     [
         ("epochs = 2", "", "'epochs' must be an integer, but is None"),
-        ("epochs = 2", "epochs = 2\nepoch = 3", "unknown key 'epoch'. The keys are batch_size"),
+        (
+            "epochs = 2",
+            "epochs = 2\nepoch = 3",
+            "unknown key 'epoch'. The keys are alone, average, batch_size",
+        ),
         ("epochs = 2", "epochs = = 2", "is no TOML"),
         ("warmup_epochs", "warmup", "recipe: schedule has an unknown key 'warmup'"),
         (
@@ -210,7 +218,7 @@ def test_wrong_recipes(tmp_path: Path, old: str, new: str, message: str) -> None
 
 
 def test_unknown_recipe_and_wrong_options(small: str) -> None:
-    with pytest.raises(InputError, match="no recipe 'nope'. .* demo, paper"):
+    with pytest.raises(InputError, match="no recipe 'nope'. .* demo, mnist, paper"):
         load_recipe("nope")
     recipe = load_recipe(small)
     recipe.values["optimizer"]["speed"] = 3
@@ -269,7 +277,11 @@ def test_recipes_without_data_are_of_mnist_and_text_gets_its_defaults(
 ) -> None:
     path = tmp_path / "old.toml"
     path.write_text(SMALL.replace("[data]\nkind = 'images'\npath = 'images'\n", ""))
-    assert load_recipe(str(path)).values["data"] == {"kind": "images", "path": "data/mnist"}
+    assert load_recipe(str(path)).values["data"] == {
+        "kind": "images",
+        "path": "data/mnist",
+        "validation": 0.0,
+    }
     recipe = load_recipe(text)
     assert recipe.values["data"]["test_share"] == 0.1
     assert recipe.values["data"]["test_windows"] == 500

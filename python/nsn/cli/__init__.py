@@ -1,4 +1,4 @@
-"""The command line: ``nsn train | eval | describe | extract | export | verify | plot``."""
+"""The command line: ``nsn train | study | eval | describe | extract | export | verify | plot``."""
 
 import io
 import os
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from nsn.cli import look, ship, train
+from nsn.cli import look, ship, study, train
 from nsn.cli.app import BAD_INPUT, DIVERGED, app
 from nsn.training.errors import DivergedError, InputError
 
-__all__ = ["look", "main", "ship", "train"]
+__all__ = ["look", "main", "ship", "study", "train"]
 
 
 class _Output(io.TextIOWrapper):

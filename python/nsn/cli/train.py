@@ -180,7 +180,7 @@ def _train(
         if not run.complete:
             write_state(state_file, run.state_dict())
         report = make_report(run, samples.test)
-        nsn.save(run.network, out / "model.safetensors", _metadata(recipe, out))
+        nsn.save(run.evaluated, out / "model.safetensors", _metadata(recipe, out))
         write_json(out / "report.json", report)
         plot_curves({title: report}, out / "curves.png", f"{title}, seed {seed}")
     watcher.result(title, out, report)

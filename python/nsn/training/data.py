@@ -40,7 +40,11 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """A data set with its two splits."""
+    """A data set with its two splits.
+
+    Where the recipe holds a part of the training data back, ``data.validation``, ``test`` is that
+    part, and the test data are not read.
+    """
 
     train: Split
     test: Split
@@ -60,7 +64,10 @@ def load_data(table: dict[str, Any], description: Description) -> Data:
     dtype = getattr(torch, json.loads(description.to_json())["input"]["dtype"])
     outputs = {name: description.output_shape(name) for name in description.names}
     if table["kind"] == "images":
-        train, test = (Images.read(path, half, shape, dtype) for half in ("train", "t10k"))
+        if table["validation"]:
+            train, test = Images.read(path, "train", shape, dtype).split(table["validation"])
+        else:
+            train, test = (Images.read(path, half, shape, dtype) for half in ("train", "t10k"))
         largest = max(int(train.labels.max()), int(test.labels.max()))
         _check_outputs(outputs, (), largest + 1, f"there is a label {largest}")
         return Data(train, test)

@@ -7,7 +7,7 @@ import gzip
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -83,6 +83,23 @@ class Images:
                 f"floating dtype."
             )
         return cls(images.reshape(-1, *shape), labels.long(), dtype)
+
+    def split(self, share: float) -> tuple["Images", "Images"]:
+        """Two parts, of which the second one has the given share of the samples, at the end.
+
+        Raises:
+            InputError: where a part would be empty.
+        """
+        count = round(len(self) * share)
+        if not 0 < count < len(self):
+            raise InputError(
+                f"data: a share of {share} of {len(self)} images leaves a part empty. Give another "
+                f"data.validation."
+            )
+        return (
+            replace(self, images=self.images[:-count], labels=self.labels[:-count]),
+            replace(self, images=self.images[-count:], labels=self.labels[-count:]),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -50,15 +50,20 @@ class Run:
         recipe: what to train.
         data: in memory.
         seed: for torch's default generator.
+        evaluates_epochs: whether each epoch ends with an evaluation.
 
     Attributes:
         network: with the weights of this moment.
+        evaluated: what is evaluated and saved: the moving average of its weights and statistics,
+            where the recipe has one, else the network.
         epochs: one record for each complete epoch, as report.json has them.
         seconds: what the run took so far, ``total`` and the part of it in ``steps`` (forward, loss,
             backward, optimizer).
     """
 
-    def __init__(self, recipe: Recipe, data: Data, seed: int) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Data, seed: int, evaluates_epochs: bool = True
+    ) -> None:
         torch.manual_seed(seed)
         self.recipe = recipe
         self.seed = seed
@@ -66,6 +71,9 @@ class Run:
         self.epochs: list[dict[str, Any]] = []
         self.seconds = {"total": 0.0, "steps": 0.0}
         self._data = data
+        self._evaluates_epochs = evaluates_epochs
+        self._teacher = recipe.teacher(self.network)
+        self._average = recipe.average(self.network)
         self._optimizer = recipe.optimizer(self.network)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         # The epoch under way: its samples in order, its steps done, and what they summed up to.
@@ -73,6 +81,14 @@ class Run:
         self._step = 0
         self._loss = 0.0
         self._epoch_seconds = 0.0
+
+    @property
+    def evaluated(self) -> Network:
+        if self._average is None:
+            return self.network
+        network = self._average.module
+        assert isinstance(network, Network)
+        return network
 
     @property
     def complete(self) -> bool:
@@ -110,7 +126,9 @@ class Run:
                     "epoch": len(self.epochs) + 1,
                     "train_loss": self._loss / len(self._data.train),
                     "seconds": self._epoch_seconds,
-                    "subnetworks": evaluate(self.network, self._data.test),
+                    "subnetworks": (
+                        evaluate(self.evaluated, self._data.test) if self._evaluates_epochs else {}
+                    ),
                 }
             )
             self._order, self._step, self._loss, self._epoch_seconds = None, 0, 0.0, 0.0
@@ -142,6 +160,9 @@ class Run:
                     f"{self._step + 1}. Lower optimizer.lr, for example with --set."
                 )
             self._optimizer.step()
+            self.recipe.bound(self.network)
+            if self._average is not None:
+                self._average.update_parameters(self.network)
             self.seconds["steps"] += time.perf_counter() - started
             self._loss += loss * len(batch)
             self._step += 1
@@ -153,14 +174,22 @@ class Run:
         if self.recipe.by_lane:
             try:
                 losses = self.network.backward_by_lane(
-                    inputs, lambda name, output: joint_loss(_rows({name: output}), targets)
+                    inputs, lambda name, output: self._loss_of({name: output}, targets)
                 )
             except ValueError as error:
                 raise InputError(f"recipe: by_lane: {error}") from None
             return sum(loss.item() for loss in losses.values())
-        joint = joint_loss(_rows(self.network(inputs, ALL)), targets)
+        joint = self._loss_of(self.network(inputs, ALL), targets)
         joint.backward()
         return joint.item()
+
+    def _loss_of(self, outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+        return joint_loss(
+            _rows(outputs),
+            targets,
+            teach=self._teacher,
+            label_smoothing=self.recipe.label_smoothing,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, of this moment; for ``torch.save``."""
@@ -170,6 +199,7 @@ class Run:
             "seed": self.seed,
             "samples": len(self._data.train),
             "network": self.network.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "generator": torch.get_rng_state(),
             "epochs": self.epochs,
@@ -194,6 +224,8 @@ class Run:
                 shown = "" if key == "recipe" else f" ({state[key]} there, {mine[key]} here)"
                 raise ValueError(f"the run there has another value of '{key}'{shown}")
         self.network.load_state_dict(state["network"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["generator"])
         self.epochs, self.seconds = state["epochs"], state["seconds"]

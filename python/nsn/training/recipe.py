@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import nsn
 from nsn import Description, Network, files, param_groups
 from nsn.training.errors import InputError
 
@@ -25,14 +27,27 @@ _SCHEDULES: dict[str, dict[str, Any]] = {
 
 # Kinds of data, with what each takes apart from ``kind``; a type stands for a value that is needed.
 _DATA: dict[str, dict[str, Any]] = {
-    "images": {"path": "data/mnist"},
+    "images": {"path": "data/mnist", "validation": 0.0},
     "text": {
         "path": str,
         "characters": str,
         "windows": int,
         "test_share": 0.1,
         "test_windows": 500,
+        "validation": 0.0,
     },
+}
+
+# Means of training, with the values that leave them out.
+_MEANS: dict[str, dict[str, Any]] = {
+    "teach": {"kind": "none", "weight": 0.5, "temperature": 1.0},
+    "average": {"decay": 0.0},
+    "bound": {"row_norm": 0.0, "blocks": []},
+}
+_TEACHERS = {
+    "base": nsn.teach.base,
+    "next_larger": nsn.teach.next_larger,
+    "mutual": nsn.teach.mutual,
 }
 
 
@@ -75,7 +90,43 @@ class Recipe:
         del values["network"]["nsn"]
         if "of" in values["decay"]:
             values["decay"]["of"] = "base"
+        values["teach"]["kind"] = "none"
+        values["teach"]["weight"] = _MEANS["teach"]["weight"]
+        kept = {each["name"] for each in values["network"]["blocks"]}
+        values["bound"]["blocks"] = [each for each in values["bound"]["blocks"] if each in kept]
+        if not values["bound"]["blocks"]:
+            values["bound"] = deepcopy(_MEANS["bound"])
+        for key, value in values.pop("alone", {}).get(name, {}).items():
+            _put(values, key, value, f"recipe: alone.{name}")
         return replace(check_recipe(values), alone_name=name)
+
+    @property
+    def label_smoothing(self) -> float:
+        """As :func:`nsn.joint_loss` takes it."""
+        return float(self.values["label_smoothing"])
+
+    def teacher(self, network: Network) -> nsn.teach.Teacher | None:
+        """Whose outputs sub-networks learn from, or None."""
+        teach = self.values["teach"]
+        if teach["kind"] == "none":
+            return None
+        try:
+            return _TEACHERS[teach["kind"]](network, teach["weight"], teach["temperature"])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"recipe: teach: {error}") from None
+
+    def bound(self, network: Network) -> None:
+        """Bounds the weights' rows where the recipe wants it; after each step."""
+        bound = self.values["bound"]
+        if bound["row_norm"] > 0:
+            nsn.bound_row_norms(network, bound["row_norm"], bound["blocks"])
+
+    def average(self, network: Network) -> AveragedModel | None:
+        """What keeps the moving average of a network's weights and statistics, or None."""
+        decay = self.values["average"]["decay"]
+        if decay == 0:
+            return None
+        return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def reading(self, path: Path) -> "Recipe":
         """The recipe with its data from another place."""
@@ -138,7 +189,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         InputError: where there is no such recipe, it is malformed, or an override fits nothing.
     """
     values = _read(name)
-    values.setdefault("by_lane", False)  # so that it can be overridden
+    _complete(values)  # so that all can be overridden
     for override in overrides:
         _override(values, override)
     return check_recipe(values)
@@ -169,9 +220,12 @@ def _read(name: str) -> dict[str, Any]:
 def check_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from its document; completes defaults and refuses what it does not know."""
     values = deepcopy(values)
-    known = {"data", "epochs", "batch_size", "by_lane", "optimizer", "decay", "schedule", "network"}
+    known = {
+        *("data", "epochs", "batch_size", "by_lane", "optimizer", "decay", "schedule", "network"),
+        *("label_smoothing", "alone", *_MEANS),
+    }
     _only(values, known, "recipe")
-    values.setdefault("by_lane", False)
+    _complete(values)
     kinds = {"epochs": int, "batch_size": int, "by_lane": bool, "optimizer": dict, "network": dict}
     for key, kind in kinds.items():
         _check_kind(values, key, kind, "")
@@ -185,11 +239,74 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
         )
     _check_decay(values.setdefault("decay", {}))
     _check_schedule(values.setdefault("schedule", {"kind": "constant"}))
+    _check_means(values)
     try:
         description = Description.from_json(json.dumps({"nsn": 1, **values["network"]}))
     except ValueError as error:
         raise InputError(f"recipe: network: {error}") from None
-    return Recipe(values, description, values["epochs"], values["batch_size"], values["by_lane"])
+    recipe = Recipe(values, description, values["epochs"], values["batch_size"], values["by_lane"])
+    for name in values.get("alone", {}):
+        if name not in description.names:
+            raise InputError(
+                f"recipe: alone names '{name}', which is no sub-network. They are "
+                f"{', '.join(description.names)}."
+            )
+        recipe.alone(name)
+    unknown = set(values["bound"]["blocks"]) - set(description.blocks)
+    if unknown:
+        raise InputError(f"recipe: bound.blocks names '{min(unknown)}', which is no block.")
+    return recipe
+
+
+def _complete(values: dict[str, Any]) -> None:
+    """Adds what leaves a means of training out, where nothing is said of it."""
+    values.setdefault("by_lane", False)
+    values.setdefault("label_smoothing", 0.0)
+    data = values.setdefault("data", {"kind": "images"})
+    if isinstance(data, dict):
+        data.setdefault("validation", 0.0)
+    for key, defaults in _MEANS.items():
+        table = values.setdefault(key, {})
+        if isinstance(table, dict):
+            for name, value in defaults.items():
+                table.setdefault(name, deepcopy(value))
+
+
+def _check_means(values: dict[str, Any]) -> None:
+    for key, defaults in _MEANS.items():
+        _only(values[key], set(defaults), f"recipe: {key}")
+    teach, average, bound = values["teach"], values["average"], values["bound"]
+    if teach["kind"] not in ("none", *_TEACHERS):
+        raise InputError(
+            f"recipe: teach.kind must be one of none, {', '.join(_TEACHERS)}, but is "
+            f"{teach['kind']!r}."
+        )
+    if values["by_lane"] and teach["kind"] != "none":
+        raise InputError(
+            "recipe: by_lane runs one sub-network after the other, so that none can learn from "
+            "another. Leave by_lane or teach out."
+        )
+    for name, value, most in (
+        ("label_smoothing", values["label_smoothing"], 1.0),
+        ("average.decay", average["decay"], 1.0),
+        ("bound.row_norm", bound["row_norm"], math.inf),
+    ):
+        if not _is_number(value) or not 0 <= value <= most or (name[0] == "a" and value == 1):
+            limits = "at least 0" if most == math.inf else "between 0 and 1"
+            raise InputError(f"recipe: {name} must be a number {limits}, but is {value!r}.")
+    if not isinstance(bound["blocks"], list):
+        raise InputError(f"recipe: bound.blocks must be names, but is {bound['blocks']!r}.")
+    if bound["row_norm"] > 0 and not bound["blocks"]:
+        raise InputError(
+            "recipe: bound.row_norm bounds the weights of bound.blocks, but that names none. Name "
+            "the blocks, for example the hidden layers."
+        )
+    alone = values.get("alone", {})
+    if not (isinstance(alone, dict) and all(isinstance(each, dict) for each in alone.values())):
+        raise InputError(
+            "recipe: alone must be tables of a sub-network's keys and values, such as "
+            'sub2 = { "optimizer.lr" = 0.1 }.'
+        )
 
 
 def check_data(table: Any) -> dict[str, Any]:
@@ -213,6 +330,11 @@ def check_data(table: Any) -> dict[str, Any]:
     if not 0 < data.get("test_share", 0.5) < 1:
         raise InputError(
             f"recipe: data.test_share must be between 0 and 1, but is {data['test_share']}."
+        )
+    if not 0 <= data["validation"] < 1:
+        raise InputError(
+            f"recipe: data.validation must be a share, at least 0 and below 1, but is "
+            f"{data['validation']}."
         )
     return data
 
@@ -269,15 +391,20 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a string without quotes
+    _put(values, path, value, "--set")
+
+
+def _put(values: dict[str, Any], path: str, value: Any, where: str) -> None:
+    """Puts a value in the place of another; `where` is who asks for it, for messages."""
     keys = path.strip().split(".")
     place: Any = values
     for depth, key in enumerate(keys[:-1]):
-        place = _child(place, key, keys[: depth + 1])
+        place = _child(place, key, keys[: depth + 1], where)
     last = keys[-1]
-    old = _child(place, last, keys)
+    old = _child(place, last, keys, where)
     if not _same_kind(old, value):
         raise InputError(
-            f"--set: '{path}' is {_kind_name(type(old))} ({old!r}), but the value given is "
+            f"{where}: '{path}' is {_kind_name(type(old))} ({old!r}), but the value given is "
             f"{value!r}. Give one of the same kind."
         )
     if isinstance(place, list):
@@ -286,7 +413,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         place[last] = float(value) if isinstance(old, float) else value
 
 
-def _child(place: Any, key: str, path: list[str]) -> Any:
+def _child(place: Any, key: str, path: list[str], where: str) -> Any:
     """What a key means at a place; in a list it is the name of an entry."""
     entries: dict[str, Any] = {}
     if isinstance(place, dict):
@@ -297,7 +424,7 @@ def _child(place: Any, key: str, path: list[str]) -> Any:
         return entries[key]
     near = difflib.get_close_matches(key, entries, n=3, cutoff=0.0)
     remedy = f" The nearest keys are {', '.join(map(repr, near))}." if near else ""
-    raise InputError(f"--set: the recipe has no key '{'.'.join(path)}'.{remedy}")
+    raise InputError(f"{where}: the recipe has no key '{'.'.join(path)}'.{remedy}")
 
 
 def _only(table: Any, known: set[str], where: str) -> None:

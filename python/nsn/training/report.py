@@ -64,7 +64,7 @@ def latency_us(network: Network, name: str, x: Tensor) -> float:
 def make_report(run: Run, test: Split) -> dict[str, Any]:
     """The contents of report.json."""
     return {
-        "final": summarize(run.network, test),
+        "final": summarize(run.evaluated, test),
         "best_epoch_on_test": best_epoch(run.epochs, metric_of(run.recipe.values)),
         "seconds": run.seconds,
         "epochs": run.epochs,
@@ -234,6 +234,21 @@ def _table(title: str, *headings: str) -> Table:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Writes atomically: the file is either the old one or the whole new one."""
     files.write(path, (json_text(document, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` wrote.
+
+    Raises:
+        InputError: where the file is none of these.
+    """
+    try:
+        document: dict[str, Any] = json.loads(files.read(path))
+    except OSError as error:
+        raise InputError(files.reason(error)) from None
+    except ValueError as error:
+        raise InputError(f"'{path}' is no JSON: {error}. Remove it.") from None
+    return document
 
 
 def json_text(document: Any, indent: int | None = None) -> str:

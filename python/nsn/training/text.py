@@ -36,10 +36,12 @@ class Windows:
     ) -> tuple["Windows", "Windows"]:
         """The two parts of a text file: what is trained on, and the end, which is evaluated on.
 
+        With ``validation`` it is the end of what is trained on otherwise, and that is read no more.
+
         Args:
             path: a UTF-8 file.
-            table: the recipe's ``data``: ``characters``, ``windows``, ``test_share`` and
-                ``test_windows``.
+            table: the recipe's ``data``: ``characters``, ``windows``, ``test_share``,
+                ``test_windows`` and ``validation``.
             shape: of the network's input: ``(T,)``.
             dtype: of the network's input, integral.
 
@@ -69,6 +71,8 @@ class Windows:
             ) from None
         length = shape[0]
         train, test = tokens.tensor_split([len(tokens) - int(len(tokens) * table["test_share"])])
+        if table["validation"]:
+            train, test = train.tensor_split([len(train) - int(len(train) * table["validation"])])
         for part, name in ((train, "to train on"), (test, "to evaluate on")):
             if len(part) <= length:
                 raise InputError(

@@ -1,0 +1,381 @@
+"""Studies: a network trained together, and each sub-network alone, for many seeds.
+
+A study is a set of runs, each a process of one thread. What a run depends on, its recipe and seed,
+names its files, so that a study may be killed at any moment and goes on, and so that the runs of
+each sub-network alone are shared by all variants that do not change them.
+"""
+
+import hashlib
+import io
+import math
+import multiprocessing
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from nsn import files
+from nsn.training.data import load_data
+from nsn.training.errors import InputError
+from nsn.training.loop import Run, evaluate
+from nsn.training.recipe import Recipe, check_recipe, metric_of
+from nsn.training.report import (
+    json_text,
+    machine,
+    number_text,
+    read_json,
+    read_state,
+    write_json,
+    write_state,
+)
+
+#: How often a run that goes on for long notes where it is, in seconds.
+_SAVES_EVERY = 60.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a study.
+
+    Attributes:
+        recipe: what is trained: all together, or one sub-network alone.
+        seed: of the run.
+    """
+
+    recipe: Recipe
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The run's name, which stands for its recipe and seed."""
+        return f"{key_of(self.recipe)}-{self.seed}"
+
+
+def key_of(recipe: Recipe) -> str:
+    """A short name of what a recipe trains, where its data lie apart."""
+    values = {**recipe.values, "data": {**recipe.values["data"], "path": ""}}
+    values.pop("alone", None)
+    text = json_text([values, recipe.alone_name])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass
+class Results:
+    """The finished runs of a folder.
+
+    Attributes:
+        folder: where their files are.
+        runs: key to what a run gave, as :func:`train_one` returns it.
+    """
+
+    folder: Path
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def find(self, tasks: Iterable[Task]) -> list[Task]:
+        """Reads what was finished before; returns the tasks that are left, in order."""
+        left = {}
+        for task in tasks:
+            if task.key in self.runs or task.key in left:
+                continue
+            file = self.folder / f"{task.key}.json"
+            if file.exists():
+                self.runs[task.key] = read_json(file)
+            else:
+                left[task.key] = task
+        return list(left.values())
+
+    def of(self, recipe: Recipe, seed: int) -> dict[str, Any] | None:
+        """What a run gave, or None where it is not finished."""
+        return self.runs.get(Task(recipe, seed).key)
+
+
+def train_one(values: dict[str, Any], alone: str | None, seed: int, folder: str) -> dict[str, Any]:
+    """One run, from where it was left; its result stays in a file of the folder.
+
+    Returns:
+        ``scores`` by sub-network, from the last weights and read once; ``seconds`` of processor
+        time in all steps, their number ``steps`` and the floating-point operations ``flops`` that
+        they need (three times those of a forward pass, of all samples and sub-networks).
+
+    Raises:
+        DivergedError: where the loss is no finite number.
+    """
+    recipe = replace(check_recipe(values), alone_name=alone)
+    task = Task(recipe, seed)
+    state_file, result_file = (Path(folder) / f"{task.key}{end}" for end in (".pt", ".json"))
+    data = load_data(recipe.values["data"], recipe.description)
+    run = Run(recipe, data, seed, evaluates_epochs=False)
+    spent = 0.0
+    if state_file.exists():
+        state = read_state(state_file)
+        run.load_state_dict(state["run"])
+        spent = state["seconds"]
+    started, saved = time.process_time(), time.monotonic()
+
+    def after_epoch(record: dict[str, Any]) -> None:
+        nonlocal saved
+        if time.monotonic() - saved > _SAVES_EVERY and not run.complete:
+            seconds = spent + time.process_time() - started
+            write_state(state_file, {"run": run.state_dict(), "seconds": seconds})
+            saved = time.monotonic()
+
+    run.train(on_epoch=after_epoch)
+    seconds = spent + time.process_time() - started
+    samples = len(data.train) * recipe.epochs
+    description = run.network.description
+    result = {
+        "seed": seed,
+        "alone": alone,
+        "scores": evaluate(run.evaluated, data.test),
+        "seconds": seconds,
+        "steps": -(-len(data.train) // recipe.batch_size) * recipe.epochs,
+        "flops": 3 * samples * sum(description.flops(name) for name in description.names),
+    }
+    write_json(result_file, result)
+    state_file.unlink(missing_ok=True)
+    return result
+
+
+def run_all(
+    tasks: list[Task],
+    results: Results,
+    jobs: int,
+    on_result: Callable[[Task, dict[str, Any]], None],
+) -> None:
+    """Runs what is left of a study, ``jobs`` runs at a time, each a process of one thread.
+
+    Raises:
+        DivergedError: where a run's loss is no finite number; the others are ended.
+    """
+    results.folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
+    waiting: dict[Future[dict[str, Any]], Task] = {}
+    try:
+        for task in tasks:
+            arguments = (task.recipe.values, task.recipe.alone_name, task.seed)
+            waiting[pool.submit(train_one, *arguments, str(results.folder))] = task
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                task = waiting.pop(future)
+                results.runs[task.key] = future.result()
+                on_result(task, future.result())
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in (pool._processes or {}).values():
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    torch.set_num_threads(1)
+
+
+# ---- what a study says ---------------------------------------------------------------------------
+
+
+WAYS = ("together", "alone")
+
+
+def tasks_of(recipe: Recipe, seeds: Iterable[int], ways: Iterable[str] = WAYS) -> list[Task]:
+    """All runs of a study, those of one seed beside each other."""
+    recipes = [recipe] if "together" in ways else []
+    if "alone" in ways:
+        recipes += [recipe.alone(name) for name in recipe.description.names]
+    return [Task(each, seed) for seed in seeds for each in recipes]
+
+
+def scores_of(
+    recipe: Recipe, seeds: Iterable[int], results: Results, way: str
+) -> dict[str, list[float]]:
+    """What each sub-network reached in finished runs, one number a seed."""
+    metric = metric_of(recipe.values)
+    names = recipe.description.names
+    scores: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        trained, kept = (recipe, name) if way == "together" else (recipe.alone(name), "base")
+        for run in (results.of(trained, seed) for seed in seeds):
+            if run is not None:
+                scores[name].append(run["scores"][kept][metric])
+    return scores
+
+
+def summary(recipe: Recipe, seeds: Iterable[int], results: Results) -> dict[str, Any]:
+    """The document of study.json, of those seeds whose runs are all there.
+
+    Returns:
+        ``recipe``, ``seeds``, ``metric`` (``accuracy`` or ``loss``, the latter in nats),
+        ``subnetworks`` (by name ``together`` and ``alone``, one number a seed, and ``difference``,
+        the mean and the standard error of together - alone, paired by seed), ``compute`` (by name
+        and ``together``: ``flops`` of a run and ``seconds`` of processor time, one a seed) and
+        ``machine``.
+    """
+    metric = metric_of(recipe.values)
+    names = recipe.description.names
+    own = {name: recipe.alone(name) for name in names}
+    together: dict[int, dict[str, Any]] = {}
+    alone: dict[int, dict[str, dict[str, Any]]] = {}
+    for seed in seeds:
+        joint = results.of(recipe, seed)
+        each = {name: results.of(own[name], seed) for name in names}
+        if joint is not None and all(found is not None for found in each.values()):
+            together[seed] = joint
+            alone[seed] = {name: found for name, found in each.items() if found is not None}
+    scores: dict[str, Any] = {}
+    compute = {"together": _compute(together.values())}
+    for name in names:
+        ours = [run["scores"][name][metric] for run in together.values()]
+        theirs = [run[name]["scores"]["base"][metric] for run in alone.values()]
+        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+        scores[name] = {
+            "together": ours,
+            "alone": theirs,
+            "difference": {
+                "mean": statistics.fmean(differences) if differences else math.nan,
+                "standard_error": standard_error(differences),
+            },
+        }
+        compute[name] = _compute(run[name] for run in alone.values())
+    return {
+        "recipe": recipe.values,
+        "seeds": list(together),
+        "metric": metric,
+        "subnetworks": scores,
+        "compute": compute,
+        "machine": {**machine(), "threads": 1},
+    }
+
+
+def _compute(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    found = list(runs)
+    return {
+        "flops": found[0]["flops"] if found else 0,
+        "seconds": [round(run["seconds"], 1) for run in found],
+    }
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean; NaN for fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def restore(study: dict[str, Any], recipe: Recipe, results: Results) -> None:
+    """Takes the results of a study.json as finished runs, where it is of the same recipe.
+
+    Raises:
+        InputError: where it is of another one.
+    """
+    there = check_recipe(study["recipe"])
+    if key_of(there) != key_of(recipe) or there.values.get("alone") != recipe.values.get("alone"):
+        raise InputError(
+            "--out: the study there is of another recipe, or of other --set. Choose another folder "
+            "for this one, or remove that."
+        )
+    metric = study["metric"]
+    for place, seed in enumerate(study["seeds"]):
+        scores = study["subnetworks"]
+
+        def run(name: str | None, values: dict[str, float], place: int = place) -> dict[str, Any]:
+            compute = study["compute"][name or "together"]
+            return {
+                "scores": {each: {metric: value} for each, value in values.items()},
+                "seconds": compute["seconds"][place],
+                "flops": compute["flops"],
+                "alone": name,
+            }
+
+        joint = {name: each["together"][place] for name, each in scores.items()}
+        results.runs.setdefault(Task(recipe, seed).key, run(None, joint))
+        for name, each in scores.items():
+            key = Task(recipe.alone(name), seed).key
+            results.runs.setdefault(key, run(name, {"base": each["alone"][place]}))
+
+
+def study_table(study: dict[str, Any], title: str) -> Table:
+    """Mean and standard error of each sub-network together, alone, and of their difference."""
+    metric, seeds = study["metric"], len(study["seeds"])
+    result = Table(title=f"{title}: {metric}, {seeds} seeds, mean ± standard error")
+    result.add_column("sub-\nnetwork", overflow="fold")
+    for heading in ("together", "alone", "difference", "FLOPs alone"):
+        result.add_column(heading, justify="right", overflow="fold")
+    for name, each in study["subnetworks"].items():
+        difference = each["difference"]
+        result.add_row(
+            name,
+            *(_mean_text(each[way]) for way in ("together", "alone")),
+            f"{difference['mean']:+.4f} ± {number_text(difference['standard_error'])}",
+            f"{study['compute'][name]['flops']:.2e}",
+        )
+    result.caption = f"FLOPs together: {study['compute']['together']['flops']:.2e}"
+    return result
+
+
+def ablation_table(variants: Mapping[str, dict[str, list[float]]], title: str) -> Table:
+    """What each variant of a recipe makes of the first one, paired by seed.
+
+    Args:
+        variants: label to each sub-network's scores, one a seed.
+        title: above the table.
+    """
+    first = next(iter(variants.values()))
+    result = Table(title=f"{title}: mean, and difference from the first ± standard error")
+    result.add_column("variant", overflow="fold")
+    for name in first:
+        result.add_column(name, justify="right", overflow="fold")
+    for label, scores in variants.items():
+        cells = []
+        for name, values in scores.items():
+            text = number_text(statistics.fmean(values)) if values else "-"
+            pairs = [a - b for a, b in zip(values, first[name], strict=False)]
+            if scores is not first and pairs:
+                text += f"\n{statistics.fmean(pairs):+.4f} ± {number_text(standard_error(pairs))}"
+            cells.append(text)
+        result.add_row(label, *cells)
+    return result
+
+
+def _mean_text(values: list[float]) -> str:
+    if not values:
+        return "-"
+    return f"{number_text(statistics.fmean(values))} ± {number_text(standard_error(values))}"
+
+
+def plot_study(study: dict[str, Any], path: Path, title: str) -> None:
+    """A dot a seed, together and alone, and the mean with one standard error to each side."""
+    with mpl.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
+        names = list(study["subnetworks"])
+        figure = Figure(figsize=(1.2 + 1.9 * len(names), 3.4), layout="constrained")
+        figure.suptitle(title)
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            for place, (way, colour) in enumerate((("together", "C0"), ("alone", "C1"))):
+                values = study["subnetworks"][name][way]
+                count = len(values)
+                spread = [place + 0.3 * (i + 0.5 - count / 2) / max(count, 1) for i in range(count)]
+                axes.plot(spread, values, ".", color=colour, alpha=0.6)
+                if values:
+                    axes.errorbar(
+                        [place + 0.3],
+                        [statistics.fmean(values)],
+                        [standard_error(values)],
+                        color=colour,
+                        marker="_",
+                        capsize=3,
+                    )
+            axes.set(title=name, xticks=[0, 1], xticklabels=["together", "alone"])
+            axes.set_xlim(-0.5, 1.6)
+        figure.axes[0].set_ylabel(f"{study['metric']}, last weights")
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=120)
+    files.write(path, image.getbuffer())

@@ -1,0 +1,308 @@
+"""Studies: together and alone, for many seeds, killed and gone on with."""
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nsn.training import loop
+from nsn.training.data import load_data
+from nsn.training.errors import InputError
+from nsn.training.recipe import Recipe, load_recipe
+from nsn.training.report import write_state
+from nsn.training.study import Results, Task, standard_error, summary, tasks_of, train_one
+from test_cli import run
+from test_data import write_set
+from test_recipe import SMALL, TEXT
+
+SMOOTHING = "label_smoothing = 0.1\n"
+MEANS = """
+[teach]
+kind = "base"
+weight = { small = 0.3 }
+[average]
+decay = 0.9
+[bound]
+row_norm = 0.3
+blocks = ["hidden"]
+[alone]
+small = { "optimizer.lr" = 0.2 }
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    data = write_set(tmp_path / "data", gz=True)
+    path.write_text(SMALL.replace("path = 'images'", f"path = '{data}'"))
+    return path
+
+
+def study(recipe: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return run("study", recipe, "--out", out, *more)
+
+
+def read(out: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((out / "study.json").read_text())
+    return document
+
+
+def without_time(document: dict[str, Any]) -> dict[str, Any]:
+    for each in document["compute"].values():
+        each.pop("seconds")
+    return document
+
+
+def test_a_study_is_its_runs(recipe: Path, tmp_path: Path) -> None:
+    """Each score is that of the run by itself, from its last weights."""
+    out = tmp_path / "out"
+    result = study(recipe, out, "--seeds", "2", "--jobs", "2")
+    assert result.returncode == 0, result.stderr
+    assert "6/6" in result.stdout and re.search(r"2\s+seeds", result.stdout)
+    assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
+    document = read(out)
+    assert document["seeds"] == [1, 2] and document["metric"] == "accuracy"
+    torch.set_num_threads(1)
+    chosen = load_recipe(str(recipe))
+    data = load_data(chosen.values["data"], chosen.description)
+    for name, scores in document["subnetworks"].items():
+        for place, seed in enumerate((1, 2)):
+            for way, each, kept in (
+                ("together", chosen, name),
+                ("alone", chosen.alone(name), "base"),
+            ):
+                trained = loop.Run(each, data, seed)
+                trained.train()
+                expected = trained.epochs[-1]["subnetworks"][kept]["accuracy"]
+                assert scores[way][place] == expected, (name, way, seed)
+        pairs = [a - b for a, b in zip(scores["together"], scores["alone"], strict=True)]
+        assert scores["difference"]["mean"] == pytest.approx(statistics.fmean(pairs))
+        assert scores["difference"]["standard_error"] == pytest.approx(abs(pairs[0] - pairs[1]) / 2)
+    flops = 3 * 2 * len(data.train)
+    assert document["compute"]["small"]["flops"] == flops * chosen.description.flops("small")
+    assert document["compute"]["together"]["flops"] == flops * sum(
+        chosen.description.flops(name) for name in chosen.description.names
+    )
+    assert len(document["compute"]["together"]["seconds"]) == 2
+
+
+def test_a_study_goes_on_from_its_runs_and_from_its_document(recipe: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert study(recipe, whole, "--seeds", "3").returncode == 0
+    assert study(recipe, out, "--seeds", "1").returncode == 0
+    # The document alone is enough.
+    for file in (out / "runs").iterdir():
+        file.unlink()
+    result = study(recipe, out, "--seeds", "3", "--json")
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert sorted(line["seed"] for line in lines) == [2, 2, 2, 3, 3, 3]
+    assert without_time(read(out)) == without_time(read(whole))
+    again = study(recipe, out, "--seeds", "3", "--json")
+    assert again.returncode == 0 and again.stdout == ""
+    other = study(recipe, out, "--seeds", "3", "--set", "optimizer.lr=0.2")
+    assert other.returncode == 2 and "the study there is of another recipe" in other.stderr
+
+
+def test_a_killed_study_ends_with_the_same_numbers(recipe: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    more = ("--seeds", "2", "--set", "epochs=6")
+    assert study(recipe, whole, *more).returncode == 0
+    command = [sys.executable, "-m", "nsn.cli", "study", recipe, "--out", out, *more]
+    for _ in range(2):
+        started = subprocess.Popen(
+            [*map(str, command), "--json"],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert started.stdout is not None
+        started.stdout.readline()
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    assert study(recipe, out, *more).returncode == 0
+    assert without_time(read(out)) == without_time(read(whole))
+
+
+def test_ctrl_c_ends_a_study_at_once(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "nsn.cli", "study", str(recipe), "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--seeds", "50", "--json", "--set", "epochs=50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_a_run_goes_on_in_the_middle(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nsn.training.study._SAVES_EVERY", -1.0)
+    chosen = load_recipe(str(recipe), ["epochs=4", "average.decay=0.9"])
+    (task,) = tasks_of(chosen, [1], ["together"])
+    whole = train_one(chosen.values, None, 1, str(tmp_path))
+    (tmp_path / f"{task.key}.json").unlink()
+    states = []
+
+    def stop(path: Path, state: dict[str, Any]) -> None:
+        write_state(path, state)
+        states.append(path)
+        if len(states) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("nsn.training.study.write_state", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_one(chosen.values, None, 1, str(tmp_path))
+    assert (tmp_path / f"{task.key}.pt").exists()
+    again = train_one(chosen.values, None, 1, str(tmp_path))
+    assert again["scores"] == whole["scores"] and len(states) == 3
+    assert [path.name for path in tmp_path.glob("*-1.*")] == [f"{task.key}.json"]
+
+
+def test_variants_share_the_seeds_and_are_compared_with_the_recipe(
+    recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    vary = ("--vary", "optimizer.lr=0.05,0.2", "--vary", "teach.weight=0.25")
+    result = study(recipe, out, "--seeds", "2", "--set", "teach.kind=base", *vary)
+    assert result.returncode == 0, result.stderr
+    assert "optimizer.lr=0.05" in result.stdout and "8/8" in result.stdout
+    document = json.loads((out / "ablation.json").read_text())
+    assert list(document["variants"]) == [
+        "recipe",
+        "optimizer.lr=0.05",
+        "optimizer.lr=0.2",
+        "teach.weight=0.25",
+    ]
+    assert all(len(each["small"]) == 2 for each in document["variants"].values())
+    alone = study(recipe, out, "--seeds", "1", *vary, "--way", "alone")
+    assert alone.returncode == 0, alone.stderr
+    # The teacher changes nothing of a run alone, so that it is not run again.
+    assert "6/6" in alone.stdout
+    assert not (out / "study.json").exists()
+
+
+def test_validation_is_of_the_training_data(recipe: Path) -> None:
+    chosen = load_recipe(str(recipe), ["data.validation=0.25"])
+    whole = load_data({**chosen.values["data"], "validation": 0.0}, chosen.description)
+    held = load_data(chosen.values["data"], chosen.description)
+    assert len(held.train) + len(held.test) == len(whole.train)
+    for part, at in ((held.train, 0), (held.test, len(held.train))):
+        found, expected = part.batch(torch.arange(2)), whole.train.batch(torch.arange(at, at + 2))
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_validation_of_text_never_reads_the_test_part(tmp_path: Path) -> None:
+    path = tmp_path / "text.toml"
+    path.write_text(TEXT)
+    text = tmp_path / "text.txt"
+    text.write_text("abcab" * 99 + "ccccc")
+    chosen = load_recipe(str(path), ["data.validation=0.2"]).reading(text)
+    held = load_data(chosen.values["data"], chosen.description)
+    whole = load_data({**chosen.values["data"], "validation": 0.0}, chosen.description)
+    together = torch.cat([held.train.tokens, held.test.tokens])
+    assert torch.equal(together, whole.train.tokens)
+
+
+def with_means(recipe: Path, *overrides: str) -> Recipe:
+    recipe.write_text(SMOOTHING + recipe.read_text() + MEANS)
+    return load_recipe(str(recipe), overrides)
+
+
+def test_means_of_training_are_in_the_loop(recipe: Path) -> None:
+    """Each of them changes the weights, and together they are as in plain code."""
+    plain = load_recipe(str(recipe))
+    chosen = with_means(recipe)
+    data = load_data(chosen.values["data"], chosen.description)
+    run_ = loop.Run(chosen, data, 1)
+    run_.train()
+    assert run_.evaluated is not run_.network
+    norms = run_.network.get_parameter("hidden.weight").norm(dim=1)
+    assert float(norms.max()) <= 0.3 + 1e-5
+    weights = set()
+    for off in (
+        [],
+        ["label_smoothing=0.0"],
+        ["teach.kind=none"],
+        ["average.decay=0.0"],
+        ["bound.row_norm=0.0"],
+    ):
+        each = loop.Run(load_recipe(str(recipe), off), data, 1)
+        each.train()
+        weights.add(tuple(each.evaluated.get_parameter("output.weight").flatten().tolist()))
+    assert len(weights) == 5
+    assert plain.teacher(run_.network) is None and plain.average(run_.network) is None
+
+
+def test_alone_has_its_own_values_and_no_teacher(recipe: Path) -> None:
+    chosen = with_means(recipe)
+    alone = chosen.alone("small")
+    assert alone.values["optimizer"]["lr"] == 0.2
+    assert chosen.alone("base").values["optimizer"]["lr"] == chosen.values["optimizer"]["lr"]
+    assert alone.values["teach"]["kind"] == "none"
+    assert alone.values["average"] == chosen.values["average"]
+    assert alone.values["label_smoothing"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "base"', 'kind = "best"', "teach.kind must be one of none, base, next_larger"),
+        ("small = 0.3", "smal = 0.3", "no sub-network 'smal'"),
+        ("decay = 0.9", "decay = 1.0", "average.decay must be a number between 0 and 1"),
+        ("row_norm = 0.3", "row_norm = -1.0", "bound.row_norm must be a number at least 0"),
+        ('blocks = ["hidden"]', 'blocks = ["hiden"]', "bound.blocks names 'hiden'"),
+        ('blocks = ["hidden"]', "blocks = []", "Name the blocks"),
+        ("label_smoothing = 0.1", "label_smoothing = 2.0", "label_smoothing must be a number"),
+        ("small = { ", "smal = { ", "alone names 'smal'"),
+        ('"optimizer.lr"', '"optimizer.rate"', "recipe: alone.small: the recipe has no key"),
+    ],
+)
+def test_wrong_means(recipe: Path, old: str, new: str, message: str) -> None:
+    text = recipe.read_text()
+    recipe.write_text(SMOOTHING.replace(old, new) + text + MEANS.replace(old, new, 1))
+    with pytest.raises(InputError, match=message):
+        chosen = load_recipe(str(recipe))
+        loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)
+
+
+def test_by_lane_has_no_teacher(recipe: Path) -> None:
+    with pytest.raises(InputError, match="none can learn from another"):
+        load_recipe(str(recipe), ["by_lane=true", "teach.kind=base"])
+
+
+def test_numbers_of_few_seeds() -> None:
+    assert standard_error([1.0, 3.0]) == pytest.approx(1.0)
+    assert standard_error([1.0]) != standard_error([1.0])  # no number
+
+
+def test_a_summary_has_the_seeds_that_are_whole(recipe: Path, tmp_path: Path) -> None:
+    chosen = load_recipe(str(recipe))
+    results = Results(tmp_path)
+    for task in tasks_of(chosen, [1, 2]):
+        if task.seed == 2 and task.recipe.alone_name == "small":
+            continue
+        name = task.recipe.alone_name
+        names = ["base"] if name else chosen.description.names
+        results.runs[task.key] = {
+            "scores": {each: {"accuracy": 0.5, "loss": 1.0} for each in names},
+            "seconds": 1.0,
+            "flops": 1,
+        }
+    assert summary(chosen, [1, 2], results)["seeds"] == [1]
+    assert Task(chosen, 1).key != Task(chosen.alone("base"), 1).key
