@@ -36,7 +36,7 @@ PYTHON_LAYERS = (
     ("parameters",),
     ("view", "pack", "extract"),
     ("network",),
-    ("optim", "teach", "checkpoint", "exporting", "paths"),
+    ("optim", "schedule", "teach", "checkpoint", "exporting", "paths"),
     ("picture", "training", "verifying"),
     ("recipes", "describing"),
     ("cli",),

@@ -27,6 +27,7 @@ void bind_merge(py::module_& m);
 void bind_description(py::module_& m);
 void bind_network(py::module_& m);
 void bind_loss(py::module_& m);
+void bind_schedule(py::module_& m);
 void bind_files(py::module_& m);
 
 /// Turns the library's errors into Python's, and their words too.

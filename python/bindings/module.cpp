@@ -12,5 +12,6 @@ PYBIND11_MODULE(_C, m) {
   nsn::bindings::bind_description(m);
   nsn::bindings::bind_network(m);
   nsn::bindings::bind_loss(m);
+  nsn::bindings::bind_schedule(m);
   nsn::bindings::bind_files(m);
 }

@@ -32,7 +32,7 @@ if torch.__version__.split(".")[:2] != _BUILT_WITH.split(".")[:2]:
         f"{'.'.join(_BUILT_WITH.split('.')[:2])}, or build nsn again beside this torch."
     )
 
-from nsn import merge, teach
+from nsn import merge, schedule, teach
 from nsn._C import cpu_level, cpu_levels
 from nsn.blocks import (
     Activation,
@@ -122,6 +122,7 @@ __all__ = [
     "merge",
     "param_groups",
     "save",
+    "schedule",
     "share",
     "teach",
 ]

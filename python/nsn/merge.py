@@ -25,7 +25,9 @@ from nsn.checks import expect, expect_callable, expect_name
 __all__ = [
     "LaneGradient",
     "Rule",
+    "equal_norms",
     "function",
+    "gradient_surgery",
     "mean",
     "owner",
     "sum",
@@ -56,6 +58,29 @@ def two_smallest_mean() -> Rule:
 def owner() -> Rule:
     """The gradient of the smallest lane alone: 1."""
     return _merge.owner()
+
+
+def gradient_surgery() -> Rule:
+    """The sum of the gradients without what conflicts with another one.
+
+    Where ``g_i . g_j < 0``, over what both slices cover, ``g_i`` loses its part along ``g_j``; the
+    most conflicting one is taken first, and what is no more than rounding beside the largest
+    conflicts with nobody. Not linear, and of a whole parameter at a time, not of the
+    whole network. Of ``(1, 1)`` and ``(-1, 0)`` the former becomes ``(0, 1)``, the latter
+    ``(-0.5, 0.5)``, their sum ``(-0.5, 1.5)``. Source: PCGrad, Yu et al., "Gradient Surgery for
+    Multi-Task Learning", 2020, which takes them in random order.
+    """
+    return _merge.gradient_surgery()
+
+
+def equal_norms() -> Rule:
+    """The mean of the gradients, each scaled to the same size: (6 + 3 + 1) / 3 here.
+
+    The size is the root mean square over the lane's slice, and the common one is the mean of all
+    that are more than rounding beside the largest. Not linear, and of a whole parameter at a time.
+    Source: the aim of GradNorm (Chen et al., 2018), reached at once instead of by learned weights.
+    """
+    return _merge.equal_norms()
 
 
 def weighted(coefficients: Mapping[str, float]) -> Rule:

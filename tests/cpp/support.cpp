@@ -125,6 +125,42 @@ at::Tensor merge_plainly(const merge::Rule& rule, const std::vector<PlainUse>& u
     }
     return total;
   }
+  if (name == "gradient_surgery") {
+    const auto dot = [](const at::Tensor& a, const at::Tensor& b) {
+      return (a * b).sum().item<double>();
+    };
+    for (const PlainUse& use : uses) {
+      at::Tensor own = gradient(use).clone();
+      std::vector<std::pair<double, at::Tensor>> against;
+      for (const PlainUse& other : uses) {
+        const double product = dot(own, gradient(other));
+        if (&other == &use || product >= 0.0) continue;
+        against.emplace_back(product / gradient(other).norm().item<double>(), gradient(other));
+      }
+      std::sort(against.begin(), against.end(),
+                [](const auto& a, const auto& b) { return a.first < b.first; });
+      for (const auto& [angle, other] : against) {
+        const double product = dot(own, other);
+        if (product < 0.0) own = own - other * (product / dot(other, other));
+      }
+      total = total + own;
+    }
+    return total;
+  }
+  if (name == "equal_norms") {
+    double sizes = 0.0;
+    int count = 0;
+    for (const PlainUse& use : uses) {
+      const double size = gradient(use).norm().item<double>();
+      sizes += size;
+      count += size > 0.0 ? 1 : 0;
+    }
+    for (const PlainUse& use : uses) {
+      const double size = gradient(use).norm().item<double>();
+      if (size > 0.0) total = total + gradient(use) * (sizes / count / size);
+    }
+    return total / static_cast<double>(uses.size());
+  }
   TORCH_CHECK(name == "median", "the tests have no rule ", name);
   std::vector<at::Tensor> all;
   for (const PlainUse& use : uses) all.push_back(gradient(use));

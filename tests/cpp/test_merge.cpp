@@ -34,10 +34,38 @@ TEST(MergeRule, GivesTheDocumentedExamples) {
   EXPECT_DOUBLE_EQ(merged_example(merge::two_smallest_mean(), 1), 6.0);
   EXPECT_DOUBLE_EQ(merged_example(merge::owner()), 1.0);
   EXPECT_DOUBLE_EQ(merged_example(merge::owner(), 2), 3.0);
+  EXPECT_DOUBLE_EQ(merged_example(merge::gradient_surgery()), 10.0);
+  EXPECT_DOUBLE_EQ(merged_example(merge::equal_norms()), 10.0 / 3.0);
   const auto weighted = merge::weighted({{"base", 0.5}, {"sub1", 1.0}, {"sub2", 2.0}});
   EXPECT_DOUBLE_EQ(merged_example(weighted), 8.0);
   Random random(0);
   EXPECT_DOUBLE_EQ(merged_example(make_rule("median", {}, random)), 3.0);
+}
+
+TEST(MergeRule, SurgeryActsWhereBothSlicesReach) {
+  const std::vector<Lane> two = {{"base", 1}, {"sub", 0}};
+  const auto merged = [&](const at::Tensor& a, const at::Tensor& b) {
+    return merge::apply(merge::gradient_surgery(), two, {{a.size(0)}, {b.size(0)}}, {a, b},
+                        {a.size(0)});
+  };
+  // The header's example.
+  expect_close(merged(at::tensor({1.0, 1.0}), at::tensor({-1.0, 0.0})), at::tensor({-0.5, 1.5}),
+               1e-14);
+  // The narrow one has no part in the last element, and takes nothing from it.
+  expect_close(merged(at::tensor({1.0, 1.0, 7.0}), at::tensor({-1.0, 0.0})),
+               at::tensor({-0.5, 1.5, 7.0}), 1e-14);
+  expect_close(merged(at::tensor({1.0, 1.0}), at::tensor({0.0, 0.0})), at::tensor({1.0, 1.0}), 0.0);
+}
+
+TEST(MergeRule, NormsAreEqualOverEachSlice) {
+  const std::vector<Lane> two = {{"base", 1}, {"sub", 0}};
+  const at::Tensor a = at::tensor({3.0, 3.0, 3.0, 3.0}), b = at::tensor({1.0, -1.0});
+  const auto rule = merge::equal_norms();
+  expect_close(merge::apply(rule, two, {{4}, {2}}, {a, b}, {4}), at::tensor({2.0, 0.0, 2.0, 2.0}),
+               1e-14);
+  // Who gave nothing counts as a lane, as in the mean.
+  expect_close(merge::apply(rule, two, {{4}, {2}}, {a, at::Tensor()}, {4}),
+               at::tensor({1.5, 1.5, 3.0, 3.0}), 1e-14);
 }
 
 TEST(MergeRule, KnowsItsNameAndKind) {
@@ -58,6 +86,8 @@ TEST(MergeRule, TheTableAndTheFactoriesAgree) {
                                    merge::mean(),
                                    merge::two_smallest_mean(),
                                    merge::owner(),
+                                   merge::gradient_surgery(),
+                                   merge::equal_norms(),
                                    merge::weighted({{"base", 1.0}}),
                                    merge::missing_function("function")};
   ASSERT_EQ(made.size(), merge::known_rules().size());

@@ -85,5 +85,48 @@ TEST(WeightAverage, SaysWhatItCannotAverage) {
   expect_throws_with([&] { average.update(other); }, {"another description"});
 }
 
+Description five() {
+  NetworkOptions options;
+  options.input({4});
+  const std::vector<std::string> names = {"a", "b", "c", "d", "e"};
+  for (const std::string& name : names) options.block(name, DenseOptions(4, 4));
+  for (size_t i = 1; i < names.size(); ++i) {
+    options.subnetwork("from_" + names[i],
+                       SubnetworkOptions(std::vector<std::string>(
+                           names.begin() + static_cast<int64_t>(i), names.end())));
+  }
+  return options;
+}
+
+TEST(Schedule, IsAFunctionOfSeedAndStep) {
+  torch::manual_seed(1);
+  const auto first = schedule::sandwich(five(), 2), other = schedule::sandwich(five(), 2);
+  const auto again = schedule::sandwich(five(), 2, first.seed());
+  ASSERT_TRUE(first.seed());
+  bool differs = false;
+  for (int64_t step = 0; step < 40; ++step) {
+    const auto names = first.at(step, 0).names;
+    ASSERT_EQ(names.size(), 4U);
+    EXPECT_EQ(names[0], "base");
+    EXPECT_EQ(names[1], "from_e");
+    EXPECT_EQ(again.at(step, 3).names, names);
+    differs = differs || other.at(step, 0).names != names;
+  }
+  EXPECT_TRUE(differs);
+}
+
+TEST(Schedule, RunsWithTheNetwork) {
+  Network net(five());
+  const auto schedule = schedule::from_epoch(five(), {{"from_b", 1}}).weight("base", 0.5);
+  const auto turn = schedule.at(0, 0);
+  EXPECT_EQ(turn.names, (std::vector<std::string>{"base", "from_c", "from_d", "from_e"}));
+  EXPECT_EQ(turn.weights, (std::map<std::string, double>{{"base", 0.5}}));
+  const auto options = JointLossOptions().weights(turn.weights);
+  joint_loss(net->joint(at::randn({2, 4}), turn.names), at::zeros({2}, at::kLong), options)
+      .backward();
+  expect_throws_with([&] { schedule::random(five(), 9); }, {"from 1 to 5", "9"});
+  expect_throws_with([&] { schedule::Schedule(five(), nullptr); }, {"there is no function"});
+}
+
 }  // namespace
 }  // namespace nsn::test

@@ -11,7 +11,7 @@ from nsn._C import merge as _merge
 from reference import Document, RefusedError, dimensions
 
 KINDS = ["mlp", "cnn", "sequence"]
-RULES = [name for name, _, _, is_linear in _merge.rules() if is_linear]
+RULES = [name for name, _, takes, _ in _merge.rules() if takes != "function"]
 _PLAIN = list(reference.ACTIVATIONS)
 _ANY = [*_PLAIN, *reference.GATES]
 _VOCABULARY = 6

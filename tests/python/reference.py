@@ -57,11 +57,58 @@ def merge(
     if rule == "weighted":
         assert weights is not None
         return sum(weights[name] * gradient for name, gradient in gradients.items())
+    if rule in ("gradient_surgery", "equal_norms"):
+        everywhere = {n: torch.ones_like(g, dtype=torch.bool) for n, g in gradients.items()}
+        by = surgery if rule == "gradient_surgery" else equal_norms
+        return by(gradients, everywhere)
     if rule == "median":
         return stacked.median(0).values
     if rule == "difference":  # linear, but given as a function
         return stacked[0] - 0.5 * stacked[-1]
     raise AssertionError(rule)
+
+
+def alive(sizes: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Whose gradient is more than rounding beside the largest."""
+    least = 1000 * torch.finfo(torch.float64).eps * max(sizes.values())
+    return {name: bool(size > least) for name, size in sizes.items()}
+
+
+def mean_sizes(gradients: Mapping[str, Tensor], covered: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Root mean squares over the lanes' slices."""
+    return {
+        name: (each.square().sum() / covered[name].sum().clamp(min=1)).sqrt()
+        for name, each in gradients.items()
+    }
+
+
+def equal_norms(gradients: Mapping[str, Tensor], covered: Mapping[str, Tensor]) -> Tensor:
+    """The mean over lanes, each scaled to the mean of the sizes."""
+    sizes = mean_sizes(gradients, covered)
+    lives = alive(sizes)
+    common = sum(sizes[name] for name in sizes if lives[name]) / max(1, sum(lives.values()))
+    count = sum(covered[name].to(torch.float64) for name in gradients).clamp(min=1)
+    scaled = [g * (common / sizes[n] if lives[n] else 1.0) for n, g in gradients.items()]
+    return sum(scaled) / count
+
+
+def surgery(gradients: Mapping[str, Tensor], covered: Mapping[str, Tensor]) -> Tensor:
+    """PCGrad over what two lanes cover both, the most conflicting one first."""
+    total = torch.zeros_like(next(iter(gradients.values())))
+    lives = alive(mean_sizes(gradients, covered))
+    for name, gradient in gradients.items():
+        own = gradient.clone()
+        others = []
+        for other, theirs in gradients.items():
+            there = theirs * covered[name] * covered[other]
+            if other != name and lives[other] and (own * there).sum() < 0:
+                others.append(((own * there).sum() / there.norm(), there))
+        for _, there in sorted(others, key=lambda each: float(each[0])):
+            dot = (own * there).sum()
+            if dot < 0:
+                own = own - dot / there.square().sum() * there
+        total = total + own
+    return total
 
 
 # ---- networks of all blocks ---------------------------------------------------------------------
@@ -726,6 +773,11 @@ def merge_elements(
     """
     if all(each is None for each in gradients.values()):
         return None
+    if rule["rule"] in ("gradient_surgery", "equal_norms"):
+        zero = torch.zeros_like(next(each for each in gradients.values() if each is not None))
+        given = {name: zero if each is None else each for name, each in gradients.items()}
+        by = surgery if rule["rule"] == "gradient_surgery" else equal_norms
+        return by(given, covered)
     assert rule["rule"] in ("sum", "mean", "two_smallest_mean", "owner", "weighted"), rule
     names = [name for name in by_size if name in gradients]
     some = next(each for each in gradients.values() if each is not None)

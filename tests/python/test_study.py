@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,34 @@ def test_a_killed_study_ends_with_the_same_numbers(recipe: Path, tmp_path: Path)
         started.wait()
     assert study(recipe, out, *more).returncode == 0
     assert without_time(read(out)) == without_time(read(whole))
+
+
+def test_a_killed_study_leaves_no_process(recipe: Path, tmp_path: Path) -> None:
+    """Its workers end too, and keep where they were."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "nsn.cli", "study", str(recipe), "--out", str(out), "--json"]
+    process = subprocess.Popen(
+        [*command, "--seeds", "1", "--set", "epochs=100000"], stdout=subprocess.DEVNULL
+    )
+    workers = f"/proc/{process.pid}/task/{process.pid}/children"
+    deadline = time.monotonic() + 60
+    while not (out / "runs").exists() or not Path(workers).read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(3)
+    children = [Path("/proc") / each for each in Path(workers).read_text().split()]
+    process.kill()
+    process.wait()
+    while any((child / "status").exists() and not is_zombie(child) for child in children):
+        assert time.monotonic() < deadline, "a worker goes on"
+        time.sleep(0.1)
+
+
+def is_zombie(process: Path) -> bool:
+    try:
+        return "\nState:\tZ" in (process / "status").read_text()
+    except OSError:
+        return True
 
 
 def test_ctrl_c_ends_a_study_at_once(recipe: Path, tmp_path: Path) -> None:

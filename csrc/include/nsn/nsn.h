@@ -28,6 +28,7 @@
 #include <nsn/network/optim.h>
 #include <nsn/network/recalibrate.h>
 #include <nsn/network/row_norms.h>
+#include <nsn/network/schedule.h>
 #include <nsn/network/teach.h>
 #include <nsn/network/view.h>
 #include <nsn/network/weight_average.h>

@@ -9,6 +9,7 @@
 #include <iterator>
 #include <numeric>
 
+#include "values/nonlinear.h"
 #include "values/regions.h"
 #include "values/rules.h"
 
@@ -134,6 +135,10 @@ constexpr KnownRule kRules[] = {
     {"two_smallest_mean", "the mean of the two smallest lanes, larger ones dropped",
      Takes::kNothing, two_smallest, nullptr},
     {"owner", "the gradient of the smallest lane alone", Takes::kNothing, smallest, nullptr},
+    {"gradient_surgery", "the sum of the gradients without what conflicts with another one",
+     Takes::kNothing, nullptr, merge_by_surgery},
+    {"equal_norms", "the mean of the gradients, each scaled to the same size", Takes::kNothing,
+     nullptr, merge_with_equal_norms},
     {"weighted", "a coefficient for each sub-network, not divided by their sum", Takes::kWeights,
      by_name, nullptr},
     {"function", "any function of the lanes' gradients, linear or not", Takes::kFunction, nullptr,
@@ -165,6 +170,10 @@ Rule mean() { return make_rule(entry_of("mean")); }
 Rule two_smallest_mean() { return make_rule(entry_of("two_smallest_mean")); }
 
 Rule owner() { return make_rule(entry_of("owner")); }
+
+Rule gradient_surgery() { return make_rule(entry_of("gradient_surgery")); }
+
+Rule equal_norms() { return make_rule(entry_of("equal_norms")); }
 
 Rule weighted(Weights weights) {
   TORCH_CHECK_VALUE(!weights.empty(),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsn import ALL, Network, joint_loss
+from nsn.schedule import Turn
 from nsn.training.data import Data, Split
 from nsn.training.errors import DivergedError, InputError
 from nsn.training.recipe import Recipe
@@ -39,9 +40,9 @@ class Run:
     """The training of a recipe's network: each step one joint pass of all sub-networks.
 
     All randomness comes from torch's default generator, in this order: ``manual_seed(seed)``, the
-    network's initial weights, then for each epoch the order of its samples (one ``randperm`` for
-    images, one ``randint`` for text) and for each step the seed of its dropout. A C++ program that
-    does the same gets the same weights.
+    network's initial weights, the seed of ``sampling`` where that is random, then for each epoch
+    the order of its samples (one ``randperm`` for images, one ``randint`` for text) and for each
+    step the seed of its dropout. A C++ program that does the same gets the same weights.
 
     A run may stop between any two steps; what ``state_dict`` returns then goes on in another
     process with the same bits.
@@ -73,6 +74,7 @@ class Run:
         self._data = data
         self._evaluates_epochs = evaluates_epochs
         self._teacher = recipe.teacher(self.network)
+        self._sampling = recipe.sampling(self.network)
         self._average = recipe.average(self.network)
         self._optimizer = recipe.optimizer(self.network)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
@@ -153,7 +155,8 @@ class Run:
             inputs, targets = train.batch(batch)
             started = time.perf_counter()
             self._optimizer.zero_grad()
-            loss = self._backward(inputs, targets.flatten())
+            turn = self._sampling(epoch * steps + self._step, epoch)
+            loss = self._backward(inputs, targets.flatten(), turn)
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the training diverged: the loss is {loss} in epoch {epoch + 1}, step "
@@ -169,17 +172,19 @@ class Run:
             on_step(Progress(epoch + 1, self._step, steps, loss))
         return True
 
-    def _backward(self, inputs: Tensor, targets: Tensor) -> float:
+    def _backward(self, inputs: Tensor, targets: Tensor, turn: Turn) -> float:
         """Makes a step's gradients; returns the summed loss."""
         if self.recipe.by_lane:
             try:
                 losses = self.network.backward_by_lane(
-                    inputs, lambda name, output: self._loss_of({name: output}, targets)
+                    inputs,
+                    lambda name, output: self._loss_of({name: output}, targets),
+                    turn.names,
                 )
             except ValueError as error:
                 raise InputError(f"recipe: by_lane: {error}") from None
             return sum(loss.item() for loss in losses.values())
-        joint = self._loss_of(self.network(inputs, ALL), targets)
+        joint = self._loss_of(self.network(inputs, turn.names), targets)
         joint.backward()
         return joint.item()
 

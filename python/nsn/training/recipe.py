@@ -40,6 +40,7 @@ _DATA: dict[str, dict[str, Any]] = {
 
 # Means of training, with the values that leave them out.
 _MEANS: dict[str, dict[str, Any]] = {
+    "sampling": {"kind": "all", "count": 1, "first": {}},
     "teach": {"kind": "none", "weight": 0.5, "temperature": 1.0},
     "average": {"decay": 0.0},
     "bound": {"row_norm": 0.0, "blocks": []},
@@ -90,6 +91,7 @@ class Recipe:
         del values["network"]["nsn"]
         if "of" in values["decay"]:
             values["decay"]["of"] = "base"
+        values["sampling"] = deepcopy(_MEANS["sampling"])
         values["teach"]["kind"] = "none"
         values["teach"]["weight"] = _MEANS["teach"]["weight"]
         kept = {each["name"] for each in values["network"]["blocks"]}
@@ -114,6 +116,21 @@ class Recipe:
             return _TEACHERS[teach["kind"]](network, teach["weight"], teach["temperature"])
         except (TypeError, ValueError) as error:
             raise InputError(f"recipe: teach: {error}") from None
+
+    def sampling(self, network: Network) -> nsn.schedule.Schedule:
+        """Which sub-networks run in which step."""
+        sampling = self.values["sampling"]
+        kind, count = sampling["kind"], sampling["count"]
+        try:
+            if kind == "sandwich":
+                return nsn.schedule.sandwich(network, count)
+            if kind == "random":
+                return nsn.schedule.random(network, count)
+            if kind == "from_epoch":
+                return nsn.schedule.from_epoch(network, sampling["first"])
+            return nsn.schedule.all(network)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"recipe: sampling: {error}") from None
 
     def bound(self, network: Network) -> None:
         """Bounds the weights' rows where the recipe wants it; after each step."""
@@ -276,6 +293,12 @@ def _check_means(values: dict[str, Any]) -> None:
     for key, defaults in _MEANS.items():
         _only(values[key], set(defaults), f"recipe: {key}")
     teach, average, bound = values["teach"], values["average"], values["bound"]
+    kinds = ("all", "sandwich", "random", "from_epoch")
+    if values["sampling"]["kind"] not in kinds:
+        raise InputError(
+            f"recipe: sampling.kind must be one of {', '.join(kinds)}, but is "
+            f"{values['sampling']['kind']!r}."
+        )
     if teach["kind"] not in ("none", *_TEACHERS):
         raise InputError(
             f"recipe: teach.kind must be one of none, {', '.join(_TEACHERS)}, but is "

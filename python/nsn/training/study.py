@@ -128,8 +128,11 @@ def train_one(values: dict[str, Any], alone: str | None, seed: int, folder: str)
             write_state(state_file, {"run": run.state_dict(), "seconds": seconds})
             saved = time.monotonic()
 
-    run.train(on_epoch=after_epoch)
+    run.train(on_epoch=after_epoch, should_stop=_is_left_alone)
     seconds = spent + time.process_time() - started
+    if not run.complete:
+        write_state(state_file, {"run": run.state_dict(), "seconds": seconds})
+        raise SystemExit
     samples = len(data.train) * recipe.epochs
     description = run.network.description
     result = {
@@ -176,6 +179,12 @@ def run_all(
             process.terminate()
         raise
     pool.shutdown()
+
+
+def _is_left_alone() -> bool:
+    """Whether the process that gave this one its work is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def _start_worker() -> None:

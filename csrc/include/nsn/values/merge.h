@@ -110,6 +110,20 @@ NSN_API Rule two_smallest_mean();
 /// The gradient of the smallest lane alone: 1. Where just base and sub1 cover it: 3.
 NSN_API Rule owner();
 
+/// The sum of the gradients, of each of which is taken away what points against another one: where
+/// g_i . g_j < 0, over what both slices cover, g_i loses its part along g_j. Not linear, and of a
+/// whole parameter at a time, not of the whole network. With the gradients (1, 1) and (-1, 0) the
+/// former becomes (0, 1), the latter (-0.5, 0.5), their sum (-0.5, 1.5). The most conflicting one
+/// is taken first. Source: PCGrad, Yu et al., "Gradient Surgery for Multi-Task Learning", 2020,
+/// which takes them in random order.
+NSN_API Rule gradient_surgery();
+
+/// The mean over the lanes that cover the element, each lane's gradient scaled to the same root
+/// mean square over its slice, the mean of all that are more than rounding: of the numbers above 10
+/// / 3 for each, so 10 / 3. Not linear, and of a whole parameter at a time. Source: the aim of
+/// GradNorm (Chen et al., 2018), reached at once instead of by learned weights.
+NSN_API Rule equal_norms();
+
 /// sum_l c_l * gradient_l with a coefficient for each sub-network. With {base: 0.5, sub1: 1,
 /// sub2: 2}: 0.5 * 6 + 1 * 3 + 2 * 1 = 8. Not divided by the sum of the coefficients.
 /// Each sub-network that uses the parameter must be named.

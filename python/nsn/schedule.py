@@ -1,0 +1,214 @@
+"""Schedules: which sub-networks run in which step, and with which weight.
+
+A schedule is asked in each step::
+
+    schedule = nsn.schedule.sandwich(net, others=2)
+    for step, (x, y) in enumerate(batches):
+        turn = schedule(step, epoch)
+        outputs = net(x, turn.names)
+        nsn.joint_loss(outputs, y, weights=turn.weights).backward()
+
+Random choices are a function of a seed and the step: a run that goes on needs these two and nothing
+else, and the ranks of a process group run the same. The seed is drawn from torch's generator, and
+where a process group is there, taken from its first rank.
+"""
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+
+from nsn import _C
+from nsn._C import Schedule as _Schedule
+from nsn.checks import expect, expect_callable, expect_name, names_of
+from nsn.description import Description
+from nsn.parameters import ParameterTable
+
+__all__ = ["Schedule", "Turn", "all", "from_epoch", "function", "random", "sandwich"]
+
+Weights = Mapping[str, float]
+
+
+class Turn(NamedTuple):
+    """Who trains in a step.
+
+    Attributes:
+        names: of the sub-networks that run.
+        weights: of their losses, those that have another than 1.
+    """
+
+    names: Sequence[str]
+    weights: Weights = MappingProxyType({})
+
+
+class Schedule:
+    """Made by the functions of this module; called with a step and an epoch, gives a :class:`Turn`.
+
+    Attributes:
+        seed: of the random choices; None where there are none.
+    """
+
+    def __init__(self, schedule: _Schedule, weights: Weights | None) -> None:
+        self._schedule = schedule
+        where = "nsn.schedule: weights"
+        if weights is not None:
+            expect(where, weights, Mapping, "a dict of names and numbers")
+        for name, weight in (weights or {}).items():
+            expect_name(f"{where}: each name", name)
+            expect(f"nsn.schedule: the weight of '{name}'", weight, numbers.Real, "a number")
+            schedule.weigh(name, float(weight))
+
+    @property
+    def seed(self) -> int | None:
+        return self._schedule.seed
+
+    def __call__(self, step: int, epoch: int = 0) -> Turn:
+        """Who trains.
+
+        Args:
+            step: counted from 0 over the whole run.
+            epoch: counted from 0.
+
+        Raises:
+            ValueError: where nobody would run, or a function of one's own names somebody twice or
+                whom the network does not have.
+        """
+        for what, value in (("step", step), ("epoch", epoch)):
+            expect(f"nsn.schedule: {what}", value, numbers.Integral, "an int")
+        return Turn(*self._schedule.at(int(step), int(epoch)))
+
+
+def all(network: ParameterTable | Description, weights: Weights | None = None) -> Schedule:
+    """All in every step.
+
+    Args:
+        network: whose sub-networks, or its description.
+        weights: of losses, by name; 1 for those not named.
+
+    Raises:
+        ValueError: where a weight names no sub-network.
+    """
+    return Schedule(_C.schedule_all(_description("all", network)), weights)
+
+
+def sandwich(
+    network: ParameterTable | Description,
+    others: int,
+    weights: Weights | None = None,
+    seed: int | None = None,
+) -> Schedule:
+    """The largest, the smallest, and some of the rest at random.
+
+    Source: the sandwich rule, Yu & Huang, "Universally Slimmable Networks and Improved Training
+    Techniques", 2019.
+
+    Args:
+        network: whose sub-networks, or its description.
+        others: how many of the rest.
+        weights: of losses, by name; 1 for those not named.
+        seed: of the random choices. Default: of torch's generator, on the first rank.
+
+    Raises:
+        ValueError: where there are not so many others, or a weight names no sub-network.
+    """
+    description = _description("sandwich", network)
+    expect("nsn.schedule.sandwich: others", others, numbers.Integral, "an int")
+    return Schedule(_C.schedule_sandwich(description, int(others), _seed(seed)), weights)
+
+
+def random(
+    network: ParameterTable | Description,
+    count: int,
+    weights: Weights | None = None,
+    seed: int | None = None,
+) -> Schedule:
+    """Some of all at random, each set as likely as any other.
+
+    Args:
+        network: whose sub-networks, or its description.
+        count: how many.
+        weights: of losses, by name; 1 for those not named.
+        seed: of the random choices. Default: of torch's generator, on the first rank.
+
+    Raises:
+        ValueError: where there are not so many, or a weight names no sub-network.
+    """
+    description = _description("random", network)
+    expect("nsn.schedule.random: count", count, numbers.Integral, "an int")
+    return Schedule(_C.schedule_random(description, int(count), _seed(seed)), weights)
+
+
+def from_epoch(
+    network: ParameterTable | Description,
+    first: Mapping[str, int],
+    weights: Weights | None = None,
+) -> Schedule:
+    """Each from an epoch of its own on: the backbone first, or the small ones first.
+
+    Args:
+        network: whose sub-networks, or its description.
+        first: name to the epoch, counted from 0, from which on it runs; those that are not named
+            run from the first.
+        weights: of losses, by name; 1 for those not named.
+
+    Raises:
+        ValueError: where nobody would run in the first epoch, or a name is no sub-network's.
+    """
+    where = "nsn.schedule.from_epoch: first"
+    description = _description("from_epoch", network)
+    expect(where, first, Mapping, "a dict of names and epochs")
+    for name, epoch in first.items():
+        expect_name(f"{where}: each name", name)
+        expect(f"{where}: the epoch of '{name}'", epoch, numbers.Integral, "an int")
+    epochs = {name: int(epoch) for name, epoch in first.items()}
+    return Schedule(_C.schedule_from_epoch(description, epochs), weights)
+
+
+def function(
+    network: ParameterTable | Description, choose: Callable[[int, int], Turn | Sequence[str]]
+) -> Schedule:
+    """By a function of the step and the epoch.
+
+    Args:
+        network: whose sub-networks, or its description.
+        choose: gets step and epoch, returns a :class:`Turn` or a list of names.
+    """
+    description = _description("function", network)
+    where = "nsn.schedule.function: choose"
+    expect_callable(where, choose, "a function of a step and an epoch")
+
+    def turn(step: int, epoch: int) -> tuple[list[str], dict[str, float]]:
+        chosen = choose(step, epoch)
+        names, weights = chosen if isinstance(chosen, Turn) else (chosen, {})
+        expect(f"{where}: what it returned as weights", weights, Mapping, "a dict of numbers")
+        return names_of(f"{where}: what it returned", names), dict(weights)
+
+    return Schedule(_C.schedule_function(description, turn), None)
+
+
+def _description(name: str, network: ParameterTable | Description) -> Description:
+    expect(
+        f"nsn.schedule.{name}: network",
+        network,
+        (ParameterTable, Description),
+        "an nsn.Network or its description",
+        "Of a wrapped network, such as a DistributedDataParallel, take .module.",
+    )
+    return network if isinstance(network, Description) else network.description
+
+
+def _seed(seed: int | None) -> int:
+    """The given one, or one that all ranks have."""
+    if seed is not None:
+        expect("nsn.schedule: seed", seed, numbers.Integral, "an int")
+        if not 0 <= int(seed) < 2**64:
+            raise ValueError(
+                f"nsn.schedule: the seed must be at least 0 and below 2 ** 64, but is {seed}."
+            )
+        return int(seed)
+    drawn = [_C.draw_seed()]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(drawn, src=0)
+    return drawn[0]
