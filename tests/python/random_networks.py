@@ -11,7 +11,11 @@ from nsn._C import merge as _merge
 from reference import Document, RefusedError, dimensions
 
 KINDS = ["mlp", "cnn", "sequence"]
-RULES = [name for name, _, takes, _ in _merge.rules() if takes != "function"]
+RULES = [name for name, _, _, is_linear in _merge.rules() if is_linear]
+#: Rare: these are refused by lane, and for tied parameters.
+OTHER_RULES = [
+    name for name, _, takes, is_linear in _merge.rules() if takes == "nothing" and not is_linear
+]
 _PLAIN = list(reference.ACTIVATIONS)
 _ANY = [*_PLAIN, *reference.GATES]
 _VOCABULARY = 6
@@ -598,7 +602,7 @@ class _Maker:
                 block["merge"] = self.rule(users)
 
     def rule(self, users: list[str]) -> Document:
-        rule = self.pick.choice(RULES)
+        rule = self.pick.choice(RULES if self.pick.random() < 0.9 else OTHER_RULES)
         if rule != "weighted":
             return {"rule": rule}
         weights = {name: self.pick.choice([0.0, 1.0, -0.5, 2.0]) for name in users}

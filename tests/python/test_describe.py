@@ -305,7 +305,7 @@ def test_plot_paths_writes_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nope", None, "one of the recipes cnn, demo, paper, transformer, but got"),
+        ("nope", None, "one of the recipes cnn, demo, mnist, paper, transformer, but got"),
         ("report.md", "text", "read from a checkpoint .*, but got '.*report.md'"),
         ("lost.json", None, "cannot read '.*lost.json': No such file"),
         ("lost.safetensors", None, "^cannot open '.*lost.safetensors': No such file"),

@@ -134,11 +134,12 @@ def test_a_killed_study_ends_with_the_same_numbers(recipe: Path, tmp_path: Path)
 
 
 def test_a_killed_study_leaves_no_process(recipe: Path, tmp_path: Path) -> None:
-    """Its workers end too, and keep where they were."""
+    """Its workers end too, at work or waiting for it."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "nsn.cli", "study", str(recipe), "--out", str(out), "--json"]
     process = subprocess.Popen(
-        [*command, "--seeds", "1", "--set", "epochs=100000"], stdout=subprocess.DEVNULL
+        [*command, "--seeds", "1", "--jobs", "4", "--set", "epochs=100000"],
+        stdout=subprocess.DEVNULL,
     )
     workers = f"/proc/{process.pid}/task/{process.pid}/children"
     deadline = time.monotonic() + 60

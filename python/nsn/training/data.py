@@ -64,7 +64,7 @@ def load_data(table: dict[str, Any], description: Description) -> Data:
     dtype = getattr(torch, json.loads(description.to_json())["input"]["dtype"])
     outputs = {name: description.output_shape(name) for name in description.names}
     if table["kind"] == "images":
-        if table["validation"]:
+        if table.get("validation"):
             train, test = Images.read(path, "train", shape, dtype).split(table["validation"])
         else:
             train, test = (Images.read(path, half, shape, dtype) for half in ("train", "t10k"))

@@ -9,12 +9,15 @@ import hashlib
 import io
 import math
 import multiprocessing
+import os
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +131,8 @@ def train_one(values: dict[str, Any], alone: str | None, seed: int, folder: str)
             write_state(state_file, {"run": run.state_dict(), "seconds": seconds})
             saved = time.monotonic()
 
-    run.train(on_epoch=after_epoch, should_stop=_is_left_alone)
+    run.train(on_epoch=after_epoch)
     seconds = spent + time.process_time() - started
-    if not run.complete:
-        write_state(state_file, {"run": run.state_dict(), "seconds": seconds})
-        raise SystemExit
     samples = len(data.train) * recipe.epochs
     description = run.network.description
     result = {
@@ -181,15 +181,18 @@ def run_all(
     pool.shutdown()
 
 
-def _is_left_alone() -> bool:
-    """Whether the process that gave this one its work is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-    return parent is not None and not parent.is_alive()
-
-
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 # ---- what a study says ---------------------------------------------------------------------------

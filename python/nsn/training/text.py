@@ -71,7 +71,7 @@ class Windows:
             ) from None
         length = shape[0]
         train, test = tokens.tensor_split([len(tokens) - int(len(tokens) * table["test_share"])])
-        if table["validation"]:
+        if table.get("validation"):
             train, test = train.tensor_split([len(train) - int(len(train) * table["validation"])])
         for part, name in ((train, "to train on"), (test, "to evaluate on")):
             if len(part) <= length:
