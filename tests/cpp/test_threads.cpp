@@ -4,6 +4,7 @@
 #include <c10/util/irange.h>
 #include <gtest/gtest.h>
 #include <nsn/blocks/attention.h>
+#include <nsn/blocks/batch_norm.h>
 #include <nsn/blocks/dense.h>
 #include <nsn/blocks/embedding.h>
 #include <nsn/blocks/norm.h>

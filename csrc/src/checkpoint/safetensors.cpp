@@ -186,11 +186,12 @@ class HeaderReader : public detail::JsonVisitor {
   }
 
   static std::string text_of(const std::vector<uint64_t>& numbers) {
-    std::string result;
+    std::string result = "[";
     for (const uint64_t each : numbers) {
-      result += (result.empty() ? "" : ",") + std::to_string(each);
+      if (result.size() > 1) result += ',';
+      result += std::to_string(each);
     }
-    return "[" + result + "]";
+    return result += ']';
   }
 
   bool twice(const std::string& name) {

@@ -51,24 +51,24 @@ uint64_t fingerprint(const at::Tensor& tensor) {
   return result;
 }
 
-/// A name and the dtype of a parameter, as the first of its dtype.
-using NamedDtype = std::pair<std::string, at::ScalarType>;
-
-/// What one packing left; constant.
-struct Snapshot {
-  std::shared_ptr<const Core> core;
-  detail::PackedTensors tensors;
-  /// By the sub-network's place; none for those that are not in the pack.
-  std::vector<std::optional<detail::PackedProgram>> programs;
-  /// Of the tensors that its sub-networks read, by place.
-  std::vector<std::pair<size_t, uint64_t>> fingerprints;
-  /// The floating dtypes that its parameters have.
-  std::vector<NamedDtype> dtypes;
-};
-
 }  // namespace
 
 struct Pack::State {
+  /// A name and the dtype of a parameter, as the first of its dtype.
+  using NamedDtype = std::pair<std::string, at::ScalarType>;
+
+  /// What one packing left; constant.
+  struct Snapshot {
+    std::shared_ptr<const Core> core;
+    detail::PackedTensors tensors;
+    /// By the sub-network's place; none for those that are not in the pack.
+    std::vector<std::optional<detail::PackedProgram>> programs;
+    /// Of the tensors that its sub-networks read, by place.
+    std::vector<std::pair<size_t, uint64_t>> fingerprints;
+    /// The floating dtypes that its parameters have.
+    std::vector<NamedDtype> dtypes;
+  };
+
   ParameterTable network;
   std::vector<size_t> subnetworks;
   mutable std::mutex mutex;  // over `snapshot`, the pointer

@@ -38,11 +38,9 @@ Teaching teaching_of(const teach::Teacher& teacher, const std::vector<std::strin
                     "nsn::joint_loss: base is the teacher, but this pass has no output of it; it "
                     "has ",
                     quoted(names), ". Run base too, or teach by another.");
-  Teaching result{std::vector<double>(lanes, 0.0),
-                  std::vector<std::vector<double>>(lanes, std::vector<double>(lanes + 1, 0.0)),
-                  teacher.temperature(), teacher.output()};
+  Teaching result{std::vector<double>(lanes, 0.0), {}, teacher.temperature(), teacher.output()};
   for (const size_t lane : c10::irange(lanes)) {
-    auto& mixture = result.mixtures[lane];
+    auto& mixture = result.mixtures.emplace_back(lanes + 1, 0.0);
     switch (teacher.kind()) {
       case teach::Kind::kBase:
         if (lane == base) continue;
