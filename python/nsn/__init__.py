@@ -65,7 +65,7 @@ from nsn.description import Description, Subnetwork
 from nsn.exporting import Export, export
 from nsn.functional import joint_loss, share
 from nsn.network import ALL, Network
-from nsn.optim import bound_row_norms, param_groups
+from nsn.optim import average_fn, bound_row_norms, param_groups
 from nsn.pack import Pack, PackedView
 from nsn.summary import PackEntry
 from nsn.view import View
@@ -110,6 +110,7 @@ __all__ = [
     "Upsample",
     "View",
     "__version__",
+    "average_fn",
     "bound_row_norms",
     "cmake_prefix_path",
     "cpu_level",

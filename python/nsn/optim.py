@@ -1,10 +1,10 @@
 """What goes with torch's optimizers: parameter groups, and a bound on the weights' rows."""
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nsn.checks import expect, expect_name, names_of
@@ -73,7 +73,60 @@ def bound_row_norms(network: ParameterTable, most: float, blocks: Sequence[str])
     network = network_in("nsn.bound_row_norms: network", network)
     expect("nsn.bound_row_norms: most", most, numbers.Real, "a number")
     names = names_of("nsn.bound_row_norms: blocks", blocks, "blocks")
+    for path in network._table:
+        if path[0] in names and path[-1] not in _own_tensors(network._module_of(path)):
+            raise ValueError(
+                f"nsn.bound_row_norms: '{'.'.join(path)}' is computed from another tensor (a "
+                f"parametrization), so that what is done to it is forgotten. Bound it in the "
+                f"parametrization."
+            )
     network._core.bound_row_norms(network._parameters_now(), float(most), names)
+
+
+def average_fn(
+    decay: float,
+) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """The exponential moving average for ``torch.optim.swa_utils.AveragedModel``.
+
+    ::
+
+        average = AveragedModel(net, multi_avg_fn=nsn.average_fn(0.999), use_buffers=True)
+        ...
+        optimizer.step()
+        average.update_parameters(net)
+
+    With ``use_buffers`` it averages batch norms' statistics too, and takes over their counters,
+    which torch's own ``get_ema_multi_avg_fn`` would round to 0. Sources: Polyak & Juditsky,
+    "Acceleration of stochastic approximation by averaging", 1992; Tarvainen & Valpola, "Mean
+    teachers are better role models", 2017.
+
+    Args:
+        decay: average <- decay * average + (1 - decay) * network; at least 0 and below 1.
+
+    Raises:
+        ValueError: for another decay.
+    """
+    expect("nsn.average_fn: decay", decay, numbers.Real, "a number")
+    if not 0 <= decay < 1:
+        raise ValueError(
+            f"nsn.average_fn: the decay must be at least 0 and below 1, but is {decay}. Take "
+            f"0.999, for example."
+        )
+
+    def update(
+        averages: Sequence[Tensor], currents: Sequence[Tensor], number: Tensor | int
+    ) -> None:
+        for average, current in zip(averages, currents, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current, 1.0 - float(decay))
+            else:
+                average.copy_(current)
+
+    return update
+
+
+def _own_tensors(module: nn.Module) -> set[str]:
+    return {*module._parameters, *module._buffers}
 
 
 def _leaves(network: ParameterTable, path: tuple[str, ...]) -> list[nn.Parameter]:

@@ -183,7 +183,12 @@ def function(
         chosen = choose(step, epoch)
         names, weights = chosen if isinstance(chosen, Turn) else (chosen, {})
         expect(f"{where}: what it returned as weights", weights, Mapping, "a dict of numbers")
-        return names_of(f"{where}: what it returned", names), dict(weights)
+        for name, weight in weights.items():
+            expect_name(f"{where}: each name that it weighs", name)
+            expect(f"{where}: the weight of '{name}'", weight, numbers.Real, "a number")
+        return names_of(f"{where}: what it returned", names), {
+            name: float(weight) for name, weight in weights.items()
+        }
 
     return Schedule(_C.schedule_function(description, turn), None)
 

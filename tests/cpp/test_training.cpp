@@ -41,7 +41,7 @@ TEST(RowNorms, SayWhatTheyCannotBound) {
   };
   expect_throws_with(bound(0.0, {"hidden"}), {"must be positive", "0"});
   expect_throws_with(bound(1.0, {"hiden"}), {"no block 'hiden'"});
-  expect_throws_with(bound(1.0, {"act"}), {"block 'act' has no weight"});
+  expect_throws_with(bound(1.0, {"act"}), {"block 'act' has no weight of a product"});
   expect_throws_with(bound(1.0, {"norm"}), {"block 'norm' has no weight"});
 }
 

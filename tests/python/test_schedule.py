@@ -133,7 +133,7 @@ def test_all_ranks_run_the_same() -> None:
         ),
         (
             lambda: nsn.schedule.function(NET, lambda s, e: Turn(["base"], {"from_a": 1.0}))(0),
-            "no sub-network 'from_a'",
+            "'from_a' has a weight in step 0, but does not run in it",
         ),
         (lambda: nsn.schedule.all(NET)(-1), "count from 0, but got -1"),
     ],

@@ -111,6 +111,14 @@ def test_a_study_goes_on_from_its_runs_and_from_its_document(recipe: Path, tmp_p
     assert again.returncode == 0 and again.stdout == ""
     other = study(recipe, out, "--seeds", "3", "--set", "optimizer.lr=0.2")
     assert other.returncode == 2 and "the study there is of another recipe" in other.stderr
+    # Fewer seeds lose none.
+    assert study(recipe, out, "--seeds", "1").returncode == 0
+    assert read(out)["seeds"] == [1, 2, 3]
+    # Other data are another study.
+    data = write_set(tmp_path / "other", count=8)
+    elsewhere = study(recipe, out, "--seeds", "3", "--data", str(data))
+    assert elsewhere.returncode == 2 and "of other data" in elsewhere.stderr
+    assert study(recipe, out, "--way", "alone").returncode == 2
 
 
 def test_a_killed_study_ends_with_the_same_numbers(recipe: Path, tmp_path: Path) -> None:
@@ -166,17 +174,17 @@ def test_ctrl_c_ends_a_study_at_once(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "nsn.cli", "study", str(recipe), "--out", str(out)]
     process = subprocess.Popen(
-        [*command, "--seeds", "50", "--json", "--set", "epochs=50"],
+        [*command, "--seeds", "1", "--set", "epochs=100000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    process.stdout.readline()
+    time.sleep(6)
+    started = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130 and time.monotonic() - started < 20
 
 
 def test_a_run_goes_on_in_the_middle(
@@ -184,9 +192,9 @@ def test_a_run_goes_on_in_the_middle(
 ) -> None:
     monkeypatch.setattr("nsn.training.study._SAVES_EVERY", -1.0)
     chosen = load_recipe(str(recipe), ["epochs=4", "average.decay=0.9"])
-    (task,) = tasks_of(chosen, [1], ["together"])
-    whole = train_one(chosen.values, None, 1, str(tmp_path))
-    (tmp_path / f"{task.key}.json").unlink()
+    place = str(tmp_path / "run")
+    whole = train_one(chosen.values, None, 1, place)
+    Path(f"{place}.json").unlink()
     states = []
 
     def stop(path: Path, state: dict[str, Any]) -> None:
@@ -197,11 +205,11 @@ def test_a_run_goes_on_in_the_middle(
 
     monkeypatch.setattr("nsn.training.study.write_state", stop)
     with pytest.raises(KeyboardInterrupt):
-        train_one(chosen.values, None, 1, str(tmp_path))
-    assert (tmp_path / f"{task.key}.pt").exists()
-    again = train_one(chosen.values, None, 1, str(tmp_path))
+        train_one(chosen.values, None, 1, place)
+    assert Path(f"{place}.pt").exists()
+    again = train_one(chosen.values, None, 1, place)
     assert again["scores"] == whole["scores"] and len(states) == 3
-    assert [path.name for path in tmp_path.glob("*-1.*")] == [f"{task.key}.json"]
+    assert [path.name for path in tmp_path.glob("run.*")] == ["run.json"]
 
 
 def test_variants_share_the_seeds_and_are_compared_with_the_recipe(
@@ -311,6 +319,59 @@ def test_wrong_means(recipe: Path, old: str, new: str, message: str) -> None:
         loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)
 
 
+def test_an_override_holds_alone_too(recipe: Path) -> None:
+    chosen = with_means(recipe, "optimizer.lr=0.7")
+    assert chosen.alone("small").values["optimizer"]["lr"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sampling.kind=some"], "sampling.kind must be one of"),
+        (["sampling.count=2"], "sampling.count is not used with kind 'all'"),
+        (["sampling.kind=random"], "base is the teacher, but with sampling.kind 'random'"),
+        (["sampling.kind=sandwich", "sampling.count=9"], "others must be from 0 to 0, but is 9"),
+    ],
+)
+def test_wrong_sampling(recipe: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        chosen = with_means(recipe, *overrides)
+        loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)
+
+
+def test_sampling_is_in_the_loop_and_goes_on(recipe: Path) -> None:
+    options = ["sampling.kind=random", "epochs=3"]
+    chosen = load_recipe(str(recipe), options)
+    data = load_data(chosen.values["data"], chosen.description)
+    whole = loop.Run(chosen, data, 1)
+    whole.train()
+    steps = iter(range(100))
+    part = loop.Run(chosen, data, 1)
+    part.train(should_stop=lambda: next(steps) == 3)
+    state = part.state_dict()
+    rest = loop.Run(chosen, data, 1)
+    rest.load_state_dict(state)
+    rest.train()
+    plain = loop.Run(load_recipe(str(recipe), ["epochs=3"]), data, 1)
+    plain.train()
+    for a, b in zip(whole.network.parameters(), rest.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(
+        whole.network.get_parameter("output.weight"), plain.network.get_parameter("output.weight")
+    )
+
+
+def test_who_starts_later_is_evaluated_later(recipe: Path) -> None:
+    text = recipe.read_text().replace(
+        "[network]", "[sampling]\nkind = 'from_epoch'\nfirst = { small = 1 }\n[network]"
+    )
+    recipe.write_text(text)
+    chosen = load_recipe(str(recipe))
+    run_ = loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)
+    run_.train()
+    assert [list(record["subnetworks"]) for record in run_.epochs] == [["base"], ["base", "small"]]
+
+
 def test_by_lane_has_no_teacher(recipe: Path) -> None:
     with pytest.raises(InputError, match="none can learn from another"):
         load_recipe(str(recipe), ["by_lane=true", "teach.kind=base"])
@@ -323,16 +384,16 @@ def test_numbers_of_few_seeds() -> None:
 
 def test_a_summary_has_the_seeds_that_are_whole(recipe: Path, tmp_path: Path) -> None:
     chosen = load_recipe(str(recipe))
-    results = Results(tmp_path)
+    results = Results(tmp_path, "some")
     for task in tasks_of(chosen, [1, 2]):
         if task.seed == 2 and task.recipe.alone_name == "small":
             continue
         name = task.recipe.alone_name
         names = ["base"] if name else chosen.description.names
-        results.runs[task.key] = {
+        results.runs[results.key(task)] = {
             "scores": {each: {"accuracy": 0.5, "loss": 1.0} for each in names},
             "seconds": 1.0,
             "flops": 1,
         }
     assert summary(chosen, [1, 2], results)["seeds"] == [1]
-    assert Task(chosen, 1).key != Task(chosen.alone("base"), 1).key
+    assert results.key(Task(chosen, 1)) != results.key(Task(chosen.alone("base"), 1))

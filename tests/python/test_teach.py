@@ -147,6 +147,28 @@ def test_numbers_are_taught_by_squared_error() -> None:
     assert torch.allclose(found, expected + 0.1 * F.mse_loss(two, one.detach()))
 
 
+def test_what_is_left_out_is_not_taught_by_squared_error() -> None:
+    net = network()
+    base, sub = torch.randn(4, 3), torch.randn(4, 3)
+    targets = torch.tensor([0, -100, 2, 1])
+    teach = nsn.teach.base(net, weight=0.5, by="squared_error")
+    found = nsn.joint_loss({"base": base, "sub1": sub}, targets, teach=teach)
+    kept = targets != -100
+    expected = F.cross_entropy(base, targets) + 0.5 * F.cross_entropy(sub, targets)
+    assert torch.allclose(found, expected + 0.5 * F.mse_loss(sub[kept], base[kept]))
+
+
+@pytest.mark.parametrize("classes", [5, 300])
+def test_a_class_that_is_ruled_out_may_have_any_logit(classes: int) -> None:
+    """In the one pass, and with more classes by plain operations."""
+    net = network()
+    logits = torch.randn(4, classes, dtype=torch.float64)
+    logits[:, 2] = -torch.inf
+    outputs = {"base": logits, "sub1": logits + torch.randn(4, 1)}
+    loss = nsn.joint_loss(outputs, torch.zeros(4).long(), teach=nsn.teach.base(net))
+    assert torch.isfinite(loss)
+
+
 def test_targets_and_losses_by_name() -> None:
     outputs = {"base": torch.randn(4, 3), "sub1": torch.randn(4, 2)}
     targets = {"base": torch.randint(3, (4,)), "sub1": torch.randn(4, 2)}
@@ -193,6 +215,15 @@ LABELS = torch.zeros(2, dtype=torch.long)
         (
             lambda: nsn.joint_loss(LOGITS, LABELS, F.cross_entropy, teach=nsn.teach.base(NET)),
             "by what distance was not said",
+        ),
+        (
+            lambda: nsn.joint_loss(
+                {name: torch.zeros(2, 3, 4) for name in LOGITS},
+                torch.zeros(2, 3).long(),
+                {"sub1": lambda y, t: y.sum()},
+                teach=nsn.teach.base(NET, by="cross_entropy"),
+            ),
+            r"'sub1' gives \(2, 3, 4\) and has a loss that was given.*Flatten all outputs",
         ),
         (
             lambda: nsn.joint_loss(LOGITS, LABELS, F.cross_entropy, label_smoothing=0.1),

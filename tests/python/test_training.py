@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import nsn
 
@@ -54,14 +54,31 @@ def test_what_cannot_be_bounded_is_refused() -> None:
     with pytest.raises(TypeError, match="must be a list of blocks' names, but is a str"):
         nsn.bound_row_norms(net, 1, "out")
     parametrize.register_parametrization(net.out, "weight", Doubled())
-    with pytest.raises(ValueError, match=r"'out.weight' is computed from another tensor"):
-        nsn.bound_row_norms(net, 1, ["out"])
+    for mode in (torch.enable_grad, torch.no_grad):
+        with (
+            mode(),
+            pytest.raises(ValueError, match=r"'out.weight' is computed from another tensor"),
+        ):
+            nsn.bound_row_norms(net, 1, ["out"])
+
+
+def test_rows_of_transposed_convolutions_feed_outputs() -> None:
+    net = nsn.Network(
+        input=(3, 4, 4),
+        blocks={"up": nsn.Sequence({"t": nsn.ConvTranspose2d(3, 5, 2, stride=2)})},
+    )
+    weight = net.get_parameter("up.t.weight")
+    with torch.no_grad():
+        weight.normal_(0, 3)
+    before = weight.detach().clone()
+    nsn.bound_row_norms(net, 1.5, ["up"])
+    assert torch.allclose(weight, torch.renorm(before, 2, 1, 1.5))
 
 
 def test_torchs_average_takes_networks_and_their_statistics() -> None:
     """As docs/training.md says: evaluated, saved and loaded."""
     net = network()
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    average = AveragedModel(net, multi_avg_fn=nsn.average_fn(0.9), use_buffers=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     expected: dict[str, Tensor] = {}
     for step in range(3):
@@ -77,5 +94,7 @@ def test_torchs_average_takes_networks_and_their_statistics() -> None:
     for name, value in made.state_dict().items():
         if value.is_floating_point():
             assert torch.allclose(value.double(), expected[name], atol=1e-6), name
+        else:
+            assert torch.equal(value, net.state_dict()[name]), name
     assert not torch.equal(made.get_parameter("out.weight"), net.get_parameter("out.weight"))
     assert torch.isfinite(made.eval().view("half")(torch.randn(2, 4))).all()

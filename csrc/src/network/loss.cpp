@@ -1,5 +1,6 @@
 #include "nsn/network/loss.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
@@ -110,6 +111,17 @@ std::vector<Lane> lanes_of(const Outputs& outputs, const Targets& targets,
   return result;
 }
 
+/// Whether what is taught are classes, by cross entropy.
+bool teach_by_classes(const JointLossOptions& options) {
+  return options.teach() && options.teach()->distance() != teach::Distance::kSquaredError;
+}
+
+/// The outside teacher's output in the form that a lane's has; undefined where there is none.
+at::Tensor outside_for(const Lane& lane, const at::Tensor& outside) {
+  if (!outside.defined() || lane.loss) return outside;
+  return with_classes_second("the outside teacher", outside, lane.target);
+}
+
 /// What each lane learns from its teacher, or an empty one where nobody teaches.
 detail::Teaching teaching_of(const std::vector<Lane>& lanes, const JointLossOptions& options) {
   if (!options.teach()) return {};
@@ -129,8 +141,13 @@ detail::Teaching teaching_of(const std::vector<Lane>& lanes, const JointLossOpti
       teacher.distance() != teach::Distance::kSquaredError || teacher.temperature() == 1.0,
       "nsn::joint_loss: the temperature of a teacher is of probabilities, but its distance is the "
       "squared error. Leave the temperature out.");
-  if (result.outside.defined() && !lanes[0].loss) {
-    result.outside = with_classes_second("the teacher's", result.outside, lanes[0].target);
+  const bool by_classes = teach_by_classes(options);
+  for (const Lane& lane : lanes) {
+    TORCH_CHECK_VALUE(!result.teaches() || !by_classes || !lane.loss || lane.output.dim() <= 2,
+                      "nsn::joint_loss: '", lane.name, "' gives ",
+                      to_string(lane.output.sizes().vec()),
+                      " and has a loss that was given, so that it is not known which dimension has "
+                      "the classes that are taught. Flatten all outputs to (N, C).");
   }
   return result;
 }
@@ -159,14 +176,15 @@ at::Tensor loss_of(const Lane& lane, double label_smoothing) {
 at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& options,
                        const detail::Teaching& teaching) {
   const at::Tensor &first = lanes[0].output, &targets = lanes[0].target;
-  const bool fits =
-      targets.dim() > 0 && first.dim() > 1 && targets.size(0) > 0 &&
-      (!teaching.teaches() || options.teach()->distance() != teach::Distance::kSquaredError) &&
-      (!teaching.outside.defined() || teaching.outside.sizes() == first.sizes()) &&
-      std::all_of(lanes.begin(), lanes.end(), [&](const Lane& lane) {
-        return !lane.loss && lane.target.is_same(targets) && lane.output.sizes() == first.sizes() &&
-               first.size(0) == targets.size(0);
-      });
+  const at::Tensor outside = outside_for(lanes[0], teaching.outside);
+  const bool fits = targets.dim() > 0 && first.dim() > 1 && targets.size(0) > 0 &&
+                    (!teaching.teaches() || teach_by_classes(options)) &&
+                    (!outside.defined() || outside.sizes() == first.sizes()) &&
+                    std::all_of(lanes.begin(), lanes.end(), [&](const Lane& lane) {
+                      return !lane.loss && lane.target.is_same(targets) &&
+                             lane.output.sizes() == first.sizes() &&
+                             first.size(0) == targets.size(0);
+                    });
   if (!fits) return {};
   std::vector<at::Tensor> outputs;
   detail::JointCrossEntropyOptions joint{{}, options.label_smoothing(), teaching};
@@ -175,7 +193,7 @@ at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& o
     joint.weights.push_back(lane.weight);
   }
   if (detail::takes_joint_cross_entropy(outputs, targets)) {
-    if (teaching.outside.defined()) joint.teaching.outside = teaching.outside.to(first.options());
+    if (outside.defined()) joint.teaching.outside = outside.to(first.options());
     return detail::joint_cross_entropy(outputs, targets, joint);
   }
   return teaching.teaches() ? at::Tensor() : stacked_cross_entropy(outputs, targets, joint);
@@ -184,7 +202,7 @@ at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& o
 }  // namespace
 
 const at::Tensor& Targets::of(const std::string& subnetwork) const {
-  if (each_.empty()) return all_;
+  if (all_.defined()) return all_;
   const auto found = each_.find(subnetwork);
   TORCH_CHECK_VALUE(found != each_.end(), "nsn::joint_loss: there are no targets for '", subnetwork,
                     "'. Give one tensor for all, or one for each output.");
@@ -243,12 +261,13 @@ at::Tensor joint_loss(const Outputs& outputs, const Targets& targets,
     names.push_back(lane.name);
     said.push_back(lane.output);
   }
-  said.push_back(teaching.outside);
+  said.emplace_back();  // the outside teacher's, in each lane's form
   at::Tensor total;
   for (const size_t i : c10::irange(lanes.size())) {
     at::Tensor term = loss_of(lanes[i], options.label_smoothing());
     const double share = teaching.teaches() ? teaching.shares[i] : 0.0;
     if (share > 0.0) {
+      said.back() = outside_for(lanes[i], teaching.outside);
       term = (1.0 - share) * term + detail::distance_from_teacher(*options.teach(), teaching, names,
                                                                   said, i, counted(lanes[i]));
     }

@@ -6,16 +6,34 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <utility>
 
 namespace nsn {
+
+namespace {
+
+/// Whether a parameter, by its name in the block, is a transposed convolution's, whose first
+/// dimension is its inputs'.
+bool is_transposed(const Block& block, const std::string& parameter) {
+  if (block.type() == "ConvTranspose2d") return true;
+  for (const InnerBlock& inner : block.inner()) {
+    const std::string prefix = inner.name + ".";
+    if (parameter.compare(0, prefix.size(), prefix) == 0) {
+      return is_transposed(*inner.block, parameter.substr(prefix.size()));
+    }
+  }
+  return false;
+}
+
+}  // namespace
 
 void bound_row_norms(const ParameterTable& network, double most,
                      const std::vector<std::string>& blocks) {
   TORCH_CHECK_VALUE(most > 0.0 && std::isfinite(most),
                     "nsn::bound_row_norms: the bound must be positive, but is ", most, ".");
   const Description& description = network.description();
-  std::vector<at::Tensor> weights;
+  std::vector<std::pair<at::Tensor, int64_t>> weights;  // and the dimension of its rows
   for (const std::string& name : blocks) {
     const auto& all = description.blocks();
     const auto block =
@@ -29,13 +47,14 @@ void bound_row_norms(const ParameterTable& network, double most,
       TORCH_CHECK_VALUE(network[p].is_leaf(), "nsn::bound_row_norms: '", parameter.name,
                         "' is computed from another tensor (a parametrization), so that what is "
                         "done to it is forgotten. Bound it in the parametrization.");
-      weights.push_back(network[p]);
+      const auto& own = block->parameters[parameter.spec].name;
+      weights.emplace_back(network[p], is_transposed(*block->block, own) ? 1 : 0);
     }
     TORCH_CHECK_VALUE(weights.size() > before, "nsn::bound_row_norms: block '", name,
-                      "' has no weight. Leave it out.");
+                      "' has no weight of a product or convolution. Leave it out.");
   }
   const at::NoGradGuard no_grad;
-  for (at::Tensor& weight : weights) weight.renorm_(/*p=*/2, /*dim=*/0, most);
+  for (auto& [weight, rows] : weights) weight.renorm_(/*p=*/2, rows, most);
 }
 
 }  // namespace nsn

@@ -88,7 +88,14 @@ Turn Schedule::at(int64_t step, int64_t epoch) const {
                   turn.names[i]) == turn.names.begin() + static_cast<std::ptrdiff_t>(i),
         "nsn::schedule: '", turn.names[i], "' is to run twice in step ", step, ". Name it once.");
   }
-  for (const auto& [name, weight] : turn.weights) check_known(turn.names, name);
+  for (const auto& [name, weight] : turn.weights) {
+    check_known(names_, name);
+    TORCH_CHECK_VALUE(std::find(turn.names.begin(), turn.names.end(), name) != turn.names.end(),
+                      "nsn::schedule: '", name, "' has a weight in step ", step,
+                      ", but does not run in it. Leave its weight out.");
+    TORCH_CHECK_VALUE(std::isfinite(weight), "nsn::schedule: the weight of '", name,
+                      "' must be finite, but is ", weight, " in step ", step, ".");
+  }
   for (const std::string& name : turn.names) {
     const auto own = weights_.find(name);
     if (own == weights_.end()) continue;

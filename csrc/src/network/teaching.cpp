@@ -4,6 +4,7 @@
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/mse_loss.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/where.h>
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
@@ -88,7 +89,9 @@ at::Tensor distance_from_teacher(const teach::Teacher& teacher, const Teaching& 
       told.push_back(each.defined() ? each.detach() : each);
     }
     const at::Tensor said_to_it = teacher_of(told, teaching, lane).to(output.scalar_type());
-    return share * at::mse_loss(output, said_to_it);
+    if (!counted.defined()) return share * at::mse_loss(output, said_to_it);
+    const at::Tensor each = (output - said_to_it).square().mean(1);
+    return share * (each * counted).sum() / counted.sum();
   }
   TORCH_CHECK_VALUE(output.dim() > 0, "nsn::joint_loss: '", names[lane],
                     "' gives one number, which has no classes to learn. Learn by squared error.");
@@ -97,9 +100,10 @@ at::Tensor distance_from_teacher(const teach::Teacher& teacher, const Teaching& 
     const bool is_asked = teaching.mixtures[lane][k] != 0.0;
     told.push_back(is_asked ? at::softmax(said[k].detach() / t, classes) : at::Tensor());
   }
-  const at::Tensor each = -(teacher_of(told, teaching, lane).to(output.scalar_type()) *
-                            at::log_softmax(output / t, classes))
-                               .sum(classes);
+  const at::Tensor teaches = teacher_of(told, teaching, lane).to(output.scalar_type());
+  const at::Tensor logs = at::log_softmax(output / t, classes);
+  // A class that the teacher rules out may have any logit, minus infinity too.
+  const at::Tensor each = -at::where(teaches.eq(0), 0.0, teaches * logs).sum(classes);
   const at::Tensor mean = counted.defined() ? (each * counted).sum() / counted.sum() : each.mean();
   return share * t * t * mean;
 }

@@ -22,20 +22,24 @@ Slice common(const Slice& a, const Slice& b) {
   return result;
 }
 
-double product(const at::Tensor& a, const at::Tensor& b) { return (a * b).sum().item<double>(); }
+double product(const at::Tensor& a, const at::Tensor& b) {
+  return (a.to(at::kDouble) * b.to(at::kDouble)).sum().item<double>();
+}
 
-/// Of each lane the root mean square of its gradient; 0 where beside the largest it is no more than
-/// rounding. (A bias in front of a norm has no gradient, but what is rounded has a direction.)
+/// Of each lane the root mean square of its gradient; 0 where one is not finite, and where beside
+/// the largest it is no more than rounding. (A bias in front of a norm has no gradient, but what is
+/// rounded has a direction.)
 std::vector<double> sizes_of(const std::vector<LaneGradient>& gradients) {
   std::vector<double> sizes;
   for (const LaneGradient& lane : gradients) {
     const auto numel = static_cast<double>(std::max<int64_t>(1, lane.gradient.numel()));
     sizes.push_back(std::sqrt(product(lane.gradient, lane.gradient) / numel));
   }
-  const bool is_double = gradients[0].gradient.scalar_type() == at::kDouble;
-  const double rounding =
-      is_double ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  const double rounding = gradients[0].gradient.scalar_type() == at::kDouble
+                              ? std::numeric_limits<double>::epsilon()
+                              : std::numeric_limits<float>::epsilon();
   const double least = 1000.0 * rounding * *std::max_element(sizes.begin(), sizes.end());
+  if (!std::isfinite(least)) return std::vector<double>(sizes.size(), 0.0);
   for (double& size : sizes) size = size > least ? size : 0.0;
   return sizes;
 }
@@ -56,7 +60,7 @@ at::Tensor merge_by_surgery(const std::vector<LaneGradient>& gradients) {
   std::vector<at::Tensor> cut;
   for (const LaneGradient& lane : gradients) {
     at::Tensor own = lane.gradient;
-    // Who is against it, by the angle: the order depends on nothing else.
+    // Who is against it, and how much of it lies that way: the order depends on nothing else.
     std::vector<std::pair<double, const LaneGradient*>> against;
     for (const size_t i : c10::irange(gradients.size())) {
       const LaneGradient& other = gradients[i];
@@ -69,7 +73,7 @@ at::Tensor merge_by_surgery(const std::vector<LaneGradient>& gradients) {
     std::sort(against.begin(), against.end(),
               [](const auto& a, const auto& b) { return a.first < b.first; });
     bool is_copy = false;
-    for (const auto& [angle, other] : against) {
+    for (const auto& [length, other] : against) {
       const Slice both = common(lane.slice, other->slice);
       const at::Tensor theirs = leading(other->gradient, both);
       const double dot = product(leading(own, both), theirs);
@@ -92,7 +96,6 @@ at::Tensor merge_with_equal_norms(const std::vector<LaneGradient>& gradients) {
     total += size;
     counted += size > 0.0 ? 1 : 0;
   }
-  if (counted == 0) return gradients[0].padded();
   std::vector<at::Tensor> scaled;
   at::Tensor lanes = at::zeros(gradients[0].parameter_shape, gradients[0].gradient.options());
   for (const size_t i : c10::irange(gradients.size())) {

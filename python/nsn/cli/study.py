@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nsn.cli.app import INTERRUPTED, DataOption, app, command, tables_console
+from nsn.training.data import load_data
 from nsn.training.errors import InputError
 from nsn.training.recipe import Recipe, load_recipe, metric_of, shipped
 from nsn.training.report import json_text, number_text, read_json, write_json
@@ -16,6 +17,7 @@ from nsn.training.study import (
     Results,
     Task,
     ablation_table,
+    digest,
     plot_study,
     restore,
     run_all,
@@ -61,8 +63,11 @@ def study(
         ),
     ] = None,
     way: Annotated[
-        _Way, typer.Option("--way", help="With --vary: which runs the variants are compared by.")
-    ] = _Way.together,
+        _Way | None,
+        typer.Option(
+            "--way", help="With --vary: which runs variants are compared by; default: together."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each run, no table.")
     ] = False,
@@ -96,22 +101,31 @@ def study(
         for value in re.split(r",(?![^{\[]*[}\]])", values):
             change = f"{key}={value}"
             variants[change] = _load(recipe, [*changes, change], data)
-    numbers = range(1, seeds + 1)
-    results = Results(out / "runs")
+    if way is not None and not vary:
+        raise InputError("--way says what --vary compares. Leave it out, or add --vary.")
+    numbers = list(range(1, seeds + 1))
+    results = Results(out / "runs", digest(load_data(chosen.values["data"], chosen.description)))
     study_file = out / "study.json"
     if not vary and study_file.exists():
-        restore(read_json(study_file), chosen, results)
+        there = read_json(study_file)
+        restore(there, chosen, results)
+        numbers = sorted({*numbers, *there["seeds"]})  # none is lost
+    compared = [str(way or _Way.together)]
     tasks = [
         task
         for seed in numbers
         for variant in variants.values()
-        for task in tasks_of(variant, [seed], [way] if vary else WAYS)
+        for task in tasks_of(variant, [seed], compared if vary else WAYS)
     ]
     left = results.find(tasks)
     console = tables_console()
-    done = len({task.key for task in tasks}) - len(left)
+    done = len({results.key(task) for task in tasks}) - len(left)
     total = done + len(left)
-    labels = {Task(variant, 0).key: label for label, variant in variants.items()}
+    labels = {
+        results.key(Task(task.recipe, 0)): label
+        for label, variant in reversed(variants.items())
+        for task in tasks_of(variant, [0])
+    }
 
     def finish() -> None:
         if not vary:
@@ -129,7 +143,7 @@ def study(
             f"{name} {number_text(score[metric])}" for name, score in result["scores"].items()
         )
         way = f"{task.recipe.alone_name} alone" if task.recipe.alone_name else "together"
-        label = labels.get(Task(task.recipe, 0).key, "recipe")
+        label = labels[results.key(Task(task.recipe, 0))]
         shown = "" if label == "recipe" else f" ({label})"
         console.print(
             f"{done}/{total}  seed {task.seed}, {way}{shown}: {scores}  {result['seconds']:.0f} s",
@@ -147,18 +161,19 @@ def study(
     finish()
     if vary:
         scores = {
-            label: scores_of(variant, numbers, results, way) for label, variant in variants.items()
+            label: scores_of(variant, numbers, results, compared[0])
+            for label, variant in variants.items()
         }
         document = {
             "recipe": chosen.values,
-            "seeds": list(numbers),
+            "seeds": numbers,
             "metric": metric_of(chosen.values),
-            "way": str(way),
+            "way": compared[0],
             "variants": scores,
         }
         write_json(out / "ablation.json", document)
         if not as_json:
-            console.print(ablation_table(scores, f"{recipe}, {way}"))
+            console.print(ablation_table(scores, f"{recipe}, {compared[0]}"))
             console.print(f"Left in {out}: ablation.json, runs", highlight=False)
         return
     document = summary(chosen, numbers, results)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsn import ALL, Network, joint_loss
+from nsn import Network, joint_loss
 from nsn.schedule import Turn
 from nsn.training.data import Data, Split
 from nsn.training.errors import DivergedError, InputError
@@ -129,13 +129,21 @@ class Run:
                     "train_loss": self._loss / len(self._data.train),
                     "seconds": self._epoch_seconds,
                     "subnetworks": (
-                        evaluate(self.evaluated, self._data.test) if self._evaluates_epochs else {}
+                        evaluate(self.evaluated, self._data.test, self._trained())
+                        if self._evaluates_epochs
+                        else {}
                     ),
                 }
             )
             self._order, self._step, self._loss, self._epoch_seconds = None, 0, 0.0, 0.0
             on_epoch(self.epochs[-1])
             self.seconds["total"] += time.perf_counter() - started
+
+    def _trained(self) -> list[str]:
+        """Who can be evaluated: a sub-network that starts later may have no statistics yet."""
+        if self.recipe.values["sampling"]["kind"] != "from_epoch":
+            return list(self.network.subnetworks)
+        return list(self._sampling(0, len(self.epochs)).names)
 
     def _train_epoch(
         self, on_step: Callable[[Progress], None], should_stop: Callable[[], bool]
@@ -199,7 +207,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, of this moment; for ``torch.save``."""
         return {
-            "recipe": self.recipe.values,
+            "recipe": self.recipe.identity,
             "alone": self.recipe.alone_name,
             "seed": self.seed,
             "samples": len(self._data.train),
@@ -239,26 +247,26 @@ class Run:
         self._epoch_seconds = epoch["seconds"]
 
 
-def evaluate(network: Network, split: Split) -> dict[str, dict[str, float]]:
-    """Accuracy and mean cross entropy of each sub-network, from the weights of this moment."""
+def evaluate(
+    network: Network, split: Split, names: Sequence[str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Accuracy and mean cross entropy of sub-networks, default all, from this moment's weights."""
+    names = network.subnetworks if names is None else names
     training = network.training
     network.eval()
-    correct = dict.fromkeys(network.subnetworks, 0)
-    loss = dict.fromkeys(network.subnetworks, 0.0)
+    correct = dict.fromkeys(names, 0)
+    loss = dict.fromkeys(names, 0.0)
     total = 0
     with torch.no_grad():
         for batch in split.ordered().split(_EVALUATION_BATCH):
             inputs, targets = split.batch(batch)
             targets = targets.flatten()
             total += len(targets)
-            for name, output in _rows(network(inputs, ALL)).items():
+            for name, output in _rows(network(inputs, names)).items():
                 correct[name] += int(output.argmax(1).eq(targets).sum())
                 loss[name] += float(F.cross_entropy(output, targets, reduction="sum"))
     network.train(training)
-    return {
-        name: {"accuracy": correct[name] / total, "loss": loss[name] / total}
-        for name in network.subnetworks
-    }
+    return {name: {"accuracy": correct[name] / total, "loss": loss[name] / total} for name in names}
 
 
 def _rows(outputs: dict[str, Tensor]) -> dict[str, Tensor]:

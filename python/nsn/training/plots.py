@@ -1,6 +1,7 @@
 """Curves of runs."""
 
 import io
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import cycle
@@ -40,8 +41,9 @@ def plot_curves(runs: Mapping[str, dict[str, Any]], path: Path, title: str) -> N
         for label, report in runs.items():
             epochs, alone = report["epochs"], report.get("alone")
             numbers = [record["epoch"] for record in epochs]
-            for name in epochs[0]["subnetworks"] if epochs else []:
-                values = [record["subnetworks"][name][metric] for record in epochs]
+            for name in epochs[-1]["subnetworks"] if epochs else []:
+                scores = [record["subnetworks"].get(name) for record in epochs]
+                values = [math.nan if each is None else each[metric] for each in scores]
                 shown = alone or name
                 colour = colours.setdefault(shown, f"C{len(colours) % 10}")
                 text = f"{shown} alone" if alone else shown

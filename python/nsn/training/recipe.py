@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import nsn
 from nsn import Description, Network, files, param_groups
@@ -92,8 +92,7 @@ class Recipe:
         if "of" in values["decay"]:
             values["decay"]["of"] = "base"
         values["sampling"] = deepcopy(_MEANS["sampling"])
-        values["teach"]["kind"] = "none"
-        values["teach"]["weight"] = _MEANS["teach"]["weight"]
+        values["teach"] = deepcopy(_MEANS["teach"])
         kept = {each["name"] for each in values["network"]["blocks"]}
         values["bound"]["blocks"] = [each for each in values["bound"]["blocks"] if each in kept]
         if not values["bound"]["blocks"]:
@@ -136,14 +135,24 @@ class Recipe:
         """Bounds the weights' rows where the recipe wants it; after each step."""
         bound = self.values["bound"]
         if bound["row_norm"] > 0:
-            nsn.bound_row_norms(network, bound["row_norm"], bound["blocks"])
+            try:
+                nsn.bound_row_norms(network, bound["row_norm"], bound["blocks"])
+            except ValueError as error:
+                raise InputError(f"recipe: bound: {error}") from None
 
     def average(self, network: Network) -> AveragedModel | None:
         """What keeps the moving average of a network's weights and statistics, or None."""
         decay = self.values["average"]["decay"]
         if decay == 0:
             return None
-        return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        return AveragedModel(network, multi_avg_fn=nsn.average_fn(decay), use_buffers=True)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run depends on: all values, but where its data lie and what others do alone."""
+        values = {**self.values, "data": {**self.values["data"], "path": ""}}
+        values.pop("alone", None)
+        return values
 
     def reading(self, path: Path) -> "Recipe":
         """The recipe with its data from another place."""
@@ -209,6 +218,9 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     _complete(values)  # so that all can be overridden
     for override in overrides:
         _override(values, override)
+        key = override.partition("=")[0].strip()
+        for own in values.get("alone", {}).values():  # what is said here holds for these too
+            own.pop(key, None)
     return check_recipe(values)
 
 
@@ -293,12 +305,7 @@ def _check_means(values: dict[str, Any]) -> None:
     for key, defaults in _MEANS.items():
         _only(values[key], set(defaults), f"recipe: {key}")
     teach, average, bound = values["teach"], values["average"], values["bound"]
-    kinds = ("all", "sandwich", "random", "from_epoch")
-    if values["sampling"]["kind"] not in kinds:
-        raise InputError(
-            f"recipe: sampling.kind must be one of {', '.join(kinds)}, but is "
-            f"{values['sampling']['kind']!r}."
-        )
+    _check_sampling(values)
     if teach["kind"] not in ("none", *_TEACHERS):
         raise InputError(
             f"recipe: teach.kind must be one of none, {', '.join(_TEACHERS)}, but is "
@@ -329,6 +336,26 @@ def _check_means(values: dict[str, Any]) -> None:
         raise InputError(
             "recipe: alone must be tables of a sub-network's keys and values, such as "
             'sub2 = { "optimizer.lr" = 0.1 }.'
+        )
+
+
+def _check_sampling(values: dict[str, Any]) -> None:
+    sampling, teach = values["sampling"], values["teach"]
+    kind = sampling["kind"]
+    kinds = ("all", "sandwich", "random", "from_epoch")
+    if kind not in kinds:
+        raise InputError(
+            f"recipe: sampling.kind must be one of {', '.join(kinds)}, but is {kind!r}."
+        )
+    if kind in ("all", "from_epoch") and sampling["count"] != _MEANS["sampling"]["count"]:
+        raise InputError(f"recipe: sampling.count is not used with kind '{kind}'. Leave it out.")
+    if kind != "from_epoch" and sampling["first"]:
+        raise InputError(f"recipe: sampling.first is not used with kind '{kind}'. Leave it out.")
+    starts_late = kind == "from_epoch" and sampling["first"].get("base", 0) > 0
+    if teach["kind"] == "base" and (kind == "random" or starts_late):
+        raise InputError(
+            f"recipe: base is the teacher, but with sampling.kind '{kind}' it does not run in "
+            f"every step. Teach by another, or let it run."
         )
 
 

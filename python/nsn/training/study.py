@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from pathlib import Path
@@ -27,8 +28,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from nsn import files
-from nsn.training.data import load_data
-from nsn.training.errors import InputError
+from nsn.training.data import Data, load_data
+from nsn.training.errors import DivergedError, InputError
 from nsn.training.loop import Run, evaluate
 from nsn.training.recipe import Recipe, check_recipe, metric_of
 from nsn.training.report import (
@@ -57,18 +58,22 @@ class Task:
     recipe: Recipe
     seed: int
 
-    @property
-    def key(self) -> str:
-        """The run's name, which stands for its recipe and seed."""
-        return f"{key_of(self.recipe)}-{self.seed}"
 
-
-def key_of(recipe: Recipe) -> str:
-    """A short name of what a recipe trains, where its data lie apart."""
-    values = {**recipe.values, "data": {**recipe.values["data"], "path": ""}}
-    values.pop("alone", None)
-    text = json_text([values, recipe.alone_name])
+def key_of(recipe: Recipe, data: str) -> str:
+    """A short name of what a recipe trains on some data (:func:`digest`)."""
+    text = json_text([recipe.identity, recipe.alone_name, data])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def digest(data: Data) -> str:
+    """What tells data from others: how many samples there are, and some of them."""
+    found = hashlib.sha256()
+    for split in (data.train, data.test):
+        inputs, targets = split.batch(split.ordered()[:256])
+        for part in (inputs, targets):
+            found.update(part.contiguous().numpy().tobytes())
+        found.update(str(len(split)).encode())
+    return found.hexdigest()[:12]
 
 
 @dataclass
@@ -77,32 +82,39 @@ class Results:
 
     Attributes:
         folder: where their files are.
+        data: the digest of the data that all runs read.
         runs: key to what a run gave, as :func:`train_one` returns it.
     """
 
     folder: Path
+    data: str
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def key(self, task: Task) -> str:
+        """A run's name, which stands for its recipe, data and seed."""
+        return f"{key_of(task.recipe, self.data)}-{task.seed}"
 
     def find(self, tasks: Iterable[Task]) -> list[Task]:
         """Reads what was finished before; returns the tasks that are left, in order."""
         left = {}
         for task in tasks:
-            if task.key in self.runs or task.key in left:
+            key = self.key(task)
+            if key in self.runs or key in left:
                 continue
-            file = self.folder / f"{task.key}.json"
+            file = self.folder / f"{key}.json"
             if file.exists():
-                self.runs[task.key] = read_json(file)
+                self.runs[key] = read_json(file)
             else:
-                left[task.key] = task
+                left[key] = task
         return list(left.values())
 
     def of(self, recipe: Recipe, seed: int) -> dict[str, Any] | None:
         """What a run gave, or None where it is not finished."""
-        return self.runs.get(Task(recipe, seed).key)
+        return self.runs.get(self.key(Task(recipe, seed)))
 
 
-def train_one(values: dict[str, Any], alone: str | None, seed: int, folder: str) -> dict[str, Any]:
-    """One run, from where it was left; its result stays in a file of the folder.
+def train_one(values: dict[str, Any], alone: str | None, seed: int, place: str) -> dict[str, Any]:
+    """One run, from where it was left; its result stays in ``place`` with ``.json`` behind.
 
     Returns:
         ``scores`` by sub-network, from the last weights and read once; ``seconds`` of processor
@@ -113,15 +125,18 @@ def train_one(values: dict[str, Any], alone: str | None, seed: int, folder: str)
         DivergedError: where the loss is no finite number.
     """
     recipe = replace(check_recipe(values), alone_name=alone)
-    task = Task(recipe, seed)
-    state_file, result_file = (Path(folder) / f"{task.key}{end}" for end in (".pt", ".json"))
+    state_file, result_file = Path(f"{place}.pt"), Path(f"{place}.json")
     data = load_data(recipe.values["data"], recipe.description)
     run = Run(recipe, data, seed, evaluates_epochs=False)
     spent = 0.0
     if state_file.exists():
-        state = read_state(state_file)
-        run.load_state_dict(state["run"])
-        spent = state["seconds"]
+        try:
+            state = read_state(state_file)
+        except InputError:
+            state_file.unlink()  # damaged: from the start
+        else:
+            run.load_state_dict(state["run"])
+            spent = state["seconds"]
     started, saved = time.process_time(), time.monotonic()
 
     def after_epoch(record: dict[str, Any]) -> None:
@@ -131,7 +146,10 @@ def train_one(values: dict[str, Any], alone: str | None, seed: int, folder: str)
             write_state(state_file, {"run": run.state_dict(), "seconds": seconds})
             saved = time.monotonic()
 
-    run.train(on_epoch=after_epoch)
+    try:
+        run.train(on_epoch=after_epoch)
+    except DivergedError as error:
+        raise DivergedError(f"seed {seed}, {alone or 'together'}: {error}") from None
     seconds = spent + time.process_time() - started
     samples = len(data.train) * recipe.epochs
     description = run.network.description
@@ -158,6 +176,7 @@ def run_all(
 
     Raises:
         DivergedError: where a run's loss is no finite number; the others are ended.
+        InputError: where a run's process was ended from outside.
     """
     results.folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
@@ -166,16 +185,23 @@ def run_all(
     try:
         for task in tasks:
             arguments = (task.recipe.values, task.recipe.alone_name, task.seed)
-            waiting[pool.submit(train_one, *arguments, str(results.folder))] = task
+            place = str(results.folder / results.key(task))
+            waiting[pool.submit(train_one, *arguments, place)] = task
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 task = waiting.pop(future)
-                results.runs[task.key] = future.result()
+                results.runs[results.key(task)] = future.result()
                 on_result(task, future.result())
+    except BrokenProcessPool:
+        raise InputError(
+            "study: a run's process was ended from outside, perhaps for want of memory. The same "
+            "command goes on; use fewer --jobs."
+        ) from None
     except BaseException:
+        processes = list((pool._processes or {}).values())  # shutdown forgets them
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in (pool._processes or {}).values():
+        for process in processes:
             process.terminate()
         raise
     pool.shutdown()
@@ -228,7 +254,8 @@ def summary(recipe: Recipe, seeds: Iterable[int], results: Results) -> dict[str,
     """The document of study.json, of those seeds whose runs are all there.
 
     Returns:
-        ``recipe``, ``seeds``, ``metric`` (``accuracy`` or ``loss``, the latter in nats),
+        ``recipe``, ``data`` (its digest), ``seeds``, ``metric`` (``accuracy`` or ``loss``, the
+        latter in nats),
         ``subnetworks`` (by name ``together`` and ``alone``, one number a seed, and ``difference``,
         the mean and the standard error of together - alone, paired by seed), ``compute`` (by name
         and ``together``: ``flops`` of a run and ``seconds`` of processor time, one a seed) and
@@ -262,6 +289,7 @@ def summary(recipe: Recipe, seeds: Iterable[int], results: Results) -> dict[str,
         compute[name] = _compute(run[name] for run in alone.values())
     return {
         "recipe": recipe.values,
+        "data": results.data,
         "seeds": list(together),
         "metric": metric,
         "subnetworks": scores,
@@ -290,10 +318,11 @@ def restore(study: dict[str, Any], recipe: Recipe, results: Results) -> None:
         InputError: where it is of another one.
     """
     there = check_recipe(study["recipe"])
-    if key_of(there) != key_of(recipe) or there.values.get("alone") != recipe.values.get("alone"):
+    same_alone = there.values.get("alone") == recipe.values.get("alone")
+    if there.identity != recipe.identity or not same_alone or study["data"] != results.data:
         raise InputError(
-            "--out: the study there is of another recipe, or of other --set. Choose another folder "
-            "for this one, or remove that."
+            "--out: the study there is of another recipe, of other --set or of other data. Choose "
+            "another folder for this one, or remove that."
         )
     metric = study["metric"]
     for place, seed in enumerate(study["seeds"]):
@@ -309,9 +338,9 @@ def restore(study: dict[str, Any], recipe: Recipe, results: Results) -> None:
             }
 
         joint = {name: each["together"][place] for name, each in scores.items()}
-        results.runs.setdefault(Task(recipe, seed).key, run(None, joint))
+        results.runs.setdefault(results.key(Task(recipe, seed)), run(None, joint))
         for name, each in scores.items():
-            key = Task(recipe.alone(name), seed).key
+            key = results.key(Task(recipe.alone(name), seed))
             results.runs.setdefault(key, run(name, {"base": each["alone"][place]}))
 
 

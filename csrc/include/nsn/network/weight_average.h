@@ -7,7 +7,8 @@ namespace nsn {
 
 /// The exponential moving average of a network's parameters and of its batch norms' statistics:
 /// evaluate and save that in place of the network (Polyak & Juditsky, 1992; Tarvainen & Valpola,
-/// "Mean teachers", 2017). In Python torch.optim.swa_utils.AveragedModel does the same.
+/// "Mean teachers", 2017). In Python torch.optim.swa_utils.AveragedModel does it, with
+/// nsn.average_fn.
 ///
 ///     nsn::WeightAverage average(net, 0.999);
 ///     ...
