@@ -18,8 +18,9 @@ import nsn
 from nsn import Network, files
 from nsn.training.data import Data, load_data
 from nsn.training.errors import InputError
-from nsn.training.recipe import check_data, shipped
+from nsn.training.recipe import shipped
 from nsn.training.report import json_text
+from nsn.training.tables import check_data
 
 BAD_INPUT, DISAGREE, DIVERGED, INTERRUPTED = 2, 3, 4, 130
 
