@@ -270,7 +270,7 @@ def test_means_of_training_are_in_the_loop(recipe: Path) -> None:
     run_ = loop.Run(chosen, data, 1)
     run_.train()
     assert run_.evaluated is not run_.network
-    norms = run_.network.get_parameter("hidden.weight").norm(dim=1)
+    norms = run_.network.get_parameter("hidden.weight").detach().norm(dim=1)
     assert float(norms.max()) <= 0.3 + 1e-5
     weights = set()
     for off in (
@@ -359,6 +359,28 @@ def test_sampling_is_in_the_loop_and_goes_on(recipe: Path) -> None:
     assert not torch.equal(
         whole.network.get_parameter("output.weight"), plain.network.get_parameter("output.weight")
     )
+
+
+def test_a_sandwich_without_base_has_no_base_to_teach(recipe: Path) -> None:
+    text = recipe.read_text()
+    wide = """
+[[network.blocks]]
+name = "wide"
+type = "Dense"
+in_features = 16
+out_features = 16
+[[network.subnetworks]]
+name = "base"
+blocks = ["hidden", "output"]
+[[network.subnetworks]]
+name = "big"
+blocks = ["wide", "hidden", "output"]
+"""
+    first = text.index("[[network.blocks]]")
+    blocks, subnetworks = wide.split("[[network.subnetworks]]", 1)
+    recipe.write_text(f"{text[:first]}{blocks}{text[first:]}\n[[network.subnetworks]]{subnetworks}")
+    with pytest.raises(InputError, match="which is 'big' here, and base by chance"):
+        load_recipe(str(recipe), ["sampling.kind=sandwich", "teach.kind=base"])
 
 
 def test_who_starts_later_is_evaluated_later(recipe: Path) -> None:

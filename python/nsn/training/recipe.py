@@ -253,6 +253,14 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
     except ValueError as error:
         raise InputError(f"recipe: network: {error}") from None
     recipe = Recipe(values, description, values["epochs"], values["batch_size"], values["by_lane"])
+    sizes = {name: description.parameter_count(name) for name in description.names}
+    if values["sampling"]["kind"] == "sandwich" and values["teach"]["kind"] == "base":
+        largest = max(sizes, key=lambda name: (sizes[name], description.names.index(name)))
+        if largest != "base":
+            raise InputError(
+                f"recipe: base is the teacher, but the sandwich always runs the largest, which is "
+                f"'{largest}' here, and base by chance. Teach by another."
+            )
     for name in values.get("alone", {}):
         if name not in description.names:
             raise InputError(
