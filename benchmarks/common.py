@@ -98,6 +98,16 @@ def measure_everywhere(
         write_json(arguments.out, document)
 
 
+def run(description: str, measure: Callable[[], Any], show: Callable[[str, Any], None]) -> None:
+    """A whole program of one measurement, which its children make."""
+    arguments = arguments_of(description, action="store_true").parse_args()
+    if arguments.child:
+        torch.manual_seed(0)
+        print(json.dumps(measure()))
+        return
+    measure_everywhere(arguments, show)
+
+
 def title(level: str, threads: str) -> str:
     """What stands above a table: the processor, its vectors, threads."""
     has = VECTORS.get(nsn.cpu_level(), nsn.cpu_level())

@@ -11,11 +11,10 @@ block behind it, is part of all of them.
     PYTHONPATH=tests/python python benchmarks/ops.py
 """
 
-import json
 from typing import Any
 
 import torch
-from common import arguments_of, measure_everywhere
+from common import run
 from inference import Way, medians
 from rich.console import Console
 from rich.table import Table
@@ -82,15 +81,5 @@ def show(above: str, result: dict[str, Any]) -> None:
     Console(width=100).print(rows)
 
 
-def main() -> None:
-    """Measures in a process for each level and number of threads, prints and writes."""
-    arguments = arguments_of(__doc__, action="store_true").parse_args()
-    if arguments.child:
-        torch.manual_seed(0)
-        print(json.dumps(measure()))
-        return
-    measure_everywhere(arguments, show)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, show)

@@ -6,11 +6,10 @@ optimizer. Ratios are over ``plain``, the same step without a teacher.
     python benchmarks/teaching.py
 """
 
-import json
 from typing import Any
 
 import torch
-from common import Step, arguments_of, interleaved, measure_everywhere
+from common import Step, interleaved, run
 from rich.console import Console
 from rich.table import Table
 
@@ -74,15 +73,5 @@ def show(title: str, result: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def main() -> None:
-    """Measures in a process for each level and number of threads, prints and writes."""
-    arguments = arguments_of(__doc__, action="store_true").parse_args()
-    if arguments.child:
-        torch.manual_seed(0)
-        print(json.dumps(measure()))
-        return
-    measure_everywhere(arguments, show)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, show)

@@ -308,6 +308,22 @@ class ParameterTable(nn.Module):
         self._core = _C.Core(self._description)
 
 
+def description_in(argument: str, network: "ParameterTable | Description") -> Description:
+    """The description where a network or its description is asked for.
+
+    Raises:
+        TypeError: where it is neither.
+    """
+    expect(
+        argument,
+        network,
+        (ParameterTable, Description),
+        "an nsn.Network or its description",
+        "Of a wrapped network, such as a DistributedDataParallel, take .module.",
+    )
+    return network if isinstance(network, Description) else network.description
+
+
 def network_in(argument: str, value: object) -> ParameterTable:
     """The network that was given, or that a wrapper holds: DDP, AveragedModel, torch.compile's.
 

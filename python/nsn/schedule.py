@@ -24,7 +24,7 @@ from nsn import _C
 from nsn._C import Schedule as _Schedule
 from nsn.checks import expect, expect_callable, expect_name, names_of
 from nsn.description import Description
-from nsn.parameters import ParameterTable
+from nsn.parameters import ParameterTable, description_in
 
 __all__ = ["Schedule", "Turn", "all", "from_epoch", "function", "random", "sandwich"]
 
@@ -90,7 +90,7 @@ def all(network: ParameterTable | Description, weights: Weights | None = None) -
     Raises:
         ValueError: where a weight names no sub-network.
     """
-    return Schedule(_C.schedule_all(_description("all", network)), weights)
+    return Schedule(_C.schedule_all(description_in("nsn.schedule.all: network", network)), weights)
 
 
 def sandwich(
@@ -113,7 +113,7 @@ def sandwich(
     Raises:
         ValueError: where there are not so many others, or a weight names no sub-network.
     """
-    description = _description("sandwich", network)
+    description = description_in("nsn.schedule.sandwich: network", network)
     expect("nsn.schedule.sandwich: others", others, numbers.Integral, "an int")
     return Schedule(_C.schedule_sandwich(description, int(others), _seed(seed)), weights)
 
@@ -135,7 +135,7 @@ def random(
     Raises:
         ValueError: where there are not so many, or a weight names no sub-network.
     """
-    description = _description("random", network)
+    description = description_in("nsn.schedule.random: network", network)
     expect("nsn.schedule.random: count", count, numbers.Integral, "an int")
     return Schedule(_C.schedule_random(description, int(count), _seed(seed)), weights)
 
@@ -157,7 +157,7 @@ def from_epoch(
         ValueError: where nobody would run in the first epoch, or a name is no sub-network's.
     """
     where = "nsn.schedule.from_epoch: first"
-    description = _description("from_epoch", network)
+    description = description_in("nsn.schedule.from_epoch: network", network)
     expect(where, first, Mapping, "a dict of names and epochs")
     for name, epoch in first.items():
         expect_name(f"{where}: each name", name)
@@ -175,7 +175,7 @@ def function(
         network: whose sub-networks, or its description.
         choose: gets step and epoch, returns a :class:`Turn` or a list of names.
     """
-    description = _description("function", network)
+    description = description_in("nsn.schedule.function: network", network)
     where = "nsn.schedule.function: choose"
     expect_callable(where, choose, "a function of a step and an epoch")
 
@@ -191,17 +191,6 @@ def function(
         }
 
     return Schedule(_C.schedule_function(description, turn), None)
-
-
-def _description(name: str, network: ParameterTable | Description) -> Description:
-    expect(
-        f"nsn.schedule.{name}: network",
-        network,
-        (ParameterTable, Description),
-        "an nsn.Network or its description",
-        "Of a wrapped network, such as a DistributedDataParallel, take .module.",
-    )
-    return network if isinstance(network, Description) else network.description
 
 
 def _seed(seed: int | None) -> int:

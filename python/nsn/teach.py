@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from nsn._C import Teacher
 from nsn.checks import expect, expect_batch, expect_callable, expect_name, shown
 from nsn.description import Description
-from nsn.parameters import ParameterTable
+from nsn.parameters import ParameterTable, description_in
 
 __all__ = ["Teacher", "base", "mutual", "next_larger", "outside"]
 
@@ -144,14 +144,7 @@ def _teacher(
     output: Tensor | None = None,
 ) -> Teacher:
     where = f"nsn.teach.{kind}"
-    expect(
-        f"{where}: network",
-        network,
-        (ParameterTable, Description),
-        "an nsn.Network or its description",
-        "Of a wrapped network, such as a DistributedDataParallel, take .module.",
-    )
-    description = network if isinstance(network, Description) else network.description
+    description = description_in(f"{where}: network", network)
     teacher = Teacher(kind, description, output)
     if isinstance(weight, Mapping):
         for name, each in weight.items():

@@ -111,12 +111,9 @@ def study(
         restore(there, chosen, results)
         numbers = sorted({*numbers, *there["seeds"]})  # none is lost
     compared = [str(way or _Way.together)]
-    tasks = [
-        task
-        for seed in numbers
-        for variant in variants.values()
-        for task in tasks_of(variant, [seed], compared if vary else WAYS)
-    ]
+    ways = compared if vary else WAYS
+    tasks = [task for each in variants.values() for task in tasks_of(each, numbers, ways)]
+    tasks.sort(key=lambda task: task.seed)
     left = results.find(tasks)
     console = tables_console()
     done = len({results.key(task) for task in tasks}) - len(left)

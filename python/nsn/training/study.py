@@ -261,37 +261,38 @@ def summary(recipe: Recipe, seeds: Iterable[int], results: Results) -> dict[str,
         and ``together``: ``flops`` of a run and ``seconds`` of processor time, one a seed) and
         ``machine``.
     """
-    metric = metric_of(recipe.values)
     names = recipe.description.names
     own = {name: recipe.alone(name) for name in names}
-    together: dict[int, dict[str, Any]] = {}
-    alone: dict[int, dict[str, dict[str, Any]]] = {}
-    for seed in seeds:
-        joint = results.of(recipe, seed)
-        each = {name: results.of(own[name], seed) for name in names}
-        if joint is not None and all(found is not None for found in each.values()):
-            together[seed] = joint
-            alone[seed] = {name: found for name, found in each.items() if found is not None}
+    all_runs = {
+        seed: [results.of(each, seed) for each in (recipe, *own.values())] for seed in seeds
+    }
+    whole = {
+        seed: [run for run in runs if run is not None]
+        for seed, runs in all_runs.items()
+        if None not in runs
+    }
+    together = scores_of(recipe, whole, results, "together")
+    alone = scores_of(recipe, whole, results, "alone")
     scores: dict[str, Any] = {}
-    compute = {"together": _compute(together.values())}
     for name in names:
-        ours = [run["scores"][name][metric] for run in together.values()]
-        theirs = [run[name]["scores"]["base"][metric] for run in alone.values()]
-        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+        differences = [a - b for a, b in zip(together[name], alone[name], strict=True)]
         scores[name] = {
-            "together": ours,
-            "alone": theirs,
+            "together": together[name],
+            "alone": alone[name],
             "difference": {
                 "mean": statistics.fmean(differences) if differences else math.nan,
                 "standard_error": standard_error(differences),
             },
         }
-        compute[name] = _compute(run[name] for run in alone.values())
+    compute = {
+        name: _compute(runs[place] for runs in whole.values())
+        for place, name in enumerate(("together", *names))
+    }
     return {
         "recipe": recipe.values,
         "data": results.data,
-        "seeds": list(together),
-        "metric": metric,
+        "seeds": list(whole),
+        "metric": metric_of(recipe.values),
         "subnetworks": scores,
         "compute": compute,
         "machine": {**machine(), "threads": 1},
