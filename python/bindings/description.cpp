@@ -151,6 +151,18 @@ void bind_description(py::module_& m) {
       .def("with_dtype", &Description::with_dtype)
       .def_property_readonly("blocks_with_modes", &Description::blocks_with_modes)
       .def("index_of", &Description::index_of)
+      .def_property_readonly("axes",
+                             [](const Description& self) {
+                               std::vector<std::pair<std::string, size_t>> axes;
+                               for (const auto& axis : self.grid().axes()) {
+                                 axes.emplace_back(axis.name, axis.choices());
+                               }
+                               return axes;
+                             })
+      .def("cell",
+           [](const Description& self, const std::vector<size_t>& choices) {
+             return self.grid().name(self.grid().cell(choices));
+           })
       .def("functions", &python_functions)
       .def("__eq__", [](const Description& a, const Description& b) { return a == b; })
       .def("__hash__",

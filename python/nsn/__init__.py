@@ -61,7 +61,7 @@ from nsn.blocks import (
     Upsample,
 )
 from nsn.checkpoint import load, load_metadata, load_rest, save
-from nsn.description import Description, Subnetwork
+from nsn.description import Depths, Description, Subnetwork, Widths
 from nsn.exporting import Export, export
 from nsn.functional import joint_loss, share
 from nsn.network import ALL, Network
@@ -86,6 +86,7 @@ __all__ = [
     "Conv2d",
     "ConvTranspose2d",
     "Dense",
+    "Depths",
     "Description",
     "Dropout",
     "Embedding",
@@ -109,6 +110,7 @@ __all__ = [
     "Transformer",
     "Upsample",
     "View",
+    "Widths",
     "__version__",
     "average_fn",
     "bound_row_norms",

@@ -11,7 +11,7 @@ import torch
 from nsn import _C
 from nsn._C.merge import Rule
 from nsn.blocks import BlockOptions, _documents
-from nsn.checks import expect, expect_functions, expect_name, kind_of
+from nsn.checks import expect, expect_functions, expect_name, kind_of, names_of
 from nsn.summary import Summary
 
 _DTYPES = {
@@ -82,6 +82,48 @@ class Subnetwork:
         return {**document, "width": self.width}
 
 
+@dataclass(frozen=True)
+class Widths:
+    """An axis of a grid: widths, from the narrowest to the widest.
+
+    Attributes:
+        widths: one for each choice, a count or a fraction as in :class:`Subnetwork`.
+        of: what has it: blocks, dimensions of blocks (``"block1.heads"``), or ``"*"``, all blocks.
+    """
+
+    widths: Sequence[int | float]
+    of: Sequence[str] = ("*",)
+
+    def __post_init__(self) -> None:
+        kind = "a list of counts and fractions"
+        expect("nsn.Widths: widths", self.widths, Sequence, kind)
+        for width in self.widths:
+            expect("nsn.Widths: each width", width, numbers.Real, "a count or a fraction")
+        names_of("nsn.Widths: of", self.of, "blocks")
+
+    def _document(self, name: str) -> dict[str, Any]:
+        return {"name": name, "widths": list(self.widths), "of": list(self.of)}
+
+
+@dataclass(frozen=True)
+class Depths:
+    """An axis of a grid: blocks that may be left out.
+
+    Its first choice leaves out all of them, each further one keeps one more, the last all.
+
+    Attributes:
+        drops: blocks' names, in the order in which they are left out.
+    """
+
+    drops: Sequence[str]
+
+    def __post_init__(self) -> None:
+        names_of("nsn.Depths: drops", self.drops, "blocks")
+
+    def _document(self, name: str) -> dict[str, Any]:
+        return {"name": name, "drops": list(self.drops)}
+
+
 class Description(_C.Description):
     """A network as a value, checked as a whole when it is made.
 
@@ -90,6 +132,9 @@ class Description(_C.Description):
         blocks: name to block, from input to output.
         subnetworks: name to :class:`Subnetwork`, or to the list of the blocks that it keeps.
             ``base`` has all blocks unless it is given here too.
+        grid: name to :class:`Widths` or :class:`Depths`, the axes of sub-networks that are not
+            listed: each combination of one choice of every axis is a narrower, shallower base,
+            named by its choices, ``"w0_d2"``. It is made where it first runs.
         merge: the merge rule; default ``nsn.merge.sum()``.
         block_merge: block's name to the rule in that block, in place of ``merge``.
         dtype: of the input; parameters have it too where it is a floating one, else float32.
@@ -106,6 +151,7 @@ class Description(_C.Description):
         input: Sequence[int],
         blocks: Mapping[str, BlockOptions],
         subnetworks: Mapping[str, Subnetwork | Sequence[str]] | None = None,
+        grid: Mapping[str, Widths | Depths] | None = None,
         merge: Rule | None = None,
         block_merge: Mapping[str, Rule] | None = None,
         dtype: torch.dtype | None = None,
@@ -139,6 +185,11 @@ class Description(_C.Description):
             if not isinstance(subnetwork, Subnetwork):
                 subnetwork = Subnetwork(subnetwork)
             document["subnetworks"].append(subnetwork._document(name))
+        expect("nsn.Description: grid", grid or {}, Mapping, "a dict of axes")
+        for name, axis in (grid or {}).items():
+            kind = "nsn.Widths or nsn.Depths"
+            expect(f"nsn.Description: axis '{name}'", axis, (Widths, Depths), kind)
+            document.setdefault("grid", []).append(axis._document(name))
         if merge is not None:
             document["merge"] = _rule_document(merge, functions)
         super().__init__(_dump(document), functions)
@@ -179,8 +230,36 @@ class Description(_C.Description):
         expect_name("nsn.Description.alone: name", name)
         return Description._of(super().alone(name))
 
+    @property
+    def grid(self) -> dict[str, int]:
+        """The axes of sub-networks that are not listed: name to the number of choices."""
+        return dict(self.axes)
+
+    def cell(self, **choices: int) -> str:  # type: ignore[override]
+        """The name of a sub-network of the grid.
+
+        Args:
+            choices: for each axis, counted from 0, the smallest.
+
+        Raises:
+            ValueError: where an axis is missing or unknown, or has no such choice.
+        """
+        axes = self.grid
+        if set(choices) != set(axes):
+            raise ValueError(
+                f"nsn.Description.cell: expected a choice for each axis of the grid, "
+                f"{', '.join(map(repr, axes)) or 'which has none'}, but got "
+                f"{', '.join(map(repr, choices)) or 'none'}."
+            )
+        for name, choice in choices.items():
+            where = f"nsn.Description.cell: the choice of '{name}'"
+            expect(where, choice, numbers.Integral, "an int")
+            if not 0 <= int(choice) < axes[name]:
+                raise ValueError(f"{where} must be from 0 to {axes[name] - 1}, but is {choice}.")
+        return super().cell([int(choices[name]) for name in axes])
+
     def index_of(self, name: str) -> int:
-        """A sub-network's place among ``names``.
+        """A sub-network's place: among ``names``, and behind them for those of the grid.
 
         Raises:
             ValueError: where there is no such sub-network.

@@ -12,7 +12,7 @@ from nsn import _C
 from nsn._C.merge import Rule
 from nsn.blocks import BlockOptions
 from nsn.checks import expect, expect_batch, expect_callable, expect_name, names_of, shown
-from nsn.description import Description, Subnetwork
+from nsn.description import Depths, Description, Subnetwork, Widths
 from nsn.extract import extract
 from nsn.pack import Pack
 from nsn.parameters import ParameterTable
@@ -119,6 +119,7 @@ class Network(ParameterTable):
         input: Sequence[int] | None = None,
         blocks: Mapping[str, BlockOptions] | None = None,
         subnetworks: Mapping[str, Subnetwork | Sequence[str]] | None = None,
+        grid: Mapping[str, Widths | Depths] | None = None,
         merge: Rule | None = None,
         block_merge: Mapping[str, Rule] | None = None,
         dtype: torch.dtype | None = None,
@@ -134,6 +135,7 @@ class Network(ParameterTable):
                 input=input,
                 blocks=blocks,
                 subnetworks=subnetworks,
+                grid=grid,
                 merge=merge,
                 block_merge=block_merge,
                 dtype=dtype,
@@ -145,7 +147,8 @@ class Network(ParameterTable):
                 f"Description.from_json(text)."
             )
         elif any(
-            each is not None for each in (input, blocks, subnetworks, merge, block_merge, dtype)
+            each is not None
+            for each in (input, blocks, subnetworks, grid, merge, block_merge, dtype)
         ):
             raise TypeError(
                 "nsn.Network: give either a Description or its arguments by name, not both."

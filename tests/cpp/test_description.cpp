@@ -30,10 +30,10 @@ TEST(Description, KnowsItsParts) {
   EXPECT_EQ(description.parameters().size(), 4U);
   EXPECT_EQ(description.parameter_count(), 4 * 4 + 4 + 4 * 2 + 2);
   EXPECT_EQ(description.subnetwork("tiny").parameter_count, 10);
-  EXPECT_EQ(description.subnetwork("tiny").rank, 0);
+  EXPECT_TRUE(description.lane(1).is_smaller_than(description.lane(0)));
   // Equal sizes: the order of declaration, base first.
-  EXPECT_EQ(description.subnetwork("base").rank, 1);
-  EXPECT_EQ(description.subnetwork("calm").rank, 2);
+  EXPECT_TRUE(description.lane(0).is_smaller_than(description.lane(2)));
+  EXPECT_FALSE(description.lane(2).is_smaller_than(description.lane(0)));
   EXPECT_EQ(description.index_of("calm"), 2U);
   EXPECT_EQ(description.subnetwork("calm").fits[0].use.dropout, 0.1);
   EXPECT_EQ(description.subnetwork("base").fits[0].use.dropout, std::nullopt);
@@ -230,7 +230,7 @@ TEST(DescriptionJson, RoundTrips) {
       EXPECT_EQ(again.parameter_names(), description.parameter_names());
       EXPECT_EQ(again.names(), description.names());
       for (const std::string& name : description.names()) {
-        EXPECT_EQ(again.subnetwork(name).rank, description.subnetwork(name).rank);
+        EXPECT_EQ(again.subnetwork(name).uses, description.subnetwork(name).uses);
         EXPECT_EQ(again.subnetwork(name).parameter_count,
                   description.subnetwork(name).parameter_count);
       }

@@ -78,6 +78,7 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "input": (4,),
                 "blocks": blocks,
                 "subnetworks": {"s": ["a"]},
+                "grid": {"w": nsn.Widths([1, 4], of=["a.out"])},
                 "merge": nsn.merge.sum(),
                 "block_merge": {"a": nsn.merge.mean()},
                 "dtype": torch.float32,
@@ -89,6 +90,24 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 input=(4,), blocks=blocks, subnetworks={"s": nsn.Subnetwork(**given)}
             ),
             {"blocks": ["a"], "dropout": {"a": 0.5}, "width": {"a": {"out": 2}}},
+        ),
+        "Widths": (
+            lambda **given: nsn.Network(input=(4,), blocks=blocks, grid={"w": nsn.Widths(**given)}),
+            {"widths": [0.5, 1.0], "of": ["a.out"]},
+        ),
+        "Depths": (
+            lambda **given: nsn.Network(
+                input=(4,),
+                blocks={**blocks, "b": nsn.Dense(4, 4)},
+                grid={"d": nsn.Depths(**given)},
+            ),
+            {"drops": ["b"]},
+        ),
+        "cell": (
+            nsn.Network(
+                input=(4,), blocks=blocks, grid={"w": nsn.Widths([2, 4], of=["a.out"])}
+            ).description.cell,
+            {"w": 1},
         ),
         "forward": (net, {"x": x, "names": ["base"]}),
         "backward_by_lane": (

@@ -32,12 +32,16 @@ constexpr const char* kVersion = "2";
 /// larger one adds. Where each keeps whole blocks of the next, each is a prefix.
 std::vector<size_t> file_order(const Description& description) {
   const size_t count = description.parameters().size();
-  std::vector<int64_t> ranks(count);
-  for (const size_t p : c10::irange(count)) {
-    const auto& subnetworks = description.subnetworks();
-    ranks[p] = static_cast<int64_t>(subnetworks.size());
-    for (const Description::User& user : description.users_of(p)) {
-      ranks[p] = std::min(ranks[p], subnetworks[user.subnetwork].rank);
+  std::vector<size_t> by_size(description.subnetworks().size());
+  std::iota(by_size.begin(), by_size.end(), size_t{0});
+  std::sort(by_size.begin(), by_size.end(), [&](size_t a, size_t b) {
+    return description.lane(a).is_smaller_than(description.lane(b));
+  });
+  std::vector<size_t> ranks(count, by_size.size());
+  for (const size_t rank : c10::irange(by_size.size())) {
+    for (const auto& [p, use] : description.subnetworks()[by_size[rank]].uses) {
+      static_cast<void>(use);
+      ranks[p] = std::min(ranks[p], rank);
     }
   }
   std::vector<size_t> order(count);
@@ -127,6 +131,15 @@ void check_whole(const safetensors::File& file, const Description& description,
   TORCH_CHECK_VALUE(false, "nsn::load: '", file.path(), "': the header describes ",
                     file.described_bytes(), " bytes of tensors, but the file has ",
                     file.data_bytes(), ": it is truncated. ", remedy);
+}
+
+/// The place of a sub-network that is to be loaded by itself.
+size_t listed(const Description& description, const std::string& name) {
+  const size_t place = description.index_of(name);
+  TORCH_CHECK_VALUE(place < description.subnetworks().size(), "nsn::load: '", name,
+                    "' is a sub-network of the grid, whose parameters are base's. Load base, or "
+                    "list it among the sub-networks.");
+  return place;
 }
 
 /// The sub-networks of which some slice lies outside the slices of those in `present`.
@@ -231,7 +244,7 @@ Checkpoint read_checkpoint(const std::string& path, const Supplied& supplied,
   const auto entries = entries_of(file, description);
   if (only) {
     std::vector<bool> wanted(description.subnetworks().size(), false), present = wanted;
-    wanted[description.index_of(*only)] = true;
+    wanted[listed(description, *only)] = true;
     result.parameters = safetensors::reserve(file, entries);
     read_missing(file, description, entries, result.parameters, wanted, present);
     result.report.missing = missing_beside(description, wanted);
@@ -278,7 +291,7 @@ void read_rest(const Description& description, at::TensorList parameters, LoadRe
   const size_t count = description.subnetworks().size();
   std::vector<bool> present(count, true), wanted(count, !only);
   for (const std::string& name : report.missing) present[description.index_of(name)] = false;
-  if (only) wanted[description.index_of(*only)] = true;
+  if (only) wanted[listed(description, *only)] = true;
   read_missing(file, description, entries, parameters, wanted, present);
   for (const size_t s : c10::irange(count)) present[s] = present[s] || wanted[s];
   report.missing = missing_beside(description, present);

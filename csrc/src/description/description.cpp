@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
-#include <numeric>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -93,6 +92,17 @@ Description::Description(const NetworkOptions& options)
                     dtype_, ", but got ", parameter_dtype_, ". Give the input's alone.");
   add_blocks(options);
 
+  detail::BlockLookup lookup(blocks_);
+  add_subnetworks(options, lookup);
+  add_parameters();
+  for (Subnetwork& subnetwork : subnetworks_) settle(subnetwork);
+  add_users();
+  add_grid(options.axes_, std::move(lookup));
+  check_rules();
+}
+
+void Description::add_subnetworks(const NetworkOptions& options,
+                                  const detail::BlockLookup& lookup) {
   TORCH_CHECK_VALUE(options.subnetworks_.size() <= kMostSubnetworks,
                     "nsn::Description: a network has at most ", kMostSubnetworks,
                     " sub-networks, but got ", options.subnetworks_.size(), ". Describe fewer.");
@@ -102,7 +112,6 @@ Description::Description(const NetworkOptions& options)
     TORCH_CHECK_VALUE(names.insert(name).second, "nsn::Description: two sub-networks are named '",
                       name, "'. Rename one.");
   }
-  const detail::BlockLookup lookup(blocks_);
   // "base" comes first, and has all blocks unless it is described.
   std::vector<std::pair<std::string, SubnetworkOptions>> all;
   const auto base =
@@ -131,6 +140,11 @@ Description::Description(const NetworkOptions& options)
         detail::make_subnetwork(name, subnetwork, blocks_, lookup, input_, dtype_));
   }
 
+  for (const GridAxis& axis : options.axes_) fits += axis.choices() * blocks_.size();
+  TORCH_CHECK_VALUE(fits <= kMostFits,
+                    "nsn::Description: the grid has more choices than can be "
+                    "checked. Give fewer.");
+
   std::vector<bool> kept(blocks_.size(), false);
   for (const Subnetwork& subnetwork : subnetworks_) {
     for (const size_t block : subnetwork.blocks) kept[block] = true;
@@ -139,12 +153,6 @@ Description::Description(const NetworkOptions& options)
     TORCH_CHECK_VALUE(kept[block], "nsn::Description: no sub-network keeps block '",
                       blocks_[block].name, "'. Remove it, or add it to a sub-network.");
   }
-  add_parameters();
-  add_uses();
-  add_tied_slices();
-  count_parameters();
-  rank_subnetworks();
-  check_rules();
 }
 
 void Description::add_blocks(const NetworkOptions& options) {
@@ -167,21 +175,14 @@ void Description::add_blocks(const NetworkOptions& options) {
   }
 }
 
-void Description::rank_subnetworks() {
-  std::vector<size_t> order(subnetworks_.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return subnetworks_[a].parameter_count < subnetworks_[b].parameter_count;
-  });
-  for (const size_t i : c10::irange(order.size())) {
-    subnetworks_[order[i]].rank = static_cast<int64_t>(i);
-  }
-}
-
 void Description::check_rules() const {
   std::unordered_set<std::string> known;
   for (const Subnetwork& subnetwork : subnetworks_) known.insert(subnetwork.name);
   for (const NamedBlock& block : blocks_) {
+    TORCH_CHECK_VALUE(block.rule.weights().empty() || grid_.size() == 0,
+                      "nsn::Description: merge rule 'weighted' of block '", block.name,
+                      "' names each sub-network, but those of a grid are not listed. Use another "
+                      "rule, such as mean().");
     for (const auto& [name, coefficient] : block.rule.weights()) {
       static_cast<void>(coefficient);
       TORCH_CHECK_VALUE(known.count(name) > 0, "nsn::Description: merge rule 'weighted' of block '",
@@ -202,9 +203,7 @@ void Description::check_rules() const {
   for (const size_t p : c10::irange(parameters_.size())) {
     if (blocks_[parameters_[p].block].rule.weights().empty() || parameters_[p].subnetwork) continue;
     std::vector<merge::Lane> lanes;
-    for (const User& user : users_of(p)) {
-      lanes.push_back({subnetworks_[user.subnetwork].name, subnetworks_[user.subnetwork].rank});
-    }
+    for (const User& user : users_of(p)) lanes.push_back(lane(user.subnetwork));
     blocks_[parameters_[p].block].rule.coefficients(lanes);
   }
 }
@@ -230,16 +229,34 @@ std::vector<std::string> Description::names() const {
   return result;
 }
 
-size_t Description::index_of(const std::string& subnetwork) const {
+std::optional<size_t> Description::find(const std::string& subnetwork) const {
   const auto found = std::find_if(subnetworks_.begin(), subnetworks_.end(),
                                   [&](const auto& each) { return each.name == subnetwork; });
-  TORCH_CHECK_VALUE(found != subnetworks_.end(), "nsn: there is no sub-network '", subnetwork,
-                    "'. The sub-networks are ", detail::quoted(names()), ".");
-  return static_cast<size_t>(found - subnetworks_.begin());
+  if (found != subnetworks_.end()) return static_cast<size_t>(found - subnetworks_.begin());
+  const auto cell = grid_.find(subnetwork);
+  if (!cell) return std::nullopt;
+  return subnetworks_.size() + *cell;
+}
+
+size_t Description::index_of(const std::string& subnetwork) const {
+  const auto place = find(subnetwork);
+  if (place) return *place;
+  std::string cells;
+  if (grid_.size() > 0) {
+    cells =
+        ", and those of the grid '" + grid_.name(0) + "' to '" + grid_.name(grid_.size() - 1) + "'";
+  }
+  TORCH_CHECK_VALUE(false, "nsn: there is no sub-network '", subnetwork, "'. The sub-networks are ",
+                    detail::quoted(names()), cells, ".");
 }
 
 const Description::Subnetwork& Description::subnetwork(const std::string& name) const {
-  return subnetworks_[index_of(name)];
+  return subnetwork(index_of(name));
+}
+
+merge::Lane Description::lane(size_t place) const {
+  const Subnetwork& own = subnetwork(place);
+  return {own.name, own.parameter_count, place};
 }
 
 }  // namespace nsn

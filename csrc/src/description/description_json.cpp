@@ -133,6 +133,43 @@ void read_subnetwork(const Json& json, NetworkOptions& options) {
   options.subnetwork(name, std::move(subnetwork));
 }
 
+void read_axis(const Json& json, NetworkOptions& options) {
+  const std::string name = Fields(json, "an axis").string("name");
+  Fields fields(json, "axis '" + name + "'");
+  fields.string("name");
+  const auto strings = [&](const Json& array, const char* field) {
+    std::vector<std::string> result;
+    for (const Json& each : fields.as_array(array, field)) {
+      result.push_back(fields.as_string(each, field));
+    }
+    return result;
+  };
+  const Json* drops = fields.find("drops");
+  if (drops != nullptr) {
+    options.axis(name, Depths{strings(*drops, "drops")});
+  } else {
+    Widths widths;
+    for (const Json& width : fields.as_array(fields.get("widths"), "widths")) {
+      widths.widths.push_back(read_width(fields, width, "widths"));
+    }
+    if (const Json* of = fields.find("of")) widths.of = strings(*of, "of");
+    options.axis(name, std::move(widths));
+  }
+  fields.finish();
+}
+
+Json write_axis(const GridAxis& axis) {
+  Json json{{"name", axis.name}};
+  if (const auto* depths = std::get_if<Depths>(&axis.range)) {
+    json["drops"] = depths->drops;
+    return json;
+  }
+  const auto& widths = std::get<Widths>(axis.range);
+  for (const Width& width : widths.widths) json["widths"].push_back(write_width(width));
+  json["of"] = widths.of;
+  return json;
+}
+
 }  // namespace
 
 Description Description::from_json(const std::string& text, const Supplied& supplied) {
@@ -163,6 +200,9 @@ Description Description::from_json(const std::string& text, const Supplied& supp
     for (const Json& subnetwork : document.as_array(*subnetworks, "subnetworks")) {
       read_subnetwork(subnetwork, options);
     }
+  }
+  if (const Json* grid = document.find("grid")) {
+    for (const Json& axis : document.as_array(*grid, "grid")) read_axis(axis, options);
   }
   if (const Json* rule = document.find("merge"))
     options.merge(read_rule(*rule, "'merge'", supplied.rules));
@@ -199,6 +239,7 @@ std::string Description::to_json(int indent) const {
     }
     json["subnetworks"].push_back(std::move(each));
   }
+  for (const GridAxis& axis : grid_.axes()) json["grid"].push_back(write_axis(axis));
   json["merge"] = write_rule(merge_);
   try {
     return json.dump(indent);

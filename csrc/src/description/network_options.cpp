@@ -26,6 +26,16 @@ NetworkOptions& NetworkOptions::subnetwork(std::string name, SubnetworkOptions o
   return *this;
 }
 
+NetworkOptions& NetworkOptions::axis(std::string name, Widths widths) {
+  axes_.push_back({std::move(name), std::move(widths)});
+  return *this;
+}
+
+NetworkOptions& NetworkOptions::axis(std::string name, Depths depths) {
+  axes_.push_back({std::move(name), std::move(depths)});
+  return *this;
+}
+
 NetworkOptions& NetworkOptions::merge(merge::Rule rule) {
   merge_ = std::move(rule);
   return *this;

@@ -100,49 +100,66 @@ void Description::add_parameters() {
   }
 }
 
-/// For each sub-network and tied parameter the slice that covers all its uses.
-void Description::add_tied_slices() {
-  for (Subnetwork& subnetwork : subnetworks_) {
-    for (const size_t i : c10::irange(subnetwork.blocks.size())) {
-      for (const size_t p : c10::irange(subnetwork.places[i].size())) {
-        const ParameterPlace& place = subnetwork.places[i][p];
-        if (!place.is_tied) continue;
-        const Layout& slice = subnetwork.fits[i].slices[p];
-        Layout& covered = subnetwork.tied.emplace(place.place, slice).first->second;
-        for (const size_t dim : c10::irange(slice.size())) {
-          if (covered[dim] == slice[dim]) continue;
-          TORCH_CHECK_VALUE(covered[dim].is_leading() && slice[dim].is_leading(),
-                            "nsn::Description: sub-network '", subnetwork.name,
-                            "' uses the parameter '", parameters_[place.place].name,
-                            "' in two slices that have no common one: ", to_string(covered),
-                            " and ", to_string(slice), ". Give both uses one width.");
-          if (slice[dim].kept() > covered[dim].kept()) covered[dim] = slice[dim];
-        }
+/// What follows from places: for each parameter its first use, for a tied one the slice that covers
+/// all uses, and how many elements it is together.
+void Description::settle(Subnetwork& subnetwork) const {
+  for (const size_t i : c10::irange(subnetwork.blocks.size())) {
+    for (const size_t p : c10::irange(subnetwork.places[i].size())) {
+      const ParameterPlace& place = subnetwork.places[i][p];
+      subnetwork.uses.emplace(place.place, std::make_pair(i, p));
+      if (!place.is_tied) continue;
+      const Layout& slice = subnetwork.fits[i].slices[p];
+      Layout& covered = subnetwork.tied.emplace(place.place, slice).first->second;
+      for (const size_t dim : c10::irange(slice.size())) {
+        if (covered[dim] == slice[dim]) continue;
+        TORCH_CHECK_VALUE(covered[dim].is_leading() && slice[dim].is_leading(),
+                          "nsn::Description: sub-network '", subnetwork.name,
+                          "' uses the parameter '", parameters_[place.place].name,
+                          "' in two slices that have no common one: ", to_string(covered), " and ",
+                          to_string(slice), ". Give both uses one width.");
+        if (slice[dim].kept() > covered[dim].kept()) covered[dim] = slice[dim];
       }
     }
   }
+  for (const auto& [parameter, use] : subnetwork.uses) {
+    static_cast<void>(use);
+    if (parameters_[parameter].is_buffer) continue;
+    const int64_t count = c10::multiply_integers(kept_shape(*subnetwork.slice_of(parameter)));
+    subnetwork.parameter_count = detail::saturating_add(subnetwork.parameter_count, count);
+  }
 }
 
-void Description::add_uses() {
-  uses_.resize(parameters_.size());
+const Layout* Description::Subnetwork::slice_of(size_t parameter) const {
+  const auto shared = tied.find(parameter);
+  if (shared != tied.end()) return &shared->second;
+  const auto use = uses.find(parameter);
+  return use == uses.end() ? nullptr : &fits[use->second.first].slices[use->second.second];
+}
+
+/// Tells who uses each parameter, and refuses slices that have no common view.
+void Description::add_users() {
+  users_.resize(parameters_.size());
   for (const size_t s : c10::irange(subnetworks_.size())) {
-    for (const size_t i : c10::irange(subnetworks_[s].places.size())) {
-      for (const size_t p : c10::irange(subnetworks_[s].places[i].size())) {
-        auto& uses = uses_[subnetworks_[s].places[i][p].place];
-        if (uses.empty() || uses.back().subnetwork != s) uses.push_back({s, i, p});
-      }
+    for (const auto& [parameter, use] : subnetworks_[s].uses) {
+      static_cast<void>(use);
+      users_[parameter].push_back(s);
     }
+  }
+  for (const size_t p : c10::irange(parameters_.size())) {
+    if (parameters_[p].subnetwork) continue;
+    std::vector<const Layout*> slices;
+    for (const User& user : users_of(p)) slices.push_back(user.slice);
+    TORCH_CHECK_VALUE(slices.empty() || common_view(slices), "nsn::Description: parameter '",
+                      parameters_[p].name,
+                      "': the sub-networks' slices of it do not fit together. "
+                      "Give them widths that are multiples of each other's parts.");
   }
 }
 
 std::vector<Description::User> Description::users_of(size_t parameter) const {
   std::vector<User> result;
-  for (const Use& use : uses_[parameter]) {
-    const Subnetwork& subnetwork = subnetworks_[use.subnetwork];
-    const auto tied = subnetwork.tied.find(parameter);
-    result.push_back({use.subnetwork, tied != subnetwork.tied.end()
-                                          ? &tied->second
-                                          : &subnetwork.fits[use.block].slices[use.spec]});
+  for (const size_t s : users_[parameter]) {
+    result.push_back({s, subnetworks_[s].slice_of(parameter)});
   }
   return result;
 }
@@ -161,24 +178,6 @@ std::vector<size_t> Description::siblings_of(size_t parameter) const {
     if (other != parameter) result.push_back(other);
   }
   return result;
-}
-
-void Description::count_parameters() {
-  for (const size_t p : c10::irange(parameters_.size())) {
-    const auto users = users_of(p);
-    std::vector<const Layout*> slices;
-    for (const User& user : users) {
-      if (!parameters_[p].is_buffer) {
-        int64_t& count = subnetworks_[user.subnetwork].parameter_count;
-        count = detail::saturating_add(count, c10::multiply_integers(kept_shape(*user.slice)));
-      }
-      if (!parameters_[p].subnetwork) slices.push_back(user.slice);
-    }
-    TORCH_CHECK_VALUE(slices.empty() || common_view(slices), "nsn::Description: parameter '",
-                      parameters_[p].name,
-                      "': the sub-networks' slices of it do not fit together. "
-                      "Give them widths that are multiples of each other's parts.");
-  }
 }
 
 int64_t Description::parameter_count() const noexcept {

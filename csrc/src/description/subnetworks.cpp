@@ -110,7 +110,7 @@ class SubnetworkMaker {
         blocks_(blocks),
         lookup_(lookup),
         prefix_("nsn::Description: sub-network '" + name + "'"),
-        result_{name, options, {}, {}, {}, {}, {}, 0, 0, 0} {}
+        result_{name, options, {}, {}, {}, {}, {}, {}, 0, 0} {}
 
   Description::Subnetwork make(const Signal& input, at::ScalarType dtype) {
     keep_blocks();

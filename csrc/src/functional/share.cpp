@@ -146,15 +146,10 @@ std::vector<at::Tensor> share(const at::Tensor& parameter, const std::vector<mer
   TORCH_CHECK_VALUE(names.empty() || names.size() == slices.size(),
                     "nsn::share: expected one name for each slice, but got ", names.size(),
                     " names and ", slices.size(), " slices. Name all lanes or none.");
-  std::vector<size_t> by_size(slices.size());
-  std::iota(by_size.begin(), by_size.end(), size_t{0});
-  std::stable_sort(by_size.begin(), by_size.end(), [&](size_t a, size_t b) {
-    return c10::multiply_integers(slices[a]) < c10::multiply_integers(slices[b]);
-  });
-  std::vector<merge::Lane> lanes(slices.size());
-  for (const size_t rank : c10::irange(by_size.size())) {
-    const size_t lane = by_size[rank];
-    lanes[lane] = {names.empty() ? std::to_string(lane) : names[lane], static_cast<int64_t>(rank)};
+  std::vector<merge::Lane> lanes;
+  for (const size_t lane : c10::irange(slices.size())) {
+    lanes.push_back({names.empty() ? std::to_string(lane) : names[lane],
+                     c10::multiply_integers(slices[lane]), lane});
   }
   return functional::share(parameter, slices, rule, lanes);
 }

@@ -9,7 +9,6 @@
 #include <cstring>
 #include <iomanip>
 #include <mutex>
-#include <optional>
 #include <ostream>
 #include <sstream>
 #include <utility>
@@ -61,8 +60,8 @@ struct Pack::State {
   struct Snapshot {
     std::shared_ptr<const Core> core;
     detail::PackedTensors tensors;
-    /// By the sub-network's place; none for those that are not in the pack.
-    std::vector<std::optional<detail::PackedProgram>> programs;
+    /// Of each of its sub-networks, in order.
+    std::vector<detail::PackedProgram> programs;
     /// Of the tensors that its sub-networks read, by place.
     std::vector<std::pair<size_t, uint64_t>> fingerprints;
     /// The floating dtypes that its parameters have.
@@ -87,7 +86,7 @@ struct Pack::State {
     const detail::WithoutAutocast guard(at::kCPU);
     const Description& description = from.description();
     for (const size_t s : subnetworks) {
-      for (const auto& places : description.subnetworks()[s].places) {
+      for (const auto& places : description.subnetwork(s).places) {
         for (const ParameterPlace& at : places) {
           detail::check_plain(from[at.place], description.parameters()[at.place].name, "Pack");
         }
@@ -99,11 +98,11 @@ struct Pack::State {
     made->core->check_statistics(table, subnetworks);
     std::vector<Program> programs;  // which stay until the tensors are filled
     programs.reserve(subnetworks.size());
-    made->programs.resize(description.subnetworks().size());
+    made->programs.reserve(subnetworks.size());
     for (const size_t s : subnetworks) {
-      const std::string& name = description.subnetworks()[s].name;
+      const std::string& name = description.subnetwork(s).name;
       programs.push_back(lower(made->core->description(), name));
-      made->programs[s].emplace(programs.back(), name, s, made->tensors);
+      made->programs.emplace_back(programs.back(), name, s, made->tensors);
     }
     made->tensors.fill(table);
     for (const size_t i : c10::irange(table.size())) {
@@ -147,9 +146,10 @@ PackedView Pack::view(const std::string& subnetwork) const {
   const Description& description = state_->network.description();
   const size_t place = description.index_of(subnetwork);
   std::string names;
-  for (const size_t s : state_->subnetworks) {
-    if (s == place) return PackedView(state_, place);
-    names += (names.empty() ? "'" : ", '") + description.subnetworks()[s].name + "'";
+  for (const size_t i : c10::irange(state_->subnetworks.size())) {
+    const size_t s = state_->subnetworks[i];
+    if (s == place) return PackedView(state_, i);
+    names += (names.empty() ? "'" : ", '") + description.subnetwork(s).name + "'";
   }
   TORCH_CHECK_VALUE(false, "nsn::Pack: sub-network '", subnetwork,
                     "' is not in this pack, which has ", names, ". Name it when packing.");
@@ -181,8 +181,8 @@ int64_t Pack::bytes() const {
   return sum;
 }
 
-PackedView::PackedView(std::shared_ptr<const Pack::State> state, size_t subnetwork)
-    : state_(std::move(state)), subnetwork_(subnetwork) {}
+PackedView::PackedView(std::shared_ptr<const Pack::State> state, size_t index)
+    : state_(std::move(state)), index_(index) {}
 
 at::Tensor PackedView::operator()(const at::Tensor& x) const {
   const at::NoGradGuard no_grad;
@@ -192,11 +192,11 @@ at::Tensor PackedView::operator()(const at::Tensor& x) const {
   for (const auto& [parameter, dtype] : snapshot->dtypes) {
     detail::check_dtype(x, parameter, dtype);
   }
-  return (*snapshot->programs[subnetwork_])(x);
+  return snapshot->programs[index_](x);
 }
 
 const std::string& PackedView::name() const {
-  return state_->network.description().subnetworks()[subnetwork_].name;
+  return state_->network.description().subnetwork(state_->subnetworks[index_]).name;
 }
 
 bool PackedView::stale() const { return state_->stale(); }

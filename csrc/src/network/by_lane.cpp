@@ -71,14 +71,12 @@ struct Users {
 Users users_among(const Description& description, size_t place, c10::ArrayRef<size_t> subnetworks,
                   size_t lane) {
   Users result;
-  for (const Description::User& user : description.users_of(place)) {
-    if (std::find(subnetworks.begin(), subnetworks.end(), user.subnetwork) == subnetworks.end()) {
-      continue;
-    }
-    if (user.subnetwork == subnetworks[lane]) result.own = result.lanes.size();
-    const auto& subnetwork = description.subnetworks()[user.subnetwork];
-    result.lanes.push_back({subnetwork.name, subnetwork.rank});
-    result.slices.push_back(user.slice);
+  for (const size_t s : subnetworks) {
+    const Layout* slice = description.subnetwork(s).slice_of(place);
+    if (slice == nullptr) continue;
+    if (s == subnetworks[lane]) result.own = result.lanes.size();
+    result.lanes.push_back(description.lane(s));
+    result.slices.push_back(slice);
   }
   return result;
 }
@@ -144,7 +142,7 @@ Outputs backward_by_lane(const Network& net, const at::Tensor& x, const LaneLoss
   Outputs losses("sub-network");
   bool any = false;
   for (const size_t lane : c10::irange(subnetworks.size())) {
-    const std::string& name = net->description().subnetworks()[subnetworks[lane]].name;
+    const std::string& name = net->description().subnetwork(subnetworks[lane]).name;
     const at::Tensor value =
         loss(name, net->core().lane(table, x, subnetworks, lane, net->is_training(), seed));
     TORCH_CHECK_VALUE(value.defined() && value.dim() == 0,

@@ -31,17 +31,16 @@ namespace {
 constexpr size_t kNone = static_cast<size_t>(-1);
 
 void check_lanes(const Description& description, c10::ArrayRef<size_t> subnetworks) {
-  const auto& described = description.subnetworks();
   TORCH_CHECK_VALUE(!subnetworks.empty(),
                     "nsn::Network: a joint pass needs at least one sub-network, but got "
                     "none. Name some.");
   for (const size_t lane : c10::irange(subnetworks.size())) {
     const size_t subnetwork = subnetworks[lane];
-    TORCH_CHECK_VALUE(subnetwork < described.size(), "nsn::Core: there is no sub-network ",
-                      subnetwork, "; there are ", described.size(), ".");
+    TORCH_CHECK_VALUE(subnetwork < description.places(), "nsn::Core: there is no sub-network ",
+                      subnetwork, "; there are ", description.places(), ".");
     TORCH_CHECK_VALUE(std::find(subnetworks.begin(), subnetworks.begin() + lane, subnetwork) ==
                           subnetworks.begin() + lane,
-                      "nsn::Network: sub-network '", described[subnetwork].name,
+                      "nsn::Network: sub-network '", description.subnetwork(subnetwork).name,
                       "' is asked for twice in one joint pass. Name it once.");
   }
 }
@@ -57,30 +56,33 @@ uint64_t draw_seed() {
 Core::Core(Description description)
     : description_(std::move(description)), workspace_(std::make_shared<Workspace>()) {
   cpu_level();  // throws where another was asked for than there is
-  trace_ways();
+  for (const size_t s : c10::irange(description_.subnetworks().size())) {
+    passes_.push_back(trace_way(s));
+    has_tied_ = has_tied_ || !description_.subnetwork(s).tied.empty();
+  }
 }
 
-/// Tells for each sub-network and block what it passes, and the ways before and behind it.
-void Core::trace_ways() {
-  const auto& subnetworks = description_.subnetworks();
-  passes_.resize(subnetworks.size());
-  for (const size_t s : c10::irange(subnetworks.size())) {
-    const auto& subnetwork = subnetworks[s];
-    uint64_t way = 0;  // the network's input, which all share
-    for (const size_t i : c10::irange(subnetwork.blocks.size())) {
-      const auto& block = description_.blocks()[subnetwork.blocks[i]];
-      const uint64_t next = detail::next_way(way, subnetwork.blocks[i], subnetwork.fits[i],
-                                             detail::has_private_parts(block.parameters), s);
-      passes_[s].push_back({{subnetwork.name, subnetwork.rank},
-                            s,
-                            &subnetwork.fits[i],
-                            subnetwork.places[i].data(),
-                            way,
-                            next});
-      way = next;
-    }
-    has_tied_ = has_tied_ || !subnetwork.tied.empty();
+/// What a sub-network passes block by block, and the ways before and behind each.
+std::vector<LanePass> Core::trace_way(size_t s) const {
+  const auto& subnetwork = description_.subnetwork(s);
+  std::vector<LanePass> result;
+  uint64_t way = 0;  // the network's input, which all share
+  for (const size_t i : c10::irange(subnetwork.blocks.size())) {
+    const auto& block = description_.blocks()[subnetwork.blocks[i]];
+    const uint64_t next = detail::next_way(way, subnetwork.blocks[i], subnetwork.fits[i],
+                                           detail::has_private_parts(block.parameters), s);
+    result.push_back(
+        {description_.lane(s), s, &subnetwork.fits[i], subnetwork.places[i].data(), way, next});
+    way = next;
   }
+  return result;
+}
+
+const std::vector<LanePass>& Core::passes_of(size_t s) const {
+  if (s < passes_.size()) return passes_[s];
+  const std::lock_guard<std::mutex> lock(cells_mutex_);
+  const auto found = cells_.find(s);
+  return found != cells_.end() ? found->second : cells_.emplace(s, trace_way(s)).first->second;
 }
 
 std::vector<at::Tensor> Core::initial_parameters() const {
@@ -162,7 +164,7 @@ void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetwor
                       const Mode& mode, TiedSlices& tied) const {
   std::map<size_t, std::vector<size_t>> users;
   for (const size_t s : subnetworks) {
-    for (const auto& [place, slice] : description_.subnetworks()[s].tied) {
+    for (const auto& [place, slice] : description_.subnetwork(s).tied) {
       static_cast<void>(slice);
       users[place].push_back(s);
     }
@@ -171,9 +173,8 @@ void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetwor
     std::vector<const Layout*> slices;
     std::vector<merge::Lane> merge_lanes;
     for (const size_t s : lanes) {
-      const auto& subnetwork = description_.subnetworks()[s];
-      slices.push_back(&subnetwork.tied.at(place));
-      merge_lanes.push_back({subnetwork.name, subnetwork.rank});
+      slices.push_back(&description_.subnetwork(s).tied.at(place));
+      merge_lanes.push_back(description_.lane(s));
     }
     const auto rule = rule_of(description_.parameters()[place].block, subnetworks, mode);
     const auto shared = functional::share_layouts(parameters[place], slices, rule, merge_lanes);
@@ -240,11 +241,10 @@ merge::Rule Core::rule_of(size_t place, c10::ArrayRef<size_t> subnetworks, const
   std::vector<merge::Lane> lanes;
   size_t own = 0;
   for (const size_t s : mode.part_of) {
-    const auto& subnetwork = description_.subnetworks()[s];
-    const auto& kept = subnetwork.blocks;
+    const auto& kept = description_.subnetwork(s).blocks;
     if (std::find(kept.begin(), kept.end(), place) == kept.end()) continue;
     if (s == subnetworks[0]) own = lanes.size();
-    lanes.push_back({subnetwork.name, subnetwork.rank});
+    lanes.push_back(description_.lane(s));
   }
   return merge::weighted({{lanes[own].name, block.rule.coefficients(lanes)[own]}});
 }
@@ -270,14 +270,13 @@ at::TensorList with_signs_applied(at::TensorList table, const Description& descr
 class Walk {
  public:
   Walk(const Description& description, c10::ArrayRef<size_t> subnetworks, const at::Tensor& x)
-      : description_(description),
-        subnetworks_(subnetworks),
-        activations_(std::vector<at::Tensor>(subnetworks.size(), x)),
-        done_(subnetworks.size(), 0) {}
+      : activations_(std::vector<at::Tensor>(subnetworks.size(), x)), done_(subnetworks.size(), 0) {
+    for (const size_t s : subnetworks) blocks_.push_back(&description.subnetwork(s).blocks);
+  }
 
   /// The block that a lane passes next; kNone behind its last.
   size_t next(size_t lane) const {
-    const auto& own = description_.subnetworks()[subnetworks_[lane]].blocks;
+    const auto& own = *blocks_[lane];
     return done_[lane] == own.size() ? kNone : own[done_[lane]];
   }
 
@@ -316,8 +315,8 @@ class Walk {
   std::vector<at::Tensor> finish() && { return std::move(activations_).for_caller(); }
 
  private:
-  const Description& description_;
-  c10::ArrayRef<size_t> subnetworks_;
+  /// The places of the blocks that each lane passes.
+  std::vector<const std::vector<size_t>*> blocks_;
   Lanes activations_;
   /// How many blocks each lane has passed.
   std::vector<size_t> done_;
@@ -363,7 +362,7 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
     for (const size_t lane : passing) {
       auto [activation, passed] = walk.enter(lane);
       inputs.push_back(std::move(activation));
-      pass.lanes.push_back(passes_[subnetworks[lane]][passed]);
+      pass.lanes.push_back(passes_of(subnetworks[lane])[passed]);
     }
     check_parameters(parameters, pass, place, x);
     if (!mode.training && !mode.calibrating) {

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "blocks/slices.h"
+#include "description/subnetworks.h"
 #include "kernels/mix.h"
 #include "nsn/functional/relu_dropout.h"
 #include "nsn/network/core.h"
@@ -18,15 +19,16 @@ at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
                               const std::string& block, double probability,
                               at::IntArrayRef shape) const {
   const size_t s = description_.index_of(subnetwork);
-  const auto& blocks = description_.subnetworks()[s].blocks;
+  const auto& blocks = description_.subnetwork(s).blocks;
   const std::string top = block.substr(0, block.find('.'));
   for (const size_t i : c10::irange(blocks.size())) {
     const auto& described = description_.blocks()[blocks[i]];
     if (described.name != top) continue;
     const Block* at = described.block.get();
-    const Fit* fit = passes_[s][i].fit;
+    const LanePass& pass = passes_of(s)[i];
+    const Fit* fit = pass.fit;
     uint64_t block_seed = detail::mix(seed, blocks[i]);
-    uint64_t way = passes_[s][i].output_way, before = passes_[s][i].input_way;
+    uint64_t way = pass.output_way, before = pass.input_way;
     std::string rest = block.substr(std::min(block.size(), top.size() + 1));
     while (!rest.empty()) {
       const std::string name = rest.substr(0, rest.find('.'));
@@ -52,6 +54,10 @@ at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
 
 std::vector<double> Core::merge_coefficients(const std::string& subnetwork) const {
   const size_t wanted = description_.index_of(subnetwork);
+  TORCH_CHECK_VALUE(wanted < description_.subnetworks().size(), "nsn::Core: '", subnetwork,
+                    "' is a sub-network of the grid, which runs with others in each step, so that "
+                    "its coefficients change. Name a listed one: ",
+                    detail::quoted(description_.names()), ".");
   std::vector<double> result;
   for (const size_t p : c10::irange(description_.parameters().size())) {
     const auto& parameter = description_.parameters()[p];
@@ -67,8 +73,7 @@ std::vector<double> Core::merge_coefficients(const std::string& subnetwork) cons
     std::vector<merge::Lane> lanes;
     std::vector<const Layout*> slices;
     for (const Description::User& user : users) {
-      const auto& each = description_.subnetworks()[user.subnetwork];
-      lanes.push_back({each.name, each.rank});
+      lanes.push_back(description_.lane(user.subnetwork));
       slices.push_back(user.slice);
     }
     const auto position = static_cast<size_t>(used - users.begin());

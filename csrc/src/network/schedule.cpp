@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <set>
+#include <unordered_map>
 #include <utility>
 
 #include "description/subnetworks.h"
@@ -22,24 +25,27 @@ uint64_t next(uint64_t& state) {
   return z ^ (z >> 31);
 }
 
-/// `count` of `names` at random, in their order.
-std::vector<std::string> choose(const std::vector<std::string>& names, int64_t count, uint64_t seed,
-                                int64_t step) {
+/// `count` of the numbers below `size` but for those `without`, at random, in ascending order.
+std::vector<size_t> choose(size_t size, const std::set<size_t>& without, int64_t count,
+                           uint64_t seed, int64_t step) {
   uint64_t state = seed;
   state = next(state) + static_cast<uint64_t>(step) * 0xd1342543de82ef95;
-  std::vector<bool> chosen(names.size(), false);
-  std::vector<size_t> left(names.size());
-  for (const size_t i : c10::irange(names.size())) left[i] = i;
+  // A shuffle of all of them that stops early; `moved` has those places that hold another number.
+  std::unordered_map<size_t, size_t> moved;
+  const auto at = [&](size_t place) {
+    const auto found = moved.find(place);
+    return found == moved.end() ? place : found->second;
+  };
+  std::set<size_t> chosen;
+  size_t left = size - without.size();
   for (int64_t taken = 0; taken < count; ++taken) {
-    const size_t at = next(state) % left.size();
-    chosen[left[at]] = true;
-    left.erase(left.begin() + static_cast<std::ptrdiff_t>(at));
+    const size_t place = next(state) % left--;
+    size_t number = at(place);
+    moved[place] = at(left);
+    for (const size_t other : without) number += other <= number ? 1 : 0;
+    chosen.insert(number);
   }
-  std::vector<std::string> result;
-  for (const size_t i : c10::irange(names.size())) {
-    if (chosen[i]) result.push_back(names[i]);
-  }
-  return result;
+  return {chosen.begin(), chosen.end()};
 }
 
 void check_count(const char* schedule, const char* what, int64_t count, int64_t least,
@@ -49,10 +55,16 @@ void check_count(const char* schedule, const char* what, int64_t count, int64_t 
                     ", but is ", count, ".");
 }
 
-void check_known(const std::vector<std::string>& names, const std::string& name) {
-  TORCH_CHECK_VALUE(std::find(names.begin(), names.end(), name) != names.end(),
-                    "nsn::schedule: the network has no sub-network '", name, "'. They are ",
-                    detail::quoted(names), ".");
+void check_known(const Description& description, const std::string& name) {
+  TORCH_CHECK_VALUE(description.find(name), "nsn::schedule: the network has no sub-network '", name,
+                    "'. They are ", detail::quoted(description.names()), ".");
+}
+
+/// The name at a place, of a cell without making it.
+std::string name_at(const Description& description, size_t place) {
+  const auto& listed = description.subnetworks();
+  return place < listed.size() ? listed[place].name
+                               : description.grid().name(place - listed.size());
 }
 
 uint64_t seed_or_draw(std::optional<uint64_t> seed) { return seed ? *seed : draw_seed(); }
@@ -60,14 +72,16 @@ uint64_t seed_or_draw(std::optional<uint64_t> seed) { return seed ? *seed : draw
 }  // namespace
 
 Schedule::Schedule(const Description& description, Function function, std::optional<uint64_t> seed)
-    : names_(description.names()), function_(std::move(function)), seed_(seed) {
+    : description_(std::make_shared<const Description>(description)),
+      function_(std::move(function)),
+      seed_(seed) {
   TORCH_CHECK_VALUE(function_,
                     "nsn::schedule: there is no function. Pass one, for example a "
                     "lambda that returns a Turn.");
 }
 
 Schedule& Schedule::weight(const std::string& subnetwork, double weight) {
-  check_known(names_, subnetwork);
+  check_known(*description_, subnetwork);
   TORCH_CHECK_VALUE(std::isfinite(weight), "nsn::schedule: the weight of '", subnetwork,
                     "' must be finite, but is ", weight, ".");
   weights_[subnetwork] = weight;
@@ -82,14 +96,14 @@ Turn Schedule::at(int64_t step, int64_t epoch) const {
   TORCH_CHECK_VALUE(!turn.names.empty(), "nsn::schedule: nobody runs in step ", step, " of epoch ",
                     epoch, ". Name at least one sub-network.");
   for (const size_t i : c10::irange(turn.names.size())) {
-    check_known(names_, turn.names[i]);
+    check_known(*description_, turn.names[i]);
     TORCH_CHECK_VALUE(
         std::find(turn.names.begin(), turn.names.begin() + static_cast<std::ptrdiff_t>(i),
                   turn.names[i]) == turn.names.begin() + static_cast<std::ptrdiff_t>(i),
         "nsn::schedule: '", turn.names[i], "' is to run twice in step ", step, ". Name it once.");
   }
   for (const auto& [name, weight] : turn.weights) {
-    check_known(names_, name);
+    check_known(*description_, name);
     TORCH_CHECK_VALUE(std::find(turn.names.begin(), turn.names.end(), name) != turn.names.end(),
                       "nsn::schedule: '", name, "' has a weight in step ", step,
                       ", but does not run in it. Leave its weight out.");
@@ -110,22 +124,29 @@ Schedule all(const Description& description) {
 }
 
 Schedule sandwich(const Description& description, int64_t others, std::optional<uint64_t> seed) {
-  const auto& subnetworks = description.subnetworks();
-  const auto by_rank = [](const auto& a, const auto& b) { return a.rank < b.rank; };
-  const auto [smallest, largest] =
-      std::minmax_element(subnetworks.begin(), subnetworks.end(), by_rank);
-  std::vector<std::string> ends{largest->name};
-  if (smallest != largest) ends.push_back(smallest->name);
-  std::vector<std::string> rest;
-  for (const auto& each : subnetworks) {
-    if (&each != &*smallest && &each != &*largest) rest.push_back(each.name);
+  const size_t listed = description.subnetworks().size();
+  const auto smaller = [&](size_t a, size_t b) {
+    return description.lane(a).is_smaller_than(description.lane(b));
+  };
+  std::vector<size_t> places(listed);
+  std::iota(places.begin(), places.end(), size_t{0});
+  const size_t largest = *std::max_element(places.begin(), places.end(), smaller);
+  std::set<size_t> apart{largest};
+  if (description.grid().size() > 0) {
+    places.push_back(listed);  // the smallest cell
+    // The largest one is often base.
+    const size_t whole = description.places() - 1;
+    if (description.lane(whole).size == description.lane(0).size) apart.insert(whole);
   }
-  check_count("sandwich", "others", others, 0, rest.size());
+  const size_t smallest = *std::min_element(places.begin(), places.end(), smaller);
+  apart.insert(smallest);
+  check_count("sandwich", "others", others, 0, description.places() - apart.size());
   const uint64_t number = seed_or_draw(seed);
   const auto function = [=](int64_t step, int64_t) {
-    Turn turn{ends, {}};
-    for (std::string& name : choose(rest, others, number, step)) {
-      turn.names.push_back(std::move(name));
+    Turn turn{{name_at(description, largest)}, {}};
+    if (smallest != largest) turn.names.push_back(name_at(description, smallest));
+    for (const size_t place : choose(description.places(), apart, others, number, step)) {
+      turn.names.push_back(name_at(description, place));
     }
     return turn;
   };
@@ -133,11 +154,14 @@ Schedule sandwich(const Description& description, int64_t others, std::optional<
 }
 
 Schedule random(const Description& description, int64_t count, std::optional<uint64_t> seed) {
-  const auto names = description.names();
-  check_count("random", "count", count, 1, names.size());
+  check_count("random", "count", count, 1, description.places());
   const uint64_t number = seed_or_draw(seed);
   const auto function = [=](int64_t step, int64_t) {
-    return Turn{choose(names, count, number, step), {}};
+    Turn turn;
+    for (const size_t place : choose(description.places(), {}, count, number, step)) {
+      turn.names.push_back(name_at(description, place));
+    }
+    return turn;
   };
   return {description, function, number};
 }
@@ -145,7 +169,9 @@ Schedule random(const Description& description, int64_t count, std::optional<uin
 Schedule from_epoch(const Description& description, const std::map<std::string, int64_t>& first) {
   const auto names = description.names();
   for (const auto& [name, epoch] : first) {
-    check_known(names, name);
+    TORCH_CHECK_VALUE(std::find(names.begin(), names.end(), name) != names.end(),
+                      "nsn::schedule: the network lists no sub-network '", name, "'. They are ",
+                      detail::quoted(names), ".");
     TORCH_CHECK_VALUE(epoch >= 0, "nsn::schedule::from_epoch: the epoch of '", name,
                       "' counts from 0, but is ", epoch, ".");
   }

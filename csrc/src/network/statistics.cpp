@@ -22,7 +22,7 @@ std::vector<at::Tensor> Core::start_statistics(at::TensorList parameters,
   std::vector<at::Tensor> result = parameters.vec();
   bool found = false;
   for (const size_t s : subnetworks) {
-    const auto& subnetwork = description_.subnetworks()[s];
+    const auto& subnetwork = description_.subnetwork(s);
     for (const size_t i : c10::irange(subnetwork.blocks.size())) {
       const auto& block = description_.blocks()[subnetwork.blocks[i]];
       if (block.block->module()) continue;  // keeps its statistics by itself
@@ -79,9 +79,9 @@ void Core::check_statistics(at::TensorList parameters, const LanePass& lane, siz
 
 void Core::check_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const {
   for (const size_t s : subnetworks) {
-    const auto& blocks = description_.subnetworks()[s].blocks;
+    const auto& blocks = description_.subnetwork(s).blocks;
     for (const size_t i : c10::irange(blocks.size())) {
-      check_statistics(parameters, passes_[s][i], blocks[i]);
+      check_statistics(parameters, passes_of(s)[i], blocks[i]);
     }
   }
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
+#include <c10/util/irange.h>
 
 #include <cmath>
 #include <utility>
@@ -12,11 +13,9 @@
 namespace nsn::teach {
 
 Teacher::Teacher(Kind kind, const Description& description, at::Tensor output)
-    : kind_(kind), output_(std::move(output)) {
-  for (const auto& subnetwork : description.subnetworks()) {
-    ranks_.emplace(subnetwork.name, subnetwork.rank);
-  }
-}
+    : kind_(kind),
+      description_(std::make_shared<const Description>(description)),
+      output_(std::move(output)) {}
 
 Teacher& Teacher::weight(double weight) {
   TORCH_CHECK_VALUE(weight >= 0.0 && weight <= 1.0, "nsn::teach::", name(),
@@ -31,7 +30,12 @@ Teacher& Teacher::weight(const std::string& subnetwork, double weight) {
   const double others = weight_;
   this->weight(weight);
   weight_ = others;
-  const bool is_largest = rank_of(subnetwork) + 1 == static_cast<int64_t>(ranks_.size());
+  const merge::Lane own = lane_of(subnetwork);
+  // Cells of a grid are never larger than base.
+  bool is_largest = true;
+  for (const size_t s : c10::irange(description_->subnetworks().size())) {
+    is_largest = is_largest && !own.is_smaller_than(description_->lane(s));
+  }
   TORCH_CHECK_VALUE(!(kind_ == Kind::kBase && subnetwork == detail::kBase) &&
                         !(kind_ == Kind::kNextLarger && is_largest),
                     "nsn::teach::", name(), ": '", subnetwork,
@@ -71,13 +75,11 @@ double Teacher::weight_of(const std::string& subnetwork) const {
   return own == weights_.end() ? weight_ : own->second;
 }
 
-int64_t Teacher::rank_of(const std::string& subnetwork) const {
-  const auto found = ranks_.find(subnetwork);
-  if (found != ranks_.end()) return found->second;
-  std::vector<std::string> names;
-  for (const auto& [name, rank] : ranks_) names.push_back(name);
-  TORCH_CHECK_VALUE(false, "nsn::teach::", name(), ": the network has no sub-network '", subnetwork,
-                    "'. They are ", detail::quoted(names), ".");
+merge::Lane Teacher::lane_of(const std::string& subnetwork) const {
+  const auto place = description_->find(subnetwork);
+  TORCH_CHECK_VALUE(place, "nsn::teach::", name(), ": the network has no sub-network '", subnetwork,
+                    "'. They are ", detail::quoted(description_->names()), ".");
+  return description_->lane(*place);
 }
 
 Teacher base(const Description& description) { return {Kind::kBase, description}; }

@@ -18,11 +18,13 @@ namespace nsn::detail {
 
 namespace {
 
-/// The place of the smallest lane above one of `rank`.
-std::optional<size_t> next_larger(const std::vector<int64_t>& ranks, int64_t rank) {
+/// Which of `lanes` is the smallest above one.
+std::optional<size_t> next_larger(const std::vector<merge::Lane>& lanes, const merge::Lane& own) {
   std::optional<size_t> found;
-  for (const size_t lane : c10::irange(ranks.size())) {
-    if (ranks[lane] > rank && (!found || ranks[lane] < ranks[*found])) found = lane;
+  for (const size_t i : c10::irange(lanes.size())) {
+    if (own.is_smaller_than(lanes[i]) && (!found || lanes[i].is_smaller_than(lanes[*found]))) {
+      found = i;
+    }
   }
   return found;
 }
@@ -31,8 +33,8 @@ std::optional<size_t> next_larger(const std::vector<int64_t>& ranks, int64_t ran
 
 Teaching teaching_of(const teach::Teacher& teacher, const std::vector<std::string>& names) {
   const size_t lanes = names.size();
-  std::vector<int64_t> ranks;
-  for (const std::string& name : names) ranks.push_back(teacher.rank_of(name));
+  std::vector<merge::Lane> sizes;
+  for (const std::string& name : names) sizes.push_back(teacher.lane_of(name));
   const auto base =
       static_cast<size_t>(std::find(names.begin(), names.end(), kBase) - names.begin());
   TORCH_CHECK_VALUE(teacher.kind() != teach::Kind::kBase || base < lanes,
@@ -48,7 +50,7 @@ Teaching teaching_of(const teach::Teacher& teacher, const std::vector<std::strin
         mixture[base] = 1.0;
         break;
       case teach::Kind::kNextLarger:
-        if (const auto larger = next_larger(ranks, ranks[lane])) {
+        if (const auto larger = next_larger(sizes, sizes[lane])) {
           mixture[*larger] = 1.0;
         } else {
           continue;

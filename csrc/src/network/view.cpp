@@ -26,7 +26,7 @@ at::Tensor View::operator()(const at::Tensor& x) const {
 }
 
 const std::string& View::name() const {
-  return state_->table.description().subnetworks()[state_->subnetwork].name;
+  return state_->table.description().subnetwork(state_->subnetwork).name;
 }
 
 std::vector<at::Tensor> View::parameters() const {
@@ -38,11 +38,10 @@ std::vector<at::Tensor> View::parameters() const {
       result.push_back(state_->table[p]);
       continue;
     }
-    for (const Description::User& user : description.users_of(p)) {
-      if (user.subnetwork != state_->subnetwork) continue;
-      const auto view = common_view({user.slice});
-      result.push_back(merge::leading(state_->table[p].view(view->view), view->slices[0]));
-    }
+    const Layout* slice = description.subnetwork(state_->subnetwork).slice_of(p);
+    if (slice == nullptr) continue;
+    const auto view = common_view({slice});
+    result.push_back(merge::leading(state_->table[p].view(view->view), view->slices[0]));
   }
   return result;
 }

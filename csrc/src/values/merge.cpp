@@ -83,7 +83,7 @@ std::vector<size_t> by_size(c10::ArrayRef<Lane> lanes) {
   std::vector<size_t> order(lanes.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return lanes[a].rank < lanes[b].rank; });
+                   [&](size_t a, size_t b) { return lanes[a].is_smaller_than(lanes[b]); });
   return order;
 }
 

@@ -4,90 +4,25 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include <nsn/blocks/block.h>
 #include <nsn/blocks/supplied.h>
+#include <nsn/description/grid.h>
+#include <nsn/description/subnetwork.h>
 #include <nsn/values/merge.h>
 
 namespace nsn {
 
-/// How much of a dimension a sub-network keeps: a count, or a fraction of what there is, which
-/// means the nearest count (halves upwards), at least one step.
-class NSN_API Width {
- public:
-  Width(int count) : value_(int64_t{count}) {}  // NOLINT(google-explicit-constructor)
-  Width(int64_t count) : value_(count) {}       // NOLINT(google-explicit-constructor)
-  Width(double fraction) : value_(fraction) {}  // NOLINT(google-explicit-constructor)
-
-  const std::variant<int64_t, double>& value() const noexcept { return value_; }
-
-  /// The count that it means; throws c10::ValueError, naming `what`, where it does not fit.
-  int64_t of(const Dimension& dimension, const std::string& what) const;
-
- private:
-  std::variant<int64_t, double> value_;
-};
-
-/// Options for a sub-network: the blocks that it keeps, in order, and how it keeps them.
-///
-///     SubnetworkOptions({"hidden1", "hidden2", "output"})
-///         .width("hidden1", 0.5)
-///         .dropout("hidden2", 0.2)
-///
-/// or, of all blocks and as narrow as they can be kept:
-///
-///     SubnetworkOptions().width(0.5)
-class NSN_API SubnetworkOptions {
- public:
-  /// In the place of a block's name: all blocks.
-  static constexpr const char* kAll = "*";
-
-  /// Keeps all blocks of the network.
-  SubnetworkOptions() : keeps_all_(true) {}
-  SubnetworkOptions(std::vector<std::string> blocks)  // NOLINT(google-explicit-constructor)
-      : blocks_(std::move(blocks)) {}
-
-  /// This sub-network's dropout probability in `block`, in place of the block's own.
-  SubnetworkOptions& dropout(std::string block, double probability) {
-    dropout_.emplace_back(std::move(block), probability);
-    return *this;
-  }
-
-  /// How much it keeps of all dimensions of its blocks that have no width of their own: a fraction.
-  /// What cannot be narrowed stays whole, and so does what the shape of its output depends on.
-  SubnetworkOptions& width(Width fraction) { return width(kAll, fraction); }
-
-  /// How much it keeps of the one dimension that `block` has, or of one of several. Where that
-  /// would change the shape of its output, the dimension must be named.
-  SubnetworkOptions& width(std::string block, Width width) {
-    return this->width(std::move(block), "", width);
-  }
-  SubnetworkOptions& width(std::string block, std::string dimension, Width width) {
-    widths_.push_back({std::move(block), std::move(dimension), width});
-    return *this;
-  }
-
-  struct BlockWidth {
-    std::string block, dimension;  // no dimension: the only one; an inner block: its only one
-    Width width;
-  };
-  /// Those that were named. A Description names them all where none was.
-  const std::vector<std::string>& blocks() const noexcept { return blocks_; }
-  const std::vector<std::pair<std::string, double>>& dropout() const noexcept { return dropout_; }
-  const std::vector<BlockWidth>& widths() const noexcept { return widths_; }
-
- private:
-  friend class Description;
-  bool keeps_all_ = false;
-  std::vector<std::string> blocks_;
-  std::vector<std::pair<std::string, double>> dropout_;
-  std::vector<BlockWidth> widths_;
-};
+namespace detail {
+struct BlockLookup;
+struct Cells;
+}  // namespace detail
 
 /// What a network is to be; nothing is checked before a Description is made of it.
 class NSN_API NetworkOptions {
@@ -106,6 +41,10 @@ class NSN_API NetworkOptions {
   /// A sub-network. "base" has all blocks unless it is given here too.
   NetworkOptions& subnetwork(std::string name, SubnetworkOptions options);
 
+  /// An axis of the grid: with the others it makes sub-networks that are not listed (Grid).
+  NetworkOptions& axis(std::string name, Widths widths);
+  NetworkOptions& axis(std::string name, Depths depths);
+
   /// The merge rule. Default: merge::sum().
   NetworkOptions& merge(merge::Rule rule);
 
@@ -121,11 +60,16 @@ class NSN_API NetworkOptions {
   std::optional<at::ScalarType> parameter_dtype_;
   std::vector<NamedBlock> blocks_;
   std::vector<std::pair<std::string, SubnetworkOptions>> subnetworks_;
+  std::vector<GridAxis> axes_;
   merge::Rule merge_ = merge::sum();
 };
 
 /// A network as a value: input, blocks, sub-networks, merge rules; no tensors. It is checked as a
 /// whole when it is made, and round-trips through JSON (docs/description.md has the schema).
+///
+/// Sub-networks have places: those that are listed from 0 on, behind them the cells of the grid. A
+/// cell is made where it is first asked for, by any thread, and kept by all copies of the
+/// description.
 class NSN_API Description {
  public:
   struct NamedBlock {
@@ -170,13 +114,18 @@ class NSN_API Description {
     std::vector<std::vector<ParameterPlace>> places;
     /// What it keeps of parameters that several blocks use: place to slice.
     std::map<size_t, Layout> tied;
+    /// Each parameter that it uses, with its first use: of a block (as it counts them), and the
+    /// parameter there.
+    std::unordered_map<size_t, std::pair<size_t, size_t>> uses;
     /// The shape of one sample of the output.
     Shape output;
-    /// How many parameters it uses, and its place by that number: 0 is the smallest.
+    /// How many parameters it uses.
     int64_t parameter_count;
-    int64_t rank;
     /// Of one sample, as Fit::flops counts.
     int64_t flops;
+
+    /// The slice of a parameter that it uses; null where it uses none.
+    NSN_API const Layout* slice_of(size_t parameter) const;
   };
 
   /// Throws c10::ValueError naming the block or sub-network, what was found, and the remedy.
@@ -202,16 +151,28 @@ class NSN_API Description {
   /// The blocks that compute something else in training: dropout, batch norm, types of one's own.
   std::vector<std::string> blocks_with_modes() const;
   const std::vector<NamedBlock>& blocks() const noexcept { return blocks_; }
-  /// "base" first, then in the order of declaration.
+  /// Those that are listed: "base" first, then in the order of declaration.
   const std::vector<Subnetwork>& subnetworks() const noexcept { return subnetworks_; }
+  /// Those that are not. Without axes there are none.
+  const Grid& grid() const noexcept { return grid_; }
   const merge::Rule& merge() const noexcept { return merge_; }
 
-  /// The names of the sub-networks, in order.
+  /// The names of the listed sub-networks, in order.
   std::vector<std::string> names() const;
+
+  /// How many places there are, those of cells included.
+  size_t places() const noexcept { return subnetworks_.size() + grid_.size(); }
 
   /// The place of a sub-network; throws c10::ValueError that lists the names.
   size_t index_of(const std::string& subnetwork) const;
+  /// None where there is no such sub-network.
+  std::optional<size_t> find(const std::string& subnetwork) const;
   const Subnetwork& subnetwork(const std::string& name) const;
+  /// The one at a place. Throws c10::ValueError where it is a cell that does not fit.
+  const Subnetwork& subnetwork(size_t place) const;
+
+  /// A sub-network as merge rules see it.
+  merge::Lane lane(size_t place) const;
 
   /// The network of one sub-network by itself: its blocks, as wide as it keeps them, as `base` of a
   /// description without others. A TiedOutput that reads more of its embedding than the input does,
@@ -232,7 +193,7 @@ class NSN_API Description {
   /// The number of elements of all parameters, buffers apart.
   int64_t parameter_count() const noexcept;
 
-  /// Who uses a parameter of the table, in the order of sub-networks, and which slice of it.
+  /// Who of the listed sub-networks uses a parameter of the table, in order, and which slice of it.
   struct User {
     size_t subnetwork;
     const Layout* slice;
@@ -245,12 +206,13 @@ class NSN_API Description {
 
  private:
   void add_blocks(const NetworkOptions& options);
+  void add_subnetworks(const NetworkOptions& options, const detail::BlockLookup& lookup);
   void add_parameters();
-  void add_uses();
-  void add_tied_slices();
-  void count_parameters();
+  void settle(Subnetwork& subnetwork) const;
+  void add_users();
+  void add_grid(std::vector<GridAxis> axes, detail::BlockLookup lookup);
   void check_rules() const;
-  void rank_subnetworks();
+  Subnetwork make_cell(size_t cell) const;
 
   Shape input_;
   at::ScalarType dtype_;
@@ -258,12 +220,10 @@ class NSN_API Description {
   std::vector<NamedBlock> blocks_;
   std::vector<Subnetwork> subnetworks_;
   std::vector<Parameter> parameters_;
-  /// Who uses each parameter: a sub-network, and its first use: of a block (as it counts them) and
-  /// the parameter there.
-  struct Use {
-    size_t subnetwork, block, spec;
-  };
-  std::vector<std::vector<Use>> uses_;
+  /// Which of the listed sub-networks use each parameter.
+  std::vector<std::vector<size_t>> users_;
+  Grid grid_;
+  std::shared_ptr<detail::Cells> cells_;
   merge::Rule merge_;
 };
 

@@ -91,10 +91,10 @@ class NSN_API PackedView {
 
  private:
   friend class Pack;
-  PackedView(std::shared_ptr<const Pack::State> state, size_t subnetwork);
+  PackedView(std::shared_ptr<const Pack::State> state, size_t index);
 
   std::shared_ptr<const Pack::State> state_;
-  size_t subnetwork_;
+  size_t index_;  // among those of the pack
 };
 
 /// A table for people.

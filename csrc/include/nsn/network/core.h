@@ -5,8 +5,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <nsn/description/description.h>
@@ -83,8 +85,9 @@ class NSN_API Core {
                           double probability, at::IntArrayRef shape) const;
 
   /// The coefficient that the lane `subnetwork` has in the gradients of each parameter when all
-  /// sub-networks run together; 0 where it does not use the parameter. Throws c10::ValueError for
-  /// function rules, which have none, and where the coefficient changes inside a parameter.
+  /// listed sub-networks run together; 0 where it does not use the parameter. Throws
+  /// c10::ValueError for a cell of a grid, which is not listed, for function rules, which have
+  /// none, and where the coefficient changes inside a parameter.
   std::vector<double> merge_coefficients(const std::string& subnetwork) const;
 
  private:
@@ -100,7 +103,8 @@ class NSN_API Core {
   std::vector<at::Tensor> run(at::TensorList parameters, const at::Tensor& x,
                               c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
   merge::Rule rule_of(size_t block, c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
-  void trace_ways();
+  std::vector<LanePass> trace_way(size_t subnetwork) const;
+  const std::vector<LanePass>& passes_of(size_t subnetwork) const;
   void check_parameters(at::TensorList parameters, const BlockPass& pass, size_t block,
                         const at::Tensor& x) const;
   void check_statistics(at::TensorList parameters, const LanePass& lane, size_t block) const;
@@ -110,8 +114,11 @@ class NSN_API Core {
                   TiedSlices& tied) const;
 
   Description description_;
-  /// Each sub-network's passage through each of its blocks, in order.
+  /// Each listed sub-network's passage through each of its blocks, in order; and those of the cells
+  /// that ran, by place.
   std::vector<std::vector<LanePass>> passes_;
+  mutable std::mutex cells_mutex_;
+  mutable std::unordered_map<size_t, std::vector<LanePass>> cells_;
   /// Whether some parameter is used by several blocks.
   bool has_tied_ = false;
   std::shared_ptr<Workspace> workspace_;

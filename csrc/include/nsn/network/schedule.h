@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -49,26 +50,27 @@ class NSN_API Schedule {
   const std::optional<uint64_t>& seed() const noexcept { return seed_; }
 
  private:
-  std::vector<std::string> names_;
+  std::shared_ptr<const Description> description_;
   Function function_;
   std::optional<uint64_t> seed_;
   std::map<std::string, double> weights_;
 };
 
-/// All in every step.
+/// All that are listed in every step.
 NSN_API Schedule all(const Description& description);
 
-/// The largest, the smallest, and `others` of the rest at random (Yu & Huang, "Universally
-/// Slimmable Networks", 2019, the sandwich rule). `seed`: default, one of torch's generator.
+/// The largest, the smallest, and `others` of the rest at random, cells of a grid among them (Yu &
+/// Huang, "Universally Slimmable Networks", 2019, the sandwich rule). `seed`: default, one of
+/// torch's generator.
 NSN_API Schedule sandwich(const Description& description, int64_t others,
                           std::optional<uint64_t> seed = std::nullopt);
 
-/// `count` of all at random, each set as likely as any other.
+/// `count` of all at random, cells of a grid among them, each set as likely as any other.
 NSN_API Schedule random(const Description& description, int64_t count,
                         std::optional<uint64_t> seed = std::nullopt);
 
-/// Each from an epoch of its own on; those that are not named, from the first. Throws
-/// c10::ValueError where nobody would run in the first one.
+/// Each that is listed from an epoch of its own on; those that are not named, from the first.
+/// Throws c10::ValueError where nobody would run in the first one.
 NSN_API Schedule from_epoch(const Description& description,
                             const std::map<std::string, int64_t>& first);
 

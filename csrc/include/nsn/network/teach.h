@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -53,12 +54,13 @@ class NSN_API Teacher {
   double temperature() const noexcept { return temperature_; }
   const at::Tensor& output() const noexcept { return output_; }
   double weight_of(const std::string& subnetwork) const;
-  /// Place by size, 0 being the smallest; throws c10::ValueError for a name that it does not know.
-  int64_t rank_of(const std::string& subnetwork) const;
+  /// A sub-network, to compare it by size; throws c10::ValueError where the network has no such
+  /// one.
+  merge::Lane lane_of(const std::string& subnetwork) const;
 
  private:
   Kind kind_;
-  std::map<std::string, int64_t> ranks_;
+  std::shared_ptr<const Description> description_;
   double weight_ = 0.5;
   std::map<std::string, double> weights_;
   double temperature_ = 1.0;

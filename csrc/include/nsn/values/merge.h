@@ -33,11 +33,17 @@ namespace nsn::merge {
 /// The leading part of a tensor that a lane uses: one extent per dimension, `w[:s0, :s1, ...]`.
 using Slice = std::vector<int64_t>;
 
-/// A lane as the rules see it: its sub-network's name and its place by size.
+/// A lane as the rules see it: its sub-network's name, and what tells the smaller of two.
 struct Lane {
   std::string name;
-  /// 0 is the smallest: fewer parameters come first, then the order of declaration.
-  int64_t rank = 0;
+  /// How many parameters it uses.
+  int64_t size = 0;
+  /// Of two of one size the one whose place comes first is the smaller: the order of declaration.
+  size_t place = 0;
+
+  bool is_smaller_than(const Lane& other) const {
+    return size != other.size ? size < other.size : place < other.place;
+  }
 };
 
 /// What a rule that is not linear gets of one lane.
