@@ -1,5 +1,6 @@
 """Arguments held against what a function takes: the one form of message for a wrong kind."""
 
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -51,6 +52,25 @@ def expect_callable(argument: str, value: object, expected: str) -> None:
 def expect_name(argument: str, value: object) -> None:
     """Refuses what is no sub-network's name."""
     expect(argument, value, str, "a sub-network's name, a str")
+
+
+def numbers_of(argument: str, each: str, value: object) -> dict[str, float]:
+    """A dict of sub-networks' names and numbers.
+
+    Args:
+        argument: of which function and which, "nsn.joint_loss: weights".
+        each: what a number is, "the weight".
+        value: what was given.
+
+    Raises:
+        TypeError: where it is none.
+    """
+    expect(argument, value, Mapping, "a dict of names and numbers", 'Write {"base": 1.0, ...}.')
+    numbers_by_name = cast(Mapping[Any, Any], value)
+    for name, number in numbers_by_name.items():
+        expect_name(f"{argument}: each name", name)
+        expect(f"{argument}: {each} of '{name}'", number, numbers.Real, "a number")
+    return {name: float(number) for name, number in numbers_by_name.items()}
 
 
 def names_of(argument: str, value: Any, of: str = "sub-networks") -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from nsn import _C
 from nsn._C import Teacher
 from nsn._C.merge import Rule
-from nsn.checks import expect, expect_callable, expect_name, names_of
+from nsn.checks import expect, expect_callable, expect_name, names_of, numbers_of
 
 #: Of one output and its targets, a scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -118,14 +118,6 @@ def joint_loss(
         losses, loss = dict(loss), None
     elif loss is not None:
         expect_callable(f"{where}: loss", loss, "a function of an output and the targets")
-    if weights is not None and not isinstance(weights, Mapping):
-        raise TypeError(
-            f"{where}: weights must be a dict of names, but is a {type(weights).__name__}. "
-            f'Write {{"base": 1.0, ...}}.'
-        )
-    for name, weight in (weights or {}).items():
-        expect_name(f"{where}: each name of weights", name)
-        expect(f"{where}: the weight of '{name}'", weight, numbers.Real, "a number")
     if teach is not None:
         expect(f"{where}: teach", teach, Teacher, "a teacher, such as nsn.teach.base(net)")
     expect(f"{where}: label_smoothing", label_smoothing, numbers.Real, "a number")
@@ -135,7 +127,7 @@ def joint_loss(
         None if isinstance(targets, Mapping) else targets,
         losses,
         loss,
-        {name: float(weight) for name, weight in (weights or {}).items()},
+        numbers_of(f"{where}: weights", "the weight", {} if weights is None else weights),
         float(label_smoothing),
         teach,
     )

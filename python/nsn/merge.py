@@ -13,14 +13,13 @@ gradients 6, 3 and 1 at an element that all three cover; ``sub2`` is the smalles
 largest. *Smaller* means fewer parameters, then the order of declaration.
 """
 
-import numbers
 from collections.abc import Callable, Mapping
 
 import torch
 
 from nsn._C import merge as _merge
 from nsn._C.merge import LaneGradient, Rule
-from nsn.checks import expect, expect_callable, expect_name
+from nsn.checks import expect, expect_callable, numbers_of
 
 __all__ = [
     "LaneGradient",
@@ -95,16 +94,8 @@ def weighted(coefficients: Mapping[str, float]) -> Rule:
         ValueError: where there is no coefficient, or, when the network is built, where a name is
             unknown or missing.
     """
-    expect("nsn.merge.weighted: coefficients", coefficients, Mapping, "a dict of names and numbers")
-    for each, coefficient in coefficients.items():
-        expect_name("nsn.merge.weighted: each name", each)
-        expect(
-            f"nsn.merge.weighted: the coefficient of '{each}'",
-            coefficient,
-            numbers.Real,
-            "a number",
-        )
-    return _merge.weighted({each: float(value) for each, value in coefficients.items()})
+    where = "nsn.merge.weighted: coefficients"
+    return _merge.weighted(numbers_of(where, "the coefficient", coefficients))
 
 
 def function(

@@ -22,7 +22,7 @@ import torch
 
 from nsn import _C
 from nsn._C import Schedule as _Schedule
-from nsn.checks import expect, expect_callable, expect_name, names_of
+from nsn.checks import expect, expect_callable, expect_name, names_of, numbers_of
 from nsn.description import Description
 from nsn.parameters import ParameterTable, description_in
 
@@ -52,13 +52,9 @@ class Schedule:
 
     def __init__(self, schedule: _Schedule, weights: Weights | None) -> None:
         self._schedule = schedule
-        where = "nsn.schedule: weights"
-        if weights is not None:
-            expect(where, weights, Mapping, "a dict of names and numbers")
-        for name, weight in (weights or {}).items():
-            expect_name(f"{where}: each name", name)
-            expect(f"nsn.schedule: the weight of '{name}'", weight, numbers.Real, "a number")
-            schedule.weigh(name, float(weight))
+        given = {} if weights is None else weights
+        for name, weight in numbers_of("nsn.schedule: weights", "the weight", given).items():
+            schedule.weigh(name, weight)
 
     @property
     def seed(self) -> int | None:
@@ -182,13 +178,10 @@ def function(
     def turn(step: int, epoch: int) -> tuple[list[str], dict[str, float]]:
         chosen = choose(step, epoch)
         names, weights = chosen if isinstance(chosen, Turn) else (chosen, {})
-        expect(f"{where}: what it returned as weights", weights, Mapping, "a dict of numbers")
-        for name, weight in weights.items():
-            expect_name(f"{where}: each name that it weighs", name)
-            expect(f"{where}: the weight of '{name}'", weight, numbers.Real, "a number")
-        return names_of(f"{where}: what it returned", names), {
-            name: float(weight) for name, weight in weights.items()
-        }
+        returned = f"{where}: what it returned"
+        return names_of(returned, names), numbers_of(
+            f"{returned} as weights", "the weight", weights
+        )
 
     return Schedule(_C.schedule_function(description, turn), None)
 

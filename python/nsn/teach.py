@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nsn._C import Teacher
-from nsn.checks import expect, expect_batch, expect_callable, expect_name, shown
+from nsn.checks import expect, expect_batch, expect_callable, numbers_of, shown
 from nsn.description import Description
 from nsn.parameters import ParameterTable, description_in
 
@@ -147,10 +147,8 @@ def _teacher(
     description = description_in(f"{where}: network", network)
     teacher = Teacher(kind, description, output)
     if isinstance(weight, Mapping):
-        for name, each in weight.items():
-            expect_name(f"{where}: each name of weight", name)
-            expect(f"{where}: the weight of '{name}'", each, numbers.Real, "a number")
-            teacher.weigh_one(name, float(each))
+        for name, each in numbers_of(f"{where}: weight", "the weight", weight).items():
+            teacher.weigh_one(name, each)
     else:
         expect(f"{where}: weight", weight, numbers.Real, "a number or a dict of numbers by name")
         teacher.weigh(float(weight))

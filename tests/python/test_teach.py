@@ -73,7 +73,7 @@ def expected_loss(
 
 @pytest.mark.parametrize("kind", SAID)
 @pytest.mark.parametrize(
-    ("share", "t", "smoothing"), itertools.product([0.25, 1.0], [1.0, 3.0], [0.0, 0.2])
+    ("share", "t", "smoothing"), [*itertools.product([0.25, 1.0], [1.0, 3.0], [0.0, 0.2])]
 )
 def test_gradients_are_the_formulas(kind: str, share: float, t: float, smoothing: float) -> None:
     """Of the network's parameters, merged, and of the input."""

@@ -31,7 +31,8 @@ class NSN_API WeightAverage {
 
  private:
   double decay_;
-  bool is_new_ = true;
+  /// What the last network computed, which fits: known by its core, not compared in every step.
+  std::shared_ptr<const Core> known_;
   Network average_;
 };
 
