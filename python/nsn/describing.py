@@ -1,5 +1,7 @@
 """What ``nsn describe`` prints, and where it reads it."""
 
+import json
+import math
 from pathlib import Path
 
 from rich.console import Group
@@ -52,14 +54,19 @@ def read_description(source: str) -> Description:
 def tables(description: Description) -> Group:
     """The sub-networks for a person: in numbers, what they share, and each one's widths."""
     several = len(description.names) > 1
+    grid = [_grid(description)] if description.grid else []
     if len(description.names) > _MOST_COLUMNS:
         return Group(
             _overview(description),
+            *grid,
             f"What two share, and widths, are shown for up to {_MOST_COLUMNS} sub-networks; --json "
             f"has them all.",
         )
     return Group(
-        _overview(description), *([_shares(description)] if several else []), _widths(description)
+        _overview(description),
+        *grid,
+        *([_shares(description)] if several else []),
+        _widths(description),
     )
 
 
@@ -85,6 +92,35 @@ def _overview(description: Description) -> Table:
             f"{each['private_parameters']:,}",
         )
     return result
+
+
+def _grid(description: Description) -> Table:
+    axes = json.loads(description.to_json())["grid"]
+    ends = [
+        description.cell(**{name: choices * last for name, choices in _last(description).items()})
+        for last in (0, 1)
+    ]
+    result = Table(title="Grid: sub-networks that are not listed")
+    result.caption = (
+        f"{math.prod(description.grid.values()):,} of them: "
+        + " to ".join(f"{end} ({description.parameter_count(end):,} parameters)" for end in ends)
+        + "."
+    )
+    for heading in ("axis", "choices", "of"):
+        result.add_column(heading, overflow="fold")
+    for axis in axes:
+        dropped = axis.get("drops")
+        result.add_row(
+            axis["name"],
+            f"drops {len(dropped)} to 0" if dropped else ", ".join(map(str, axis["widths"])),
+            ", ".join(dropped or axis["of"]),
+        )
+    return result
+
+
+def _last(description: Description) -> dict[str, int]:
+    """Of each axis its largest choice."""
+    return {name: choices - 1 for name, choices in description.grid.items()}
 
 
 def _shares(description: Description) -> Table:

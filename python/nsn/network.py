@@ -384,4 +384,8 @@ class Network(ParameterTable):
             f", {self._description.parameter_count(name):,} parameters"
             for name in self.subnetworks
         ]
+        grid = self._description.grid
+        if grid:
+            axes = " x ".join(f"{choices} {name}" for name, choices in grid.items())
+            lines.append(f"grid: {axes}")
         return "\n".join([*lines, f"merge: {self._description.merge.name}"])

@@ -2,7 +2,11 @@
 
 import copy
 import itertools
+import os
 import pickle
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -306,6 +310,22 @@ def test_batch_norms_are_recalibrated_for_a_cell() -> None:
         alone(each)
     net.eval(), alone.eval()
     assert torch.allclose(net(batches[0], "w0_d1"), alone(batches[0]), atol=1e-5)
+
+
+def test_it_is_shown(tmp_path: Path) -> None:
+    net = nsn.Network(**mlp(), grid=AXES["mlp"])
+    assert "grid: 3 w x 2 d" in repr(net)
+    file = tmp_path / "net.json"
+    file.write_text(net.description.to_json())
+    command = [sys.executable, "-m", "nsn.cli", "describe", str(file)]
+    environment = {**os.environ, "COLUMNS": "200"}
+    text = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    count = net.description.parameter_count
+    assert f"6 of them: w0_d0 ({count('w0_d0')} parameters) to w2_d1" in " ".join(text.split())
+    for row in (r"w +.*0.25, 0.5, 1.0 .*\*", "d +.*drops 1 to 0 .*hidden2"):
+        assert re.search(row, text), text
 
 
 def dense(**more: Any) -> dict[str, Any]:
