@@ -82,7 +82,7 @@ int main(int argc, char** argv) {
     const auto correct = view(test_images).argmax(1).eq(test_labels).sum().item<int64_t>();
     std::printf("%-5s accuracy %.4f, %lld parameters\n", name.c_str(),
                 static_cast<double>(correct) / static_cast<double>(test_labels.size(0)),
-                static_cast<long long>(net->description().subnetwork(name).parameter_count));
+                static_cast<long long>(net->description().subnetwork(name)->parameter_count));
   }
   if (argc > 5) nsn::save(net, argv[5]);
   return 0;

@@ -87,14 +87,15 @@ void bind_description(py::module_& m) {
       .def("blocks_of",
            [](const Description& self, const std::string& name) {
              std::vector<std::string> names;
-             for (const size_t block : self.subnetwork(name).blocks) {
+             const auto subnetwork = self.subnetwork(name);
+             for (const size_t block : subnetwork->blocks) {
                names.push_back(self.blocks()[block].name);
              }
              return names;
            })
       .def("output_shape",
            [](const Description& self, const std::string& name) {
-             return py::tuple(py::cast(self.subnetwork(name).output));
+             return py::tuple(py::cast(self.subnetwork(name)->output));
            })
       .def("summary_of",
            [](const Description& self, const std::string& name) {
@@ -117,7 +118,7 @@ void bind_description(py::module_& m) {
                                return names;
                              })
       .def("flops", [](const Description& self,
-                       const std::string& name) { return self.subnetwork(name).flops; })
+                       const std::string& name) { return self.subnetwork(name)->flops; })
       .def("alone", &Description::alone)
       .def("extract",
            [](const Description& self, const std::string& name) {
@@ -143,7 +144,7 @@ void bind_description(py::module_& m) {
       .def(
           "parameter_count",
           [](const Description& self, const std::optional<std::string>& name) {
-            return name ? self.subnetwork(*name).parameter_count : self.parameter_count();
+            return name ? self.subnetwork(*name)->parameter_count : self.parameter_count();
           },
           py::arg("name") = py::none())
       .def_property_readonly("merge", &Description::merge)
@@ -151,6 +152,7 @@ void bind_description(py::module_& m) {
       .def("with_dtype", &Description::with_dtype)
       .def_property_readonly("blocks_with_modes", &Description::blocks_with_modes)
       .def("index_of", &Description::index_of)
+      .def("find", &Description::find)
       .def_property_readonly("axes",
                              [](const Description& self) {
                                std::vector<std::pair<std::string, size_t>> axes;

@@ -134,7 +134,8 @@ class Description(_C.Description):
             ``base`` has all blocks unless it is given here too.
         grid: name to :class:`Widths` or :class:`Depths`, the axes of sub-networks that are not
             listed: each combination of one choice of every axis is a narrower, shallower base,
-            named by its choices, ``"w0_d2"``. It is made where it first runs.
+            named by its choices, ``"w0_d2"``. It is made where it runs, and what is meant by "all"
+            elsewhere, as in ``nsn.ALL``, are those that are listed.
         merge: the merge rule; default ``nsn.merge.sum()``.
         block_merge: block's name to the rule in that block, in place of ``merge``.
         dtype: of the input; parameters have it too where it is a floating one, else float32.
@@ -235,20 +236,26 @@ class Description(_C.Description):
         """The axes of sub-networks that are not listed: name to the number of choices."""
         return dict(self.axes)
 
-    def cell(self, **choices: int) -> str:  # type: ignore[override]
+    def cell(self, /, **choices: int) -> str:  # type: ignore[override]
         """The name of a sub-network of the grid.
 
         Args:
             choices: for each axis, counted from 0, the smallest.
 
         Raises:
-            ValueError: where an axis is missing or unknown, or has no such choice.
+            ValueError: where there is no grid, or an axis is missing, unknown or without that
+                choice.
         """
         axes = self.grid
+        if not axes:
+            raise ValueError(
+                "nsn.Description.cell: the network has no grid. List its sub-networks' names, or "
+                "describe one with grid=."
+            )
         if set(choices) != set(axes):
             raise ValueError(
                 f"nsn.Description.cell: expected a choice for each axis of the grid, "
-                f"{', '.join(map(repr, axes)) or 'which has none'}, but got "
+                f"{', '.join(map(repr, axes))}, but got "
                 f"{', '.join(map(repr, choices)) or 'none'}."
             )
         for name, choice in choices.items():
@@ -257,6 +264,10 @@ class Description(_C.Description):
             if not 0 <= int(choice) < axes[name]:
                 raise ValueError(f"{where} must be from 0 to {axes[name] - 1}, but is {choice}.")
         return super().cell([int(choices[name]) for name in axes])
+
+    def has_cell(self, name: str) -> bool:
+        """Whether the name is that of a sub-network of the grid."""
+        return self.find(name) is not None and name not in self.names
 
     def index_of(self, name: str) -> int:
         """A sub-network's place: among ``names``, and behind them for those of the grid.

@@ -77,7 +77,7 @@ class Schedule:
 
 
 def all(network: ParameterTable | Description, weights: Weights | None = None) -> Schedule:
-    """All in every step.
+    """All that are listed, in every step.
 
     Args:
         network: whose sub-networks, or its description.
@@ -97,6 +97,9 @@ def sandwich(
 ) -> Schedule:
     """The largest, the smallest, and some of the rest at random.
 
+    Of a grid the smallest is the narrowest and shallowest one, and any of the others may be drawn,
+    but for one that is the same as base.
+
     Source: the sandwich rule, Yu & Huang, "Universally Slimmable Networks and Improved Training
     Techniques", 2019.
 
@@ -107,7 +110,8 @@ def sandwich(
         seed: of the random choices. Default: of torch's generator, on the first rank.
 
     Raises:
-        ValueError: where there are not so many others, or a weight names no sub-network.
+        ValueError: where there are not so many others, or a weight names no sub-network, or one
+            that never runs.
     """
     description = description_in("nsn.schedule.sandwich: network", network)
     expect("nsn.schedule.sandwich: others", others, numbers.Integral, "an int")
@@ -122,6 +126,8 @@ def random(
 ) -> Schedule:
     """Some of all at random, each set as likely as any other.
 
+    Those of a grid are among them, but for one that is the same as base.
+
     Args:
         network: whose sub-networks, or its description.
         count: how many.
@@ -129,7 +135,8 @@ def random(
         seed: of the random choices. Default: of torch's generator, on the first rank.
 
     Raises:
-        ValueError: where there are not so many, or a weight names no sub-network.
+        ValueError: where there are not so many, or a weight names no sub-network, or one
+            that never runs.
     """
     description = description_in("nsn.schedule.random: network", network)
     expect("nsn.schedule.random: count", count, numbers.Integral, "an int")
@@ -141,7 +148,7 @@ def from_epoch(
     first: Mapping[str, int],
     weights: Weights | None = None,
 ) -> Schedule:
-    """Each from an epoch of its own on: the backbone first, or the small ones first.
+    """Each that is listed from an epoch of its own on: the backbone first, or the small ones first.
 
     Args:
         network: whose sub-networks, or its description.

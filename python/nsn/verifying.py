@@ -96,8 +96,11 @@ def verify(
         ImportError: where the packages of an export's format are not installed.
     """
     network = load(checkpoint).eval()
-    views = {name: network.view(name)(x) for name in network.subnetworks}
     opened = [Export.open(folder) for folder in exports]
+    exported = {program.subnetwork for export in opened for program in export.programs}
+    # Cells of a grid are not listed, but may have been exported.
+    known = [*network.subnetworks, *sorted(filter(network.description.has_cell, exported))]
+    views = {name: network.view(name)(x) for name in known}
     for title, ways in _ways_of(network, checkpoint, x):
         progress(title)
         for name in network.subnetworks:

@@ -287,7 +287,8 @@ size_t first_parameter(const Description& description, size_t block) {
 at::Tensor plain_forward(const Core& core, at::TensorList parameters, const at::Tensor& x,
                          const std::string& subnetwork, std::optional<uint64_t> seed) {
   const Description& description = core.description();
-  const auto& described = description.subnetwork(subnetwork);
+  const auto held = description.subnetwork(subnetwork);
+  const auto& described = *held;
   at::Tensor y = x;
   for (size_t i = 0; i < described.blocks.size(); ++i) {
     const auto& block = description.blocks()[described.blocks[i]];
@@ -317,7 +318,8 @@ std::vector<at::Tensor> merge_all_plainly(const Description& description,
   // The size of a sub-network, counted by hand.
   const auto count = [&](const std::string& name) {
     int64_t total = 0;
-    for (const size_t block : description.subnetwork(name).blocks) {
+    const auto subnetwork = description.subnetwork(name);
+    for (const size_t block : subnetwork->blocks) {
       for (const auto& parameter : description.blocks()[block].parameters) {
         int64_t numel = 1;
         for (const int64_t extent : parameter.shape) numel *= extent;
@@ -332,7 +334,8 @@ std::vector<at::Tensor> merge_all_plainly(const Description& description,
     for (size_t i = 0; i < block.parameters.size(); ++i) {
       std::vector<PlainUse> uses;
       for (size_t lane = 0; lane < lanes.size(); ++lane) {
-        const auto& kept = description.subnetwork(lanes[lane]).blocks;
+        const auto held = description.subnetwork(lanes[lane]);
+        const auto& kept = held->blocks;
         if (std::find(kept.begin(), kept.end(), place) == kept.end()) continue;
         uses.push_back({lanes[lane], count(lanes[lane]), description.index_of(lanes[lane]),
                         gradients[lane][first_parameter(description, place) + i]});

@@ -285,7 +285,7 @@ TEST(Width, AloneIsTheSameNetwork) {
   for (const std::string& name : net->description().names()) {
     const Description description = net->description().alone(name);
     EXPECT_EQ(description.names(), std::vector<std::string>{"base"});
-    EXPECT_EQ(description.parameter_count(), net->description().subnetwork(name).parameter_count);
+    EXPECT_EQ(description.parameter_count(), net->description().subnetwork(name)->parameter_count);
     std::vector<at::Tensor> own;
     for (const at::Tensor& parameter : net->view(name).parameters())
       own.push_back(parameter.clone());
@@ -343,7 +343,7 @@ TEST(Width, FractionsMeanTheNearestCount) {
             .input({4})
             .block("a", DenseOptions(4, 5))
             .subnetwork("s", SubnetworkOptions({"a"}).width("a", "out", fraction)));
-    return description.subnetwork("s").output[0];
+    return description.subnetwork("s")->output[0];
   };
   EXPECT_EQ(kept(0.01), 1);
   EXPECT_EQ(kept(0.5), 3);  // 2.5, upwards
@@ -358,7 +358,8 @@ struct Kept {
 };
 Kept kept(const NetworkOptions& options, const std::string& name) {
   const Description description(options);
-  const Description::Subnetwork& subnetwork = description.subnetwork(name);
+  const auto held = description.subnetwork(name);
+  const Description::Subnetwork& subnetwork = *held;
   Kept result{subnetwork.output, {}};
   for (const size_t i : c10::irange(subnetwork.blocks.size())) {
     result.widths[description.blocks()[subnetwork.blocks[i]].name] = subnetwork.fits[i].use.width;
@@ -435,7 +436,7 @@ TEST(Width, OfAWholeSubnetworkLeavesWholeWhatFollowsCannotTake) {
                            .block("pool", GlobalAvgPoolOptions())
                            .block("output", DenseOptions(4, 3))
                            .subnetwork("half", SubnetworkOptions().width(0.5));
-  const Description::Subnetwork half = Description(options).subnetwork("half");
+  const Description::Subnetwork half = *Description(options).subnetwork("half");
   EXPECT_EQ(half.output, (Shape{3}));
   EXPECT_TRUE(half.fits[0].use.width.empty());
   EXPECT_EQ(half.fits[2].use.width.at("out"), 2);
@@ -455,8 +456,8 @@ TEST(Width, IsRefusedWhereItWouldChangeTheOutputUnnamed) {
       {"sub-network 's': the width of block 'output' would change", "from (10) to (5)",
        "{'output': {'out': ...}}", "1 keeps one", "1.0 keeps all"});
   const Description named(plain(SubnetworkOptions().width("output", "out", 0.5)));
-  EXPECT_EQ(named.subnetwork("s").output, (Shape{5}));
-  EXPECT_EQ(Description(plain(SubnetworkOptions().width("a", 0.5))).subnetwork("s").output,
+  EXPECT_EQ(named.subnetwork("s")->output, (Shape{5}));
+  EXPECT_EQ(Description(plain(SubnetworkOptions().width("a", 0.5))).subnetwork("s")->output,
             (Shape{10}));
 }
 

@@ -29,15 +29,15 @@ TEST(Description, KnowsItsParts) {
   EXPECT_EQ(description.dtype(), at::kFloat);
   EXPECT_EQ(description.parameters().size(), 4U);
   EXPECT_EQ(description.parameter_count(), 4 * 4 + 4 + 4 * 2 + 2);
-  EXPECT_EQ(description.subnetwork("tiny").parameter_count, 10);
+  EXPECT_EQ(description.subnetwork("tiny")->parameter_count, 10);
   EXPECT_TRUE(description.lane(1).is_smaller_than(description.lane(0)));
   // Equal sizes: the order of declaration, base first.
   EXPECT_TRUE(description.lane(0).is_smaller_than(description.lane(2)));
   EXPECT_FALSE(description.lane(2).is_smaller_than(description.lane(0)));
   EXPECT_EQ(description.index_of("calm"), 2U);
-  EXPECT_EQ(description.subnetwork("calm").fits[0].use.dropout, 0.1);
-  EXPECT_EQ(description.subnetwork("base").fits[0].use.dropout, std::nullopt);
-  EXPECT_EQ(description.subnetwork("base").output, (Shape{2}));
+  EXPECT_EQ(description.subnetwork("calm")->fits[0].use.dropout, 0.1);
+  EXPECT_EQ(description.subnetwork("base")->fits[0].use.dropout, std::nullopt);
+  EXPECT_EQ(description.subnetwork("base")->output, (Shape{2}));
   EXPECT_EQ(description.merge().name(), "sum");
   expect_throws_with([&] { description.index_of("Base"); }, {"'Base'", "'base', 'tiny', 'calm'"});
 }
@@ -51,9 +51,9 @@ TEST(Description, CountsThePapersParameters) {
                               .subnetwork("sub1", SubnetworkOptions({"hidden2", "output"}))
                               .subnetwork("sub2", SubnetworkOptions({"output"})));
   EXPECT_EQ(paper.parameter_count(), 1'238'730);
-  EXPECT_EQ(paper.subnetwork("base").parameter_count, 1'238'730);
-  EXPECT_EQ(paper.subnetwork("sub1").parameter_count, 623'290);
-  EXPECT_EQ(paper.subnetwork("sub2").parameter_count, 7'850);
+  EXPECT_EQ(paper.subnetwork("base")->parameter_count, 1'238'730);
+  EXPECT_EQ(paper.subnetwork("sub1")->parameter_count, 623'290);
+  EXPECT_EQ(paper.subnetwork("sub2")->parameter_count, 7'850);
 }
 
 TEST(Description, BaseMayNameItsBlocks) {
@@ -63,7 +63,7 @@ TEST(Description, BaseMayNameItsBlocks) {
           .subnetwork("exit", SubnetworkOptions({"hidden", "output", "other"}))
           .subnetwork("base", SubnetworkOptions({"hidden", "output"})));
   EXPECT_EQ(description.names(), (std::vector<std::string>{"base", "exit"}));
-  EXPECT_EQ(description.subnetwork("base").blocks, (std::vector<size_t>{0, 1}));
+  EXPECT_EQ(description.subnetwork("base")->blocks, (std::vector<size_t>{0, 1}));
 }
 
 TEST(DescriptionErrors, NameTheInput) {
@@ -193,7 +193,7 @@ TEST(DescriptionJson, ReadsAllFields) {
   EXPECT_EQ(description.dtype(), at::kDouble);
   EXPECT_EQ(description.merge().name(), "two_smallest_mean");
   EXPECT_EQ(description.names(), (std::vector<std::string>{"base", "tiny"}));
-  EXPECT_EQ(description.subnetwork("tiny").fits[0].use.dropout, 0.25);
+  EXPECT_EQ(description.subnetwork("tiny")->fits[0].use.dropout, 0.25);
   const auto& hidden = dynamic_cast<const Dense&>(*description.blocks()[0].block).options();
   EXPECT_FALSE(hidden.bias());
   EXPECT_EQ(to_string(hidden.activation()), "gelu");
@@ -230,9 +230,9 @@ TEST(DescriptionJson, RoundTrips) {
       EXPECT_EQ(again.parameter_names(), description.parameter_names());
       EXPECT_EQ(again.names(), description.names());
       for (const std::string& name : description.names()) {
-        EXPECT_EQ(again.subnetwork(name).uses, description.subnetwork(name).uses);
-        EXPECT_EQ(again.subnetwork(name).parameter_count,
-                  description.subnetwork(name).parameter_count);
+        EXPECT_EQ(again.subnetwork(name)->uses, description.subnetwork(name)->uses);
+        EXPECT_EQ(again.subnetwork(name)->parameter_count,
+                  description.subnetwork(name)->parameter_count);
       }
       for (const auto& block : again.blocks()) EXPECT_FALSE(block.rule.is_missing());
     }

@@ -125,8 +125,8 @@ TEST(ExtractBlocks, ANetworkOfThemDoesWhatTheViewDoes) {
       expect_close(own->view("base")(x), net->view(name)(x), 1e-12, kind + ", " + name);
       EXPECT_EQ(own->description().parameter_count(),
                 kind == "ties" && name == "thin"
-                    ? net->description().subnetwork(name).parameter_count + 7 * 2
-                    : net->description().subnetwork(name).parameter_count)
+                    ? net->description().subnetwork(name)->parameter_count + 7 * 2
+                    : net->description().subnetwork(name)->parameter_count)
           << kind << ", " << name;
     }
   }

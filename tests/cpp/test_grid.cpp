@@ -42,8 +42,8 @@ TEST(Grid, NamesAndCells) {
   expect_throws_with([&] { description.subnetwork(size_t{7}); }, {"there is no sub-network 7"});
   const Description again = Description::from_json(description.to_json());
   EXPECT_EQ(again, description);
-  EXPECT_EQ(again.subnetwork("w0_d1").parameter_count,
-            description.subnetwork("w0_d1").parameter_count);
+  EXPECT_EQ(again.subnetwork("w0_d1")->parameter_count,
+            description.subnetwork("w0_d1")->parameter_count);
 }
 
 /// One sub-network at a time, by hand: the mean over those that cover an element.

@@ -559,7 +559,7 @@ TEST(OwnBlocks, MayNarrow) {
   }
   expect_close(merged, expected, 1e-12);
   EXPECT_EQ(net->description().alone("half").parameter_count(),
-            net->description().subnetwork("half").parameter_count);
+            net->description().subnetwork("half")->parameter_count);
 }
 
 TEST(OwnRules, PadWhatIsNarrow) {

@@ -107,6 +107,16 @@ def networks() -> dict[str, nsn.Network]:
             merge=nsn.merge.owner(),
             dtype=torch.int64,
         ),
+        "grid": nsn.Network(
+            input=(4,),
+            blocks={
+                "a": nsn.Dense(4, 4, **relu),
+                "b": nsn.Residual({"c": nsn.Dense(4, 4)}),
+                "output": nsn.Dense(4, 2),
+            },
+            subnetworks={"half": nsn.Subnetwork(width=0.5), "small": ["output"]},
+            grid={"w": nsn.Widths([1, 0.5, 1.0], of=["a.out"]), "d": nsn.Depths(["b"])},
+        ),
     }
 
 

@@ -215,6 +215,96 @@ def test_cells_are_made_when_they_run() -> None:
     assert time.perf_counter() - start < 20  # with 4 ** 20 of them made it would be years
 
 
+def test_memory_is_of_those_that_ran_last() -> None:
+    net = wide(6).eval()
+    x = torch.randn(1, 8)
+    cells = list(itertools.product(range(4), repeat=6))
+
+    def run(chosen: list[tuple[int, ...]]) -> int:
+        with torch.no_grad():
+            for choices in chosen:
+                axes = dict(zip(net.description.grid, choices, strict=True))
+                net(x, net.description.cell(**axes))
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    view = net.view(net.description.cell(**dict.fromkeys(net.description.grid, 1)))
+    expected = view(x)
+    before = run(cells[:500])
+    after = run(cells[500:])
+    assert after - before < 8e6  # all 3596 of them would be 40 MB
+    assert torch.equal(view(x), expected) and view.name == "_".join(f"w{i}x1" for i in range(6))
+
+
+def grouped() -> nsn.Network:
+    """One whose cells part the head's weight in different ways."""
+    return nsn.Network(
+        input=(2, 4, 4),
+        blocks={
+            "c0": nsn.Conv2d(2, 8, 3, padding=1),
+            "x": nsn.Conv2d(8, 8, 3, padding=1, groups=2),
+            "y": nsn.Conv2d(8, 8, 3, padding=1),
+            "pool": nsn.GlobalAvgPool(),
+            "head": nsn.Dense(8, 3),
+        },
+        grid={
+            "w": nsn.Widths([4, 8], of=["c0"]),
+            "g": nsn.Widths([4, 8], of=["x"]),
+            "d": nsn.Depths(["y", "x"]),
+        },
+        merge=nsn.merge.mean(),
+    )
+
+
+def test_whether_a_cell_runs_depends_on_itself() -> None:
+    """Not on those that were made before it."""
+    x = torch.randn(2, 2, 4, 4)
+    cells = [
+        nsn.Description.cell(grouped().description, w=w, g=g, d=d)
+        for w, g, d in itertools.product(range(2), range(2), range(3))
+    ]
+
+    def runs(net: nsn.Network, names: list[str]) -> bool:
+        try:
+            sum(y.sum() for y in net(x, names).values()).backward()
+        except ValueError:
+            return False
+        return True
+
+    alone = [runs(grouped(), [cell]) for cell in cells]
+    for order in (range(len(cells)), reversed(range(len(cells)))):
+        net = grouped()
+        for i in order:
+            assert runs(net, [cells[i]]) == alone[i], cells[i]
+    # And those that run by themselves run together.
+    net = grouped()
+    assert runs(net, [cell for cell, fits in zip(cells, alone, strict=True) if fits])
+    assert any(alone)
+
+
+def test_parts_that_cannot_be_parted_are_refused_when_described() -> None:
+    """The leading 6 of 8 are no part of 2 x (2 of 4): whichever runs first."""
+    convolutions = {name: nsn.Conv2d(8, 8, 1) for name in ("c0", "z", "y", "head")}
+    with pytest.raises(ValueError, match="'head.weight': the slice of it that sub-network .* does"):
+        nsn.Network(
+            input=(8, 4, 4),
+            blocks={
+                "c0": convolutions["c0"],
+                "z": convolutions["z"],
+                "x": nsn.Conv2d(8, 8, 1, groups=2),
+                "y": convolutions["y"],
+                "head": convolutions["head"],
+                "pool": nsn.GlobalAvgPool(),
+                "output": nsn.Dense(8, 2),
+            },
+            grid={
+                "w": nsn.Widths([6, 8], of=["c0"]),
+                "g": nsn.Widths([4, 8], of=["x"]),
+                "d": nsn.Depths(["y", "x", "z", "c0"]),
+            },
+        )
+
+
 def test_schedules_draw_from_all() -> None:
     net = nsn.Network(**mlp(), grid=AXES["mlp"])
     cells = list(listed_cells("mlp"))
@@ -226,12 +316,22 @@ def test_schedules_draw_from_all() -> None:
         seen |= set(names)
     assert seen == {"base", *cells} - {whole}
     seen = {name for step in range(200) for name in nsn.schedule.random(net, 2, seed=5)(step).names}
-    assert seen == {"base", *cells}
+    assert seen == {"base", *cells} - {whole}
     assert nsn.schedule.all(net)(0).names == ["base"]
     with pytest.raises(ValueError, match="others must be from 0 to 4, but is 5"):
         nsn.schedule.sandwich(net, 5)
     own = nsn.schedule.function(net, lambda step, epoch: ["base", cells[step]])
     assert own(1).names == ["base", cells[1]]
+    for never in (
+        lambda: nsn.schedule.all(net, {cells[0]: 2.0}),
+        lambda: nsn.schedule.from_epoch(net, {}, {cells[0]: 2.0}),
+        lambda: nsn.schedule.sandwich(net, 1, {whole: 2.0}),
+        lambda: nsn.schedule.random(net, 1, {whole: 2.0}),
+    ):
+        with pytest.raises(ValueError, match="has a weight, but never runs here"):
+            never()
+    weighed = nsn.schedule.sandwich(net, 1, {cells[0]: 2.0})(0)
+    assert weighed.weights == {cells[0]: 2.0}
 
 
 def test_teachers_know_cells() -> None:
@@ -344,6 +444,27 @@ def dense(**more: Any) -> dict[str, Any]:
         ({"grid": {"d": nsn.Depths([])}}, "axis 'd' drops no block"),
         ({"grid": {"d": nsn.Depths(["none"])}}, "drops block 'none', which base does not keep"),
         ({"grid": {"w": nsn.Widths([2, 1], of=["hidden"])}}, "from the smallest to the largest"),
+        ({"grid": {"w": nsn.Widths([2, 2], of=["hidden"])}}, "each once"),
+        ({"grid": {"w": nsn.Widths([2], of=["hidden."])}}, "'hidden.', which is neither a block"),
+        (
+            {"grid": {"w": nsn.Widths([0.5], of=["*.out"])}},
+            "'\\*' stands for all of their dimensions",
+        ),
+        ({"grid": {"d": nsn.Depths(["hidden", "hidden"])}}, "drops block 'hidden' twice"),
+        (
+            {"grid": {"d": nsn.Depths(["output", "hidden"])}},
+            "axis 'd', choice 0 \\(the others at their largest\\): sub-network 'd0' keeps no block",
+        ),
+        (
+            {
+                "blocks": {
+                    "s": nsn.Sequence({f"b{i}": nsn.Dense(4, 4) for i in range(300)}),
+                    "output": nsn.Dense(4, 2),
+                },
+                "grid": {"w": nsn.Widths([1 - i / 1000 for i in range(200)], of=["output.in"])},
+            },
+            "keep more than 50000 blocks",
+        ),
         ({"grid": {"w": nsn.Widths([9], of=["hidden"])}}, "must be from 1 to 4, but got 9"),
         ({"grid": {"w": nsn.Widths([1], of=["none"])}}, "'none', which it does not keep"),
         ({"grid": {"w": nsn.Widths([0.5, 1.0], of=["output"])}}, "would change the sub-network's"),
@@ -390,8 +511,41 @@ def test_refused_names() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             net.description.cell(**choices)
-    with pytest.raises(ValueError, match="'w0' is a sub-network of the grid, which runs with oth"):
-        nsn.param_groups(net, 1e-4, of="w0")
+    with pytest.raises(ValueError, match="expected a choice|the network has no grid"):
+        nsn.Network(**dense()).description.cell()
+    averaged = nsn.Network(**dense(), grid={"w": nsn.Widths([0.5, 1.0])}, merge=nsn.merge.mean())
+    for name in ("base", "w0"):
+        nsn.param_groups(net, 1e-4, of=name)  # under `sum` every coefficient is 1
+        with pytest.raises(ValueError, match=f"beside a grid others run with '{name}'"):
+            nsn.param_groups(averaged, 1e-4, of=name)
     for grid in ([1], {"w": [0.5]}):
         with pytest.raises(TypeError, match="must be"):
             nsn.Network(**dense(), grid=grid)  # type: ignore[arg-type]
+
+
+def test_an_exported_cell_is_verified(tmp_path: Path) -> None:
+    from nsn.verifying import verify
+
+    net = nsn.Network(**mlp(), grid=AXES["mlp"]).eval()
+    nsn.save(net, tmp_path / "net.safetensors")
+    nsn.export(net, tmp_path / "pt2", "pt2", ["w0_d0"])
+    rows = list(verify(tmp_path / "net.safetensors", [tmp_path / "pt2"], torch.randn(3, 6)))
+    assert rows and all(row.ok for row in rows)
+    assert "w0_d0" in {row.subnetwork for row in rows}
+
+
+def test_recipes_with_a_grid(tmp_path: Path) -> None:
+    from nsn.training.errors import InputError
+    from nsn.training.recipe import check_recipe, load_recipe
+
+    values = load_recipe("demo", []).values
+    network = {**values["network"], "grid": [{"name": "w", "widths": [0.5, 1.0]}]}
+    network["merge"] = {"rule": "mean"}
+    for kind in ("all", "from_epoch"):
+        with pytest.raises(InputError, match=f"nobody runs with sampling.kind '{kind}'"):
+            check_recipe({**values, "network": network, "sampling": {"kind": kind}})
+    recipe = check_recipe(
+        {**values, "network": network, "sampling": {"kind": "random", "count": 2}}
+    )
+    schedule = recipe.sampling(nsn.Network(recipe.description))
+    assert "w0" in {name for step in range(50) for name in schedule(step).names}

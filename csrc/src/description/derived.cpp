@@ -10,7 +10,8 @@
 namespace nsn {
 
 Description Description::alone(const std::string& name) const {
-  const Subnetwork& kept = subnetwork(name);
+  const SubnetworkPtr held = subnetwork(name);
+  const Subnetwork& kept = *held;
   NetworkOptions options;
   options.input(input_, dtype_).dtype(parameter_dtype_);
   std::unordered_map<std::string, Shape> shapes;

@@ -19,8 +19,6 @@ namespace nsn {
 namespace {
 
 constexpr size_t kMostSubnetworks = 1024;
-/// Of all sub-networks together: each keeps a Fit of each block, which a few bytes of JSON ask for.
-constexpr size_t kMostFits = 100'000;
 
 void check_name(const std::string& name, const char* what) {
   const auto is_word = [](char c) {
@@ -74,6 +72,7 @@ Description::Description(const NetworkOptions& options)
       dtype_(options.dtype_),
       parameter_dtype_(
           options.parameter_dtype_.value_or(at::isFloatingType(dtype_) ? dtype_ : at::kFloat)),
+      subnetworks_(std::make_shared<std::vector<Subnetwork>>()),
       merge_(options.merge_) {
   TORCH_CHECK_VALUE(!input_.empty(),
                     "nsn::Description: the network's input has no shape. Give the shape of one "
@@ -95,7 +94,7 @@ Description::Description(const NetworkOptions& options)
   detail::BlockLookup lookup(blocks_);
   add_subnetworks(options, lookup);
   add_parameters();
-  for (Subnetwork& subnetwork : subnetworks_) settle(subnetwork);
+  for (Subnetwork& subnetwork : *subnetworks_) settle(subnetwork);
   add_users();
   add_grid(options.axes_, std::move(lookup));
   check_rules();
@@ -134,19 +133,15 @@ void Description::add_subnetworks(const NetworkOptions& options,
       const auto place = lookup.places.find(block);
       if (place != lookup.places.end()) fits += lookup.counts[place->second];
     }
-    TORCH_CHECK_VALUE(fits <= kMostFits, "nsn::Description: the sub-networks keep more than ",
-                      kMostFits, " blocks together, counting those inside blocks. Describe fewer.");
-    subnetworks_.push_back(
+    TORCH_CHECK_VALUE(fits <= detail::kMostFits,
+                      "nsn::Description: the sub-networks keep more than ", detail::kMostFits,
+                      " blocks together, counting those inside blocks. Describe fewer.");
+    subnetworks_->push_back(
         detail::make_subnetwork(name, subnetwork, blocks_, lookup, input_, dtype_));
   }
 
-  for (const GridAxis& axis : options.axes_) fits += axis.choices() * blocks_.size();
-  TORCH_CHECK_VALUE(fits <= kMostFits,
-                    "nsn::Description: the grid has more choices than can be "
-                    "checked. Give fewer.");
-
   std::vector<bool> kept(blocks_.size(), false);
-  for (const Subnetwork& subnetwork : subnetworks_) {
+  for (const Subnetwork& subnetwork : *subnetworks_) {
     for (const size_t block : subnetwork.blocks) kept[block] = true;
   }
   for (const size_t block : c10::irange(blocks_.size())) {
@@ -177,7 +172,7 @@ void Description::add_blocks(const NetworkOptions& options) {
 
 void Description::check_rules() const {
   std::unordered_set<std::string> known;
-  for (const Subnetwork& subnetwork : subnetworks_) known.insert(subnetwork.name);
+  for (const Subnetwork& subnetwork : *subnetworks_) known.insert(subnetwork.name);
   for (const NamedBlock& block : blocks_) {
     TORCH_CHECK_VALUE(block.rule.weights().empty() || grid_.size() == 0,
                       "nsn::Description: merge rule 'weighted' of block '", block.name,
@@ -210,7 +205,7 @@ void Description::check_rules() const {
 
 std::vector<std::string> Description::blocks_with_modes() const {
   std::unordered_set<std::string> set;
-  for (const Subnetwork& subnetwork : subnetworks_) {
+  for (const Subnetwork& subnetwork : *subnetworks_) {
     for (const auto& [block, probability] : subnetwork.options.dropout()) {
       static_cast<void>(probability);
       set.insert(block);
@@ -225,38 +220,33 @@ std::vector<std::string> Description::blocks_with_modes() const {
 
 std::vector<std::string> Description::names() const {
   std::vector<std::string> result;
-  for (const Subnetwork& subnetwork : subnetworks_) result.push_back(subnetwork.name);
+  for (const Subnetwork& subnetwork : *subnetworks_) result.push_back(subnetwork.name);
   return result;
 }
 
 std::optional<size_t> Description::find(const std::string& subnetwork) const {
-  const auto found = std::find_if(subnetworks_.begin(), subnetworks_.end(),
+  const auto found = std::find_if(subnetworks_->begin(), subnetworks_->end(),
                                   [&](const auto& each) { return each.name == subnetwork; });
-  if (found != subnetworks_.end()) return static_cast<size_t>(found - subnetworks_.begin());
+  if (found != subnetworks_->end()) return static_cast<size_t>(found - subnetworks_->begin());
   const auto cell = grid_.find(subnetwork);
   if (!cell) return std::nullopt;
-  return subnetworks_.size() + *cell;
+  return subnetworks_->size() + *cell;
 }
 
 size_t Description::index_of(const std::string& subnetwork) const {
   const auto place = find(subnetwork);
   if (place) return *place;
-  std::string cells;
-  if (grid_.size() > 0) {
-    cells =
-        ", and those of the grid '" + grid_.name(0) + "' to '" + grid_.name(grid_.size() - 1) + "'";
-  }
   TORCH_CHECK_VALUE(false, "nsn: there is no sub-network '", subnetwork, "'. The sub-networks are ",
-                    detail::quoted(names()), cells, ".");
+                    detail::names_in(*this), ".");
 }
 
-const Description::Subnetwork& Description::subnetwork(const std::string& name) const {
+Description::SubnetworkPtr Description::subnetwork(const std::string& name) const {
   return subnetwork(index_of(name));
 }
 
 merge::Lane Description::lane(size_t place) const {
-  const Subnetwork& own = subnetwork(place);
-  return {own.name, own.parameter_count, place};
+  const SubnetworkPtr own = subnetwork(place);
+  return {own->name, own->parameter_count, place};
 }
 
 }  // namespace nsn

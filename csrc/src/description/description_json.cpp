@@ -224,7 +224,7 @@ std::string Description::to_json(int indent) const {
     json["blocks"].push_back(std::move(each));
   }
   json["subnetworks"] = Json::array();
-  for (const Subnetwork& subnetwork : subnetworks_) {
+  for (const Subnetwork& subnetwork : *subnetworks_) {
     Json each{{"name", subnetwork.name}, {"blocks", Json::array()}};
     for (const std::string& name : subnetwork.options.blocks()) each["blocks"].push_back(name);
     for (const auto& [name, probability] : subnetwork.options.dropout()) {
@@ -245,7 +245,7 @@ std::string Description::to_json(int indent) const {
     return json.dump(indent);
   } catch (const Json::exception& error) {
     TORCH_CHECK_VALUE(false, "nsn::Description: names must be UTF-8: ", error.what(),
-                      ". Rename the merge rule.");
+                      ". Rename the merge rule, or the block of an axis.");
   }
 }
 

@@ -34,6 +34,11 @@ void check_axis(const GridAxis& axis) {
     TORCH_CHECK_VALUE(!widths->widths.empty() && !widths->of.empty(), "nsn::Description: axis '",
                       axis.name,
                       "' has no widths, or no blocks that have them. Give at least one of each.");
+    for (const std::string& target : widths->of) {
+      TORCH_CHECK_VALUE(!target.empty() && target.front() != '.' && target.back() != '.',
+                        "nsn::Description: axis '", axis.name, "' has widths of '", target,
+                        "', which is neither a block nor 'block.dimension'. Name one.");
+    }
   } else {
     const auto& drops = std::get<Depths>(axis.range).drops;
     TORCH_CHECK_VALUE(!drops.empty(), "nsn::Description: axis '", axis.name,
@@ -67,7 +72,8 @@ Grid::Grid(std::vector<GridAxis> axes) : axes_(std::move(axes)), size_(axes_.emp
 }
 
 size_t Grid::cell(const std::vector<size_t>& choices) const {
-  TORCH_CHECK_VALUE(!axes_.empty() && choices.size() == axes_.size(), "nsn::Grid: expected ",
+  TORCH_CHECK_VALUE(!axes_.empty(), "nsn::Grid: there are no axes, and so no sub-networks.");
+  TORCH_CHECK_VALUE(choices.size() == axes_.size(), "nsn::Grid: expected ",
                     axes_.size(), " choices, one for each axis, but got ", choices.size(), ".");
   size_t cell = 0;
   for (const size_t i : c10::irange(axes_.size())) {

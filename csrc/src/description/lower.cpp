@@ -8,7 +8,8 @@
 namespace nsn {
 
 Program lower(const Description& description, const std::string& name) {
-  const auto& subnetwork = description.subnetwork(name);
+  const auto held = description.subnetwork(name);
+  const auto& subnetwork = *held;
   const std::vector<std::string> names = description.parameter_names();
   Program program(description.input(), description.dtype());
   size_t value = 0;

@@ -42,7 +42,7 @@ void Description::check_count(at::TensorList tensors, const char* function) cons
 /// The table: each block's parameters, a private one once for each sub-network that keeps the
 /// block.
 void Description::add_parameters() {
-  for (Subnetwork& subnetwork : subnetworks_) subnetwork.places.resize(subnetwork.blocks.size());
+  for (Subnetwork& subnetwork : *subnetworks_) subnetwork.places.resize(subnetwork.blocks.size());
   std::unordered_map<std::string, size_t> table;
   std::unordered_set<size_t> tied;
   for (const bool ties : {false, true}) {
@@ -69,8 +69,8 @@ void Description::add_parameters() {
           parameters_.push_back({name, spec.shape, dtype, spec.decays, spec.is_buffer, b, p,
                                  std::nullopt, spec.counts_batches});
         }
-        for (const size_t s : c10::irange(subnetworks_.size())) {
-          Subnetwork& subnetwork = subnetworks_[s];
+        for (const size_t s : c10::irange(subnetworks_->size())) {
+          Subnetwork& subnetwork = (*subnetworks_)[s];
           const auto at = detail::position(subnetwork.blocks, b);
           if (!at) continue;
           auto& places = subnetwork.places[*at];
@@ -93,7 +93,7 @@ void Description::add_parameters() {
                       "nsn::Description: two tensors are named '", parameter.name,
                       "'. Rename the block or sub-network.");
   }
-  for (Subnetwork& subnetwork : subnetworks_) {
+  for (Subnetwork& subnetwork : *subnetworks_) {
     for (auto& places : subnetwork.places) {
       for (ParameterPlace& place : places) place.is_tied = tied.count(place.place) > 0;
     }
@@ -139,8 +139,8 @@ const Layout* Description::Subnetwork::slice_of(size_t parameter) const {
 /// Tells who uses each parameter, and refuses slices that have no common view.
 void Description::add_users() {
   users_.resize(parameters_.size());
-  for (const size_t s : c10::irange(subnetworks_.size())) {
-    for (const auto& [parameter, use] : subnetworks_[s].uses) {
+  for (const size_t s : c10::irange(subnetworks_->size())) {
+    for (const auto& [parameter, use] : (*subnetworks_)[s].uses) {
       static_cast<void>(use);
       users_[parameter].push_back(s);
     }
@@ -159,7 +159,7 @@ void Description::add_users() {
 std::vector<Description::User> Description::users_of(size_t parameter) const {
   std::vector<User> result;
   for (const size_t s : users_[parameter]) {
-    result.push_back({s, subnetworks_[s].slice_of(parameter)});
+    result.push_back({s, (*subnetworks_)[s].slice_of(parameter)});
   }
   return result;
 }

@@ -51,8 +51,6 @@ size_t count_blocks(const Block& block) {
   return count;
 }
 
-/// Names become parts of parameters' names and attributes in Python.
-
 /// Refuses blocks that do not fit, and widths that name no dimension and change the output; moves
 /// the others into `use`. Returns how the blocks fit then.
 std::vector<Fit> settle_widths(const std::string& prefix, const std::vector<std::string>& names,
@@ -194,7 +192,10 @@ void SubnetworkMaker::set_dropout() {
 void SubnetworkMaker::set_widths() {
   for (const auto& [block_name, dimension_name, width] : options_.widths()) {
     if (block_name == SubnetworkOptions::kAll) {
-      TORCH_CHECK_VALUE(!of_all_ && dimension_name.empty(), prefix_,
+      TORCH_CHECK_VALUE(dimension_name.empty(), prefix_, " sets a width for '", dimension_name,
+                        "' of all blocks, but '*' stands for all of their dimensions. Name the "
+                        "blocks.");
+      TORCH_CHECK_VALUE(!of_all_, prefix_,
                         " sets the width of all blocks twice. Set it once.");
       of_all_ = width;
       continue;
@@ -272,6 +273,14 @@ std::string quoted(const std::vector<std::string>& names) {
     result += (i > 0 ? ", '" : "'") + names[i] + "'";
   }
   return names.size() > kMost ? result + ", ..." : result;
+}
+
+std::string names_in(const Description& description) {
+  const Grid& grid = description.grid();
+  const std::string listed = quoted(description.names());
+  if (grid.size() == 0) return listed;
+  return listed + ", and those of the grid '" + grid.name(0) + "' to '" +
+         grid.name(grid.size() - 1) + "'";
 }
 
 BlockLookup::BlockLookup(const std::vector<Description::NamedBlock>& blocks) {

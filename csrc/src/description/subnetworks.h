@@ -15,11 +15,18 @@ namespace nsn::detail {
 /// Where a sub-network keeps a block, among the places of those that it keeps, in order.
 std::optional<size_t> position(const std::vector<size_t>& kept, size_t block);
 
+/// How many blocks all sub-networks together may keep: each has a Fit of each, which a few bytes of
+/// JSON ask for.
+constexpr size_t kMostFits = 100'000;
+
 /// The sub-network that has all blocks.
 constexpr const char* kBase = "base";
 
 /// "'a', 'b'", for a message.
 std::string quoted(const std::vector<std::string>& names);
+
+/// All names that a description knows, for a message.
+std::string names_in(const Description& description);
 
 /// What sub-networks name, made once for all of them.
 struct BlockLookup {
@@ -41,7 +48,7 @@ struct BlockLookup {
 };
 
 /// A sub-network of what its options say: the blocks that it keeps, and how each fits. Where it
-/// finds parameters, and its count and rank, are for the whole description to say. Throws
+/// finds parameters, and its count, are for the whole description to say. Throws
 /// c10::ValueError naming the sub-network, what was found, and the remedy.
 Description::Subnetwork make_subnetwork(const std::string& name, const SubnetworkOptions& options,
                                         const std::vector<Description::NamedBlock>& blocks,

@@ -13,7 +13,8 @@ std::string ExtractedBlock::document() const { return detail::write_block(name, 
 std::vector<ExtractedBlock> extract_blocks(const Description& description,
                                            const std::string& subnetwork) {
   const Description alone = description.alone(subnetwork);
-  const auto& kept = description.subnetwork(subnetwork);
+  const auto held = description.subnetwork(subnetwork);
+  const auto& kept = *held;
   std::vector<ExtractedBlock> result;
   for (const size_t i : c10::irange(kept.blocks.size())) {
     const auto& block = alone.blocks()[i];

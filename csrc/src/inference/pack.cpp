@@ -70,7 +70,8 @@ struct Pack::State {
 
   ParameterTable network;
   std::vector<size_t> subnetworks;
-  mutable std::mutex mutex;  // over `snapshot`, the pointer
+  std::vector<std::string> names;  // theirs
+  mutable std::mutex mutex;        // over `snapshot`, the pointer
   std::shared_ptr<const Snapshot> snapshot;
 
   std::shared_ptr<const Snapshot> now() const {
@@ -79,14 +80,17 @@ struct Pack::State {
   }
 
   State(ParameterTable table, std::vector<size_t> places)
-      : network(std::move(table)), subnetworks(std::move(places)) {}
+      : network(std::move(table)), subnetworks(std::move(places)) {
+    for (const size_t s : subnetworks) names.push_back(network.description().subnetwork(s)->name);
+  }
 
   void pack(const ParameterTable& from) {
     const at::NoGradGuard no_grad;
     const detail::WithoutAutocast guard(at::kCPU);
     const Description& description = from.description();
     for (const size_t s : subnetworks) {
-      for (const auto& places : description.subnetwork(s).places) {
+      const auto subnetwork = description.subnetwork(s);
+      for (const auto& places : subnetwork->places) {
         for (const ParameterPlace& at : places) {
           detail::check_plain(from[at.place], description.parameters()[at.place].name, "Pack");
         }
@@ -100,7 +104,7 @@ struct Pack::State {
     programs.reserve(subnetworks.size());
     made->programs.reserve(subnetworks.size());
     for (const size_t s : subnetworks) {
-      const std::string& name = description.subnetwork(s).name;
+      const std::string name = description.subnetwork(s)->name;
       programs.push_back(lower(made->core->description(), name));
       made->programs.emplace_back(programs.back(), name, s, made->tensors);
     }
@@ -149,7 +153,7 @@ PackedView Pack::view(const std::string& subnetwork) const {
   for (const size_t i : c10::irange(state_->subnetworks.size())) {
     const size_t s = state_->subnetworks[i];
     if (s == place) return PackedView(state_, i);
-    names += (names.empty() ? "'" : ", '") + description.subnetwork(s).name + "'";
+    names += (names.empty() ? "'" : ", '") + description.subnetwork(s)->name + "'";
   }
   TORCH_CHECK_VALUE(false, "nsn::Pack: sub-network '", subnetwork,
                     "' is not in this pack, which has ", names, ". Name it when packing.");
@@ -195,9 +199,7 @@ at::Tensor PackedView::operator()(const at::Tensor& x) const {
   return snapshot->programs[index_](x);
 }
 
-const std::string& PackedView::name() const {
-  return state_->network.description().subnetwork(state_->subnetworks[index_]).name;
-}
+const std::string& PackedView::name() const { return state_->names[index_]; }
 
 bool PackedView::stale() const { return state_->stale(); }
 

@@ -64,6 +64,7 @@ struct ScaleFunction : torch::autograd::Function<ScaleFunction> {
 struct Users {
   std::vector<merge::Lane> lanes;
   std::vector<const Layout*> slices;
+  std::vector<Description::SubnetworkPtr> held;  // whose slices they are
   /// Where the lane is among them; none if it is not.
   std::optional<size_t> own;
 };
@@ -72,11 +73,13 @@ Users users_among(const Description& description, size_t place, c10::ArrayRef<si
                   size_t lane) {
   Users result;
   for (const size_t s : subnetworks) {
-    const Layout* slice = description.subnetwork(s).slice_of(place);
+    auto subnetwork = description.subnetwork(s);
+    const Layout* slice = subnetwork->slice_of(place);
     if (slice == nullptr) continue;
     if (s == subnetworks[lane]) result.own = result.lanes.size();
     result.lanes.push_back(description.lane(s));
     result.slices.push_back(slice);
+    result.held.push_back(std::move(subnetwork));
   }
   return result;
 }
@@ -91,8 +94,8 @@ at::Tensor parameter_for(const Description& description, size_t place, const at:
     TORCH_CHECK_VALUE(!training || users.lanes.size() == 1,
                       "nsn::backward_by_lane: in training the running statistics '", described.name,
                       "' are updated once for all sub-networks that share them, but these run one "
-                      "after the other. Give each its own with per_subnetwork={\"statistics\"}, or "
-                      "use a joint pass.");
+                      "after the other. Give each its own with per_subnetwork={\"statistics\"} "
+                      "(not beside a grid), or use a joint pass.");
     return parameter;
   }
   TORCH_CHECK_VALUE(block.rule.is_linear(), "nsn::backward_by_lane: parameter '", described.name,
@@ -142,7 +145,7 @@ Outputs backward_by_lane(const Network& net, const at::Tensor& x, const LaneLoss
   Outputs losses("sub-network");
   bool any = false;
   for (const size_t lane : c10::irange(subnetworks.size())) {
-    const std::string& name = net->description().subnetwork(subnetworks[lane]).name;
+    const std::string name = net->description().subnetwork(subnetworks[lane])->name;
     const at::Tensor value =
         loss(name, net->core().lane(table, x, subnetworks, lane, net->is_training(), seed));
     TORCH_CHECK_VALUE(value.defined() && value.dim() == 0,

@@ -9,11 +9,13 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <utility>
 
 #include "blocks/modules.h"
 #include "blocks/slices.h"
+#include "description/cells.h"
 #include "kernels/mix.h"
 #include "network/by_lane.h"
 #include "network/parameters.h"
@@ -22,6 +24,7 @@
 #include "operations/autocast.h"
 #include "operations/lanes.h"
 #include "operations/workspace.h"
+#include "values/recent.h"
 #include "values/regions.h"
 
 namespace nsn {
@@ -40,7 +43,7 @@ void check_lanes(const Description& description, c10::ArrayRef<size_t> subnetwor
                       subnetwork, "; there are ", description.places(), ".");
     TORCH_CHECK_VALUE(std::find(subnetworks.begin(), subnetworks.begin() + lane, subnetwork) ==
                           subnetworks.begin() + lane,
-                      "nsn::Network: sub-network '", description.subnetwork(subnetwork).name,
+                      "nsn::Network: sub-network '", description.subnetwork(subnetwork)->name,
                       "' is asked for twice in one joint pass. Name it once.");
   }
 }
@@ -53,36 +56,42 @@ uint64_t draw_seed() {
   return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
 }
 
+struct Core::Cells {
+  detail::Recent<Way> recent{detail::kKeptCells};
+};
+
 Core::Core(Description description)
-    : description_(std::move(description)), workspace_(std::make_shared<Workspace>()) {
+    : description_(std::move(description)),
+      cells_(std::make_unique<Cells>()),
+      workspace_(std::make_shared<Workspace>()) {
   cpu_level();  // throws where another was asked for than there is
   for (const size_t s : c10::irange(description_.subnetworks().size())) {
-    passes_.push_back(trace_way(s));
-    has_tied_ = has_tied_ || !description_.subnetwork(s).tied.empty();
+    ways_.push_back(std::make_shared<const Way>(trace_way(s)));
+    has_tied_ = has_tied_ || !description_.subnetworks()[s].tied.empty();
   }
 }
 
+Core::~Core() = default;
+
 /// What a sub-network passes block by block, and the ways before and behind each.
-std::vector<LanePass> Core::trace_way(size_t s) const {
-  const auto& subnetwork = description_.subnetwork(s);
-  std::vector<LanePass> result;
+Core::Way Core::trace_way(size_t s) const {
+  Way result{description_.subnetwork(s), {}};
+  const auto& subnetwork = *result.subnetwork;
   uint64_t way = 0;  // the network's input, which all share
   for (const size_t i : c10::irange(subnetwork.blocks.size())) {
     const auto& block = description_.blocks()[subnetwork.blocks[i]];
     const uint64_t next = detail::next_way(way, subnetwork.blocks[i], subnetwork.fits[i],
                                            detail::has_private_parts(block.parameters), s);
-    result.push_back(
+    result.passes.push_back(
         {description_.lane(s), s, &subnetwork.fits[i], subnetwork.places[i].data(), way, next});
     way = next;
   }
   return result;
 }
 
-const std::vector<LanePass>& Core::passes_of(size_t s) const {
-  if (s < passes_.size()) return passes_[s];
-  const std::lock_guard<std::mutex> lock(cells_mutex_);
-  const auto found = cells_.find(s);
-  return found != cells_.end() ? found->second : cells_.emplace(s, trace_way(s)).first->second;
+Core::WayPtr Core::way_of(size_t s) const {
+  if (s < ways_.size()) return ways_[s];
+  return cells_->recent.get(s, [&] { return trace_way(s); });
 }
 
 std::vector<at::Tensor> Core::initial_parameters() const {
@@ -164,16 +173,19 @@ void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetwor
                       const Mode& mode, TiedSlices& tied) const {
   std::map<size_t, std::vector<size_t>> users;
   for (const size_t s : subnetworks) {
-    for (const auto& [place, slice] : description_.subnetwork(s).tied) {
+    const auto subnetwork = description_.subnetwork(s);
+    for (const auto& [place, slice] : subnetwork->tied) {
       static_cast<void>(slice);
       users[place].push_back(s);
     }
   }
   for (const auto& [place, lanes] : users) {
+    std::vector<Description::SubnetworkPtr> held;
     std::vector<const Layout*> slices;
     std::vector<merge::Lane> merge_lanes;
     for (const size_t s : lanes) {
-      slices.push_back(&description_.subnetwork(s).tied.at(place));
+      held.push_back(description_.subnetwork(s));
+      slices.push_back(&held.back()->tied.at(place));
       merge_lanes.push_back(description_.lane(s));
     }
     const auto rule = rule_of(description_.parameters()[place].block, subnetworks, mode);
@@ -241,7 +253,8 @@ merge::Rule Core::rule_of(size_t place, c10::ArrayRef<size_t> subnetworks, const
   std::vector<merge::Lane> lanes;
   size_t own = 0;
   for (const size_t s : mode.part_of) {
-    const auto& kept = description_.subnetwork(s).blocks;
+    const auto subnetwork = description_.subnetwork(s);
+    const auto& kept = subnetwork->blocks;
     if (std::find(kept.begin(), kept.end(), place) == kept.end()) continue;
     if (s == subnetworks[0]) own = lanes.size();
     lanes.push_back(description_.lane(s));
@@ -266,17 +279,19 @@ at::TensorList with_signs_applied(at::TensorList table, const Description& descr
   return resolved;
 }
 
+}  // namespace
+
 /// The lanes of a pass on their way through the blocks.
-class Walk {
+class Core::Walk {
  public:
-  Walk(const Description& description, c10::ArrayRef<size_t> subnetworks, const at::Tensor& x)
-      : activations_(std::vector<at::Tensor>(subnetworks.size(), x)), done_(subnetworks.size(), 0) {
-    for (const size_t s : subnetworks) blocks_.push_back(&description.subnetwork(s).blocks);
-  }
+  Walk(std::vector<WayPtr> ways, const at::Tensor& x)
+      : ways_(std::move(ways)),
+        activations_(std::vector<at::Tensor>(ways_.size(), x)),
+        done_(ways_.size(), 0) {}
 
   /// The block that a lane passes next; kNone behind its last.
   size_t next(size_t lane) const {
-    const auto& own = *blocks_[lane];
+    const auto& own = ways_[lane]->subnetwork->blocks;
     return done_[lane] == own.size() ? kNone : own[done_[lane]];
   }
 
@@ -289,10 +304,9 @@ class Walk {
     return result;
   }
 
-  /// Takes a lane to its next block: gives its activation, and the place of the block among the
-  /// sub-network's own.
-  std::pair<at::Tensor, size_t> enter(size_t lane) {
-    return {activations_.take(lane), done_[lane]++};
+  /// Takes a lane to its next block: gives its activation, and its passage there.
+  std::pair<at::Tensor, const LanePass&> enter(size_t lane) {
+    return {activations_.take(lane), ways_[lane]->passes[done_[lane]++]};
   }
   void leave(size_t lane, at::Tensor activation) { activations_.set(lane, std::move(activation)); }
 
@@ -315,14 +329,11 @@ class Walk {
   std::vector<at::Tensor> finish() && { return std::move(activations_).for_caller(); }
 
  private:
-  /// The places of the blocks that each lane passes.
-  std::vector<const std::vector<size_t>*> blocks_;
+  std::vector<WayPtr> ways_;  // of the lanes
   Lanes activations_;
   /// How many blocks each lane has passed.
   std::vector<size_t> done_;
 };
-
-}  // namespace
 
 std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_x,
                                   c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
@@ -344,7 +355,9 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
   TiedSlices tied;
   if (has_tied_) share_tied(parameters, subnetworks, mode, tied);
 
-  Walk walk(description_, subnetworks, x);
+  std::vector<WayPtr> ways;
+  for (const size_t s : subnetworks) ways.push_back(way_of(s));
+  Walk walk(std::move(ways), x);
   for (const size_t place : c10::irange(description_.blocks().size())) {
     const std::vector<size_t> passing = walk.passing(place);
     if (passing.empty()) continue;
@@ -360,9 +373,9 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
                    block.name};
     Lanes inputs;
     for (const size_t lane : passing) {
-      auto [activation, passed] = walk.enter(lane);
+      auto [activation, passage] = walk.enter(lane);
       inputs.push_back(std::move(activation));
-      pass.lanes.push_back(passes_of(subnetworks[lane])[passed]);
+      pass.lanes.push_back(passage);
     }
     check_parameters(parameters, pass, place, x);
     if (!mode.training && !mode.calibrating) {

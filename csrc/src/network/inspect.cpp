@@ -19,13 +19,14 @@ at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
                               const std::string& block, double probability,
                               at::IntArrayRef shape) const {
   const size_t s = description_.index_of(subnetwork);
-  const auto& blocks = description_.subnetwork(s).blocks;
+  const WayPtr own = way_of(s);
+  const auto& blocks = own->subnetwork->blocks;
   const std::string top = block.substr(0, block.find('.'));
   for (const size_t i : c10::irange(blocks.size())) {
     const auto& described = description_.blocks()[blocks[i]];
     if (described.name != top) continue;
     const Block* at = described.block.get();
-    const LanePass& pass = passes_of(s)[i];
+    const LanePass& pass = own->passes[i];
     const Fit* fit = pass.fit;
     uint64_t block_seed = detail::mix(seed, blocks[i]);
     uint64_t way = pass.output_way, before = pass.input_way;
@@ -54,11 +55,20 @@ at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
 
 std::vector<double> Core::merge_coefficients(const std::string& subnetwork) const {
   const size_t wanted = description_.index_of(subnetwork);
-  TORCH_CHECK_VALUE(wanted < description_.subnetworks().size(), "nsn::Core: '", subnetwork,
-                    "' is a sub-network of the grid, which runs with others in each step, so that "
-                    "its coefficients change. Name a listed one: ",
-                    detail::quoted(description_.names()), ".");
+  for (const auto& block : description_.blocks()) {
+    TORCH_CHECK_VALUE(description_.grid().size() == 0 || block.rule.name() == "sum",
+                      "nsn::Core: beside a grid others run with '", subnetwork,
+                      "' in each step, so that its coefficients under rule '", block.rule.name(),
+                      "' change. Leave out `of`, or use merge::sum().");
+  }
   std::vector<double> result;
+  if (description_.grid().size() > 0) {  // under `sum`, whoever runs
+    const auto own = description_.subnetwork(wanted);
+    for (const size_t p : c10::irange(description_.parameters().size())) {
+      result.push_back(own->slice_of(p) == nullptr ? 0.0 : 1.0);
+    }
+    return result;
+  }
   for (const size_t p : c10::irange(description_.parameters().size())) {
     const auto& parameter = description_.parameters()[p];
     const auto users = description_.users_of(p);

@@ -43,7 +43,8 @@ ParameterTable ParameterTable::for_inference(const std::vector<size_t>& subnetwo
                                              bool copies_modules) const {
   std::vector<at::Tensor> read(tensors_.size());
   for (const size_t s : subnetworks) {
-    for (const auto& places : description().subnetwork(s).places) {
+    const auto subnetwork = description().subnetwork(s);
+    for (const auto& places : subnetwork->places) {
       for (const ParameterPlace& at : places) {
         read[at.place] = tensors_[at.place].detach();
         // Whether other sub-networks' statistics were made is known from their counters.

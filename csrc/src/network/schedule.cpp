@@ -25,8 +25,8 @@ uint64_t next(uint64_t& state) {
   return z ^ (z >> 31);
 }
 
-/// `count` of the numbers below `size` but for those `without`, at random, in ascending order.
-std::vector<size_t> choose(size_t size, const std::set<size_t>& without, int64_t count,
+/// `count` of the places below `places` but for those `without`, at random, in ascending order.
+std::vector<size_t> choose(size_t places, const std::set<size_t>& without, int64_t count,
                            uint64_t seed, int64_t step) {
   uint64_t state = seed;
   state = next(state) + static_cast<uint64_t>(step) * 0xd1342543de82ef95;
@@ -37,7 +37,7 @@ std::vector<size_t> choose(size_t size, const std::set<size_t>& without, int64_t
     return found == moved.end() ? place : found->second;
   };
   std::set<size_t> chosen;
-  size_t left = size - without.size();
+  size_t left = places - without.size();
   for (int64_t taken = 0; taken < count; ++taken) {
     const size_t place = next(state) % left--;
     size_t number = at(place);
@@ -57,7 +57,15 @@ void check_count(const char* schedule, const char* what, int64_t count, int64_t 
 
 void check_known(const Description& description, const std::string& name) {
   TORCH_CHECK_VALUE(description.find(name), "nsn::schedule: the network has no sub-network '", name,
-                    "'. They are ", detail::quoted(description.names()), ".");
+                    "'. They are ", detail::names_in(description), ".");
+}
+
+/// The cell of a grid that is the same as base, if there is one, by its place.
+std::set<size_t> twin_of_base(const Description& description) {
+  if (description.grid().size() == 0) return {};
+  const size_t largest = description.places() - 1;
+  if (description.lane(largest).size != description.lane(0).size) return {};
+  return {largest};
 }
 
 /// The name at a place, of a cell without making it.
@@ -71,10 +79,12 @@ uint64_t seed_or_draw(std::optional<uint64_t> seed) { return seed ? *seed : draw
 
 }  // namespace
 
-Schedule::Schedule(const Description& description, Function function, std::optional<uint64_t> seed)
+Schedule::Schedule(const Description& description, Function function, std::optional<uint64_t> seed,
+                   const std::function<bool(size_t)>& runs)
     : description_(std::make_shared<const Description>(description)),
       function_(std::move(function)),
-      seed_(seed) {
+      seed_(seed),
+      runs_(runs) {
   TORCH_CHECK_VALUE(function_,
                     "nsn::schedule: there is no function. Pass one, for example a "
                     "lambda that returns a Turn.");
@@ -82,6 +92,8 @@ Schedule::Schedule(const Description& description, Function function, std::optio
 
 Schedule& Schedule::weight(const std::string& subnetwork, double weight) {
   check_known(*description_, subnetwork);
+  TORCH_CHECK_VALUE(!runs_ || runs_(description_->index_of(subnetwork)), "nsn::schedule: '",
+                    subnetwork, "' has a weight, but never runs here. Leave its weight out.");
   TORCH_CHECK_VALUE(std::isfinite(weight), "nsn::schedule: the weight of '", subnetwork,
                     "' must be finite, but is ", weight, ".");
   weights_[subnetwork] = weight;
@@ -118,9 +130,19 @@ Turn Schedule::at(int64_t step, int64_t epoch) const {
   return turn;
 }
 
+namespace {
+
+/// For schedules that know nothing but what is listed.
+std::function<bool(size_t)> is_listed(const Description& description) {
+  return [count = description.subnetworks().size()](size_t place) { return place < count; };
+}
+
+}  // namespace
+
 Schedule all(const Description& description) {
   const auto names = description.names();
-  return {description, [names](int64_t, int64_t) { return Turn{names, {}}; }};
+  return {description, [names](int64_t, int64_t) { return Turn{names, {}}; }, std::nullopt,
+          is_listed(description)};
 }
 
 Schedule sandwich(const Description& description, int64_t others, std::optional<uint64_t> seed) {
@@ -131,15 +153,11 @@ Schedule sandwich(const Description& description, int64_t others, std::optional<
   std::vector<size_t> places(listed);
   std::iota(places.begin(), places.end(), size_t{0});
   const size_t largest = *std::max_element(places.begin(), places.end(), smaller);
-  std::set<size_t> apart{largest};
-  if (description.grid().size() > 0) {
-    places.push_back(listed);  // the smallest cell
-    // The largest one is often base.
-    const size_t whole = description.places() - 1;
-    if (description.lane(whole).size == description.lane(0).size) apart.insert(whole);
-  }
+  if (description.grid().size() > 0) places.push_back(listed);  // the narrowest and shallowest
   const size_t smallest = *std::min_element(places.begin(), places.end(), smaller);
-  apart.insert(smallest);
+  const std::set<size_t> twin = twin_of_base(description);
+  std::set<size_t> apart = twin;
+  apart.insert({largest, smallest});
   check_count("sandwich", "others", others, 0, description.places() - apart.size());
   const uint64_t number = seed_or_draw(seed);
   const auto function = [=](int64_t step, int64_t) {
@@ -150,20 +168,21 @@ Schedule sandwich(const Description& description, int64_t others, std::optional<
     }
     return turn;
   };
-  return {description, function, number};
+  return {description, function, number, [twin](size_t place) { return twin.count(place) == 0; }};
 }
 
 Schedule random(const Description& description, int64_t count, std::optional<uint64_t> seed) {
-  check_count("random", "count", count, 1, description.places());
+  const std::set<size_t> twin = twin_of_base(description);
+  check_count("random", "count", count, 1, description.places() - twin.size());
   const uint64_t number = seed_or_draw(seed);
   const auto function = [=](int64_t step, int64_t) {
     Turn turn;
-    for (const size_t place : choose(description.places(), {}, count, number, step)) {
+    for (const size_t place : choose(description.places(), twin, count, number, step)) {
       turn.names.push_back(name_at(description, place));
     }
     return turn;
   };
-  return {description, function, number};
+  return {description, function, number, [twin](size_t place) { return twin.count(place) == 0; }};
 }
 
 Schedule from_epoch(const Description& description, const std::map<std::string, int64_t>& first) {
@@ -183,7 +202,7 @@ Schedule from_epoch(const Description& description, const std::map<std::string, 
     }
     return turn;
   };
-  Schedule result(description, function);
+  Schedule result(description, function, std::nullopt, is_listed(description));
   result.at(0, 0);
   return result;
 }

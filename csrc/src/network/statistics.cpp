@@ -22,7 +22,8 @@ std::vector<at::Tensor> Core::start_statistics(at::TensorList parameters,
   std::vector<at::Tensor> result = parameters.vec();
   bool found = false;
   for (const size_t s : subnetworks) {
-    const auto& subnetwork = description_.subnetwork(s);
+    const auto held = description_.subnetwork(s);
+    const auto& subnetwork = *held;
     for (const size_t i : c10::irange(subnetwork.blocks.size())) {
       const auto& block = description_.blocks()[subnetwork.blocks[i]];
       if (block.block->module()) continue;  // keeps its statistics by itself
@@ -79,9 +80,10 @@ void Core::check_statistics(at::TensorList parameters, const LanePass& lane, siz
 
 void Core::check_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const {
   for (const size_t s : subnetworks) {
-    const auto& blocks = description_.subnetwork(s).blocks;
+    const WayPtr own = way_of(s);
+    const auto& blocks = own->subnetwork->blocks;
     for (const size_t i : c10::irange(blocks.size())) {
-      check_statistics(parameters, passes_of(s)[i], blocks[i]);
+      check_statistics(parameters, own->passes[i], blocks[i]);
     }
   }
 }

@@ -31,10 +31,13 @@ Teacher& Teacher::weight(const std::string& subnetwork, double weight) {
   this->weight(weight);
   weight_ = others;
   const merge::Lane own = lane_of(subnetwork);
-  // Cells of a grid are never larger than base.
   bool is_largest = true;
   for (const size_t s : c10::irange(description_->subnetworks().size())) {
     is_largest = is_largest && !own.is_smaller_than(description_->lane(s));
+  }
+  // The largest cell of a grid is often base's twin.
+  if (description_->grid().size() > 0) {
+    is_largest = is_largest && !own.is_smaller_than(description_->lane(description_->places() - 1));
   }
   TORCH_CHECK_VALUE(!(kind_ == Kind::kBase && subnetwork == detail::kBase) &&
                         !(kind_ == Kind::kNextLarger && is_largest),
@@ -78,7 +81,7 @@ double Teacher::weight_of(const std::string& subnetwork) const {
 merge::Lane Teacher::lane_of(const std::string& subnetwork) const {
   const auto place = description_->find(subnetwork);
   TORCH_CHECK_VALUE(place, "nsn::teach::", name(), ": the network has no sub-network '", subnetwork,
-                    "'. They are ", detail::quoted(description_->names()), ".");
+                    "'. They are ", detail::names_in(*description_), ".");
   return description_->lane(*place);
 }
 

@@ -10,24 +10,24 @@
 namespace nsn {
 
 struct View::State {
-  size_t subnetwork;
+  size_t place;
+  Description::SubnetworkPtr subnetwork;
   ParameterTable table;  // what the sub-network reads
 };
 
 View::View(const ParameterTable& network, const std::string& subnetwork) {
   const size_t place = network.places_of({subnetwork})[0];
   state_ = std::make_shared<const State>(
-      State{place, network.for_inference({place}, /*copies_modules=*/false)});
+      State{place, network.description().subnetwork(place),
+            network.for_inference({place}, /*copies_modules=*/false)});
 }
 
 at::Tensor View::operator()(const at::Tensor& x) const {
   const at::NoGradGuard no_grad;
-  return state_->table.core().joint(state_->table, x, state_->subnetwork, /*training=*/false)[0];
+  return state_->table.core().joint(state_->table, x, state_->place, /*training=*/false)[0];
 }
 
-const std::string& View::name() const {
-  return state_->table.description().subnetwork(state_->subnetwork).name;
-}
+const std::string& View::name() const { return state_->subnetwork->name; }
 
 std::vector<at::Tensor> View::parameters() const {
   const Description& description = state_->table.description();
@@ -38,7 +38,7 @@ std::vector<at::Tensor> View::parameters() const {
       result.push_back(state_->table[p]);
       continue;
     }
-    const Layout* slice = description.subnetwork(state_->subnetwork).slice_of(p);
+    const Layout* slice = state_->subnetwork->slice_of(p);
     if (slice == nullptr) continue;
     const auto view = common_view({slice});
     result.push_back(merge::leading(state_->table[p].view(view->view), view->slices[0]));

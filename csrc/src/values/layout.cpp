@@ -7,6 +7,8 @@
 #include <functional>
 #include <sstream>
 
+#include "values/borders.h"
+
 namespace nsn {
 
 Axis::Axis(const std::vector<Factor>& factors) {
@@ -93,19 +95,40 @@ std::optional<std::vector<Axis::Factor>> split(const Axis& axis,
 
 }  // namespace
 
+namespace detail {
+
+void Borders::add(const Layout& layout) {
+  borders_.resize(layout.size());
+  for (const size_t dim : c10::irange(layout.size())) {
+    auto& all = borders_[dim];
+    const auto own = borders(layout[dim]);
+    all.insert(all.end(), own.begin(), own.end());
+    std::sort(all.begin(), all.end(), std::greater<>());
+    all.erase(std::unique(all.begin(), all.end()), all.end());
+  }
+}
+
+bool Borders::fit(const Layout& layout) const {
+  for (const size_t dim : c10::irange(layout.size())) {
+    const auto own = borders(layout[dim]);
+    const bool is_known = std::all_of(own.begin(), own.end(), [&](int64_t border) {
+      return std::find(borders_[dim].begin(), borders_[dim].end(), border) != borders_[dim].end();
+    });
+    if (!is_known || !split(layout[dim], borders_[dim])) return false;
+  }
+  return true;
+}
+
+}  // namespace detail
+
 std::optional<SliceView> common_view(const std::vector<const Layout*>& layouts) {
+  detail::Borders borders;
+  for (const Layout* layout : layouts) borders.add(*layout);
   SliceView result;
   result.slices.resize(layouts.size());
   for (const size_t dim : c10::irange(layouts[0]->size())) {
-    std::vector<int64_t> all;
-    for (const Layout* layout : layouts) {
-      const auto own = borders((*layout)[dim]);
-      all.insert(all.end(), own.begin(), own.end());
-    }
-    std::sort(all.begin(), all.end(), std::greater<>());
-    all.erase(std::unique(all.begin(), all.end()), all.end());
     for (const size_t i : c10::irange(layouts.size())) {
-      const auto factors = split((*layouts[i])[dim], all);
+      const auto factors = split((*layouts[i])[dim], borders.of(dim));
       if (!factors) return std::nullopt;
       for (const Axis::Factor& factor : *factors) {
         if (i == 0) result.view.push_back(factor.full);

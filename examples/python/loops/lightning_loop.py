@@ -21,7 +21,14 @@ class JointModule(lightning.LightningModule):
         super().__init__()
         self.net = net
         self.lr = lr
-        self.schedule = nsn.schedule.sandwich(net, others)
+        self.others = others
+
+    def setup(self, stage: str) -> None:
+        """Makes the schedule here, where processes know each other: all ranks run the same.
+
+        With several of them also set strategy="ddp_find_unused_parameters_true".
+        """
+        self.schedule = nsn.schedule.sandwich(self.net, self.others)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """Sum of the losses of those who run."""

@@ -60,6 +60,8 @@ class Run:
         epochs: one record for each complete epoch, as report.json has them.
         seconds: what the run took so far, ``total`` and the part of it in ``steps`` (forward, loss,
             backward, optimizer).
+        flops: floating-point operations so far: three times those of a forward pass, of all samples
+            and sub-networks that ran.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Run:
         self.network = Network(recipe.description)
         self.epochs: list[dict[str, Any]] = []
         self.seconds = {"total": 0.0, "steps": 0.0}
+        self.flops = 0
         self._data = data
         self._evaluates_epochs = evaluates_epochs
         self._teacher = recipe.teacher(self.network)
@@ -176,6 +179,8 @@ class Run:
                 self._average.update_parameters(self.network)
             self.seconds["steps"] += time.perf_counter() - started
             self._loss += loss * len(batch)
+            one = sum(self.network.description.flops(name) for name in turn.names)
+            self.flops += 3 * len(batch) * one
             self._step += 1
             on_step(Progress(epoch + 1, self._step, steps, loss))
         return True
@@ -217,6 +222,7 @@ class Run:
             "generator": torch.get_rng_state(),
             "epochs": self.epochs,
             "seconds": self.seconds,
+            "flops": self.flops,
             "epoch": {
                 "order": self._order,
                 "step": self._step,
@@ -242,6 +248,7 @@ class Run:
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["generator"])
         self.epochs, self.seconds = state["epochs"], state["seconds"]
+        self.flops = state["flops"]
         epoch = state["epoch"]
         self._order, self._step, self._loss = epoch["order"], epoch["step"], epoch["loss"]
         self._epoch_seconds = epoch["seconds"]

@@ -261,6 +261,12 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
                 f"recipe: base is the teacher, but the sandwich always runs the largest, which is "
                 f"'{largest}' here, and base by chance. Teach by another."
             )
+    kind = values["sampling"]["kind"]
+    if description.grid and kind not in ("sandwich", "random"):
+        raise InputError(
+            f"recipe: network.grid describes sub-networks that nobody runs with sampling.kind "
+            f"'{kind}'. Use 'sandwich' or 'random', or list those that are to run."
+        )
     for name in values.get("alone", {}):
         if name not in description.names:
             raise InputError(

@@ -118,8 +118,7 @@ def train_one(values: dict[str, Any], alone: str | None, seed: int, place: str) 
 
     Returns:
         ``scores`` by sub-network, from the last weights and read once; ``seconds`` of processor
-        time in all steps, their number ``steps`` and the floating-point operations ``flops`` that
-        they need (three times those of a forward pass, of all samples and sub-networks).
+        time in all steps, their number ``steps``, and ``flops`` as ``Run`` counts them.
 
     Raises:
         DivergedError: where the loss is no finite number.
@@ -151,15 +150,13 @@ def train_one(values: dict[str, Any], alone: str | None, seed: int, place: str) 
     except DivergedError as error:
         raise DivergedError(f"seed {seed}, {alone or 'together'}: {error}") from None
     seconds = spent + time.process_time() - started
-    samples = len(data.train) * recipe.epochs
-    description = run.network.description
     result = {
         "seed": seed,
         "alone": alone,
         "scores": evaluate(run.evaluated, data.test),
         "seconds": seconds,
         "steps": -(-len(data.train) // recipe.batch_size) * recipe.epochs,
-        "flops": 3 * samples * sum(description.flops(name) for name in description.names),
+        "flops": run.flops,
     }
     write_json(result_file, result)
     state_file.unlink(missing_ok=True)

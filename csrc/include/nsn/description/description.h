@@ -68,8 +68,8 @@ class NSN_API NetworkOptions {
 /// whole when it is made, and round-trips through JSON (docs/description.md has the schema).
 ///
 /// Sub-networks have places: those that are listed from 0 on, behind them the cells of the grid. A
-/// cell is made where it is first asked for, by any thread, and kept by all copies of the
-/// description.
+/// cell is made where it is asked for, by any thread; those asked for last are kept. Copies share
+/// what was made.
 class NSN_API Description {
  public:
   struct NamedBlock {
@@ -127,6 +127,7 @@ class NSN_API Description {
     /// The slice of a parameter that it uses; null where it uses none.
     NSN_API const Layout* slice_of(size_t parameter) const;
   };
+  using SubnetworkPtr = std::shared_ptr<const Subnetwork>;
 
   /// Throws c10::ValueError naming the block or sub-network, what was found, and the remedy.
   Description(const NetworkOptions& options);  // NOLINT(google-explicit-constructor)
@@ -152,7 +153,7 @@ class NSN_API Description {
   std::vector<std::string> blocks_with_modes() const;
   const std::vector<NamedBlock>& blocks() const noexcept { return blocks_; }
   /// Those that are listed: "base" first, then in the order of declaration.
-  const std::vector<Subnetwork>& subnetworks() const noexcept { return subnetworks_; }
+  const std::vector<Subnetwork>& subnetworks() const noexcept { return *subnetworks_; }
   /// Those that are not. Without axes there are none.
   const Grid& grid() const noexcept { return grid_; }
   const merge::Rule& merge() const noexcept { return merge_; }
@@ -161,15 +162,17 @@ class NSN_API Description {
   std::vector<std::string> names() const;
 
   /// How many places there are, those of cells included.
-  size_t places() const noexcept { return subnetworks_.size() + grid_.size(); }
+  size_t places() const noexcept { return subnetworks_->size() + grid_.size(); }
 
   /// The place of a sub-network; throws c10::ValueError that lists the names.
   size_t index_of(const std::string& subnetwork) const;
   /// None where there is no such sub-network.
   std::optional<size_t> find(const std::string& subnetwork) const;
-  const Subnetwork& subnetwork(const std::string& name) const;
-  /// The one at a place. Throws c10::ValueError where it is a cell that does not fit.
-  const Subnetwork& subnetwork(size_t place) const;
+  /// Never null. Throws c10::ValueError for a name or place that there is not, and for a cell whose
+  /// choices do not fit each other. A cell that nobody holds may be made anew where it is asked for
+  /// again.
+  SubnetworkPtr subnetwork(const std::string& name) const;
+  SubnetworkPtr subnetwork(size_t place) const;
 
   /// A sub-network as merge rules see it.
   merge::Lane lane(size_t place) const;
@@ -212,13 +215,15 @@ class NSN_API Description {
   void add_users();
   void add_grid(std::vector<GridAxis> axes, detail::BlockLookup lookup);
   void check_rules() const;
+  void check_cells();
   Subnetwork make_cell(size_t cell) const;
+  void check_slices(const Subnetwork& subnetwork) const;
 
   Shape input_;
   at::ScalarType dtype_;
   at::ScalarType parameter_dtype_;
   std::vector<NamedBlock> blocks_;
-  std::vector<Subnetwork> subnetworks_;
+  std::shared_ptr<std::vector<Subnetwork>> subnetworks_;  // constant once it is made
   std::vector<Parameter> parameters_;
   /// Which of the listed sub-networks use each parameter.
   std::vector<std::vector<size_t>> users_;

@@ -5,10 +5,8 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include <nsn/description/description.h>
@@ -33,6 +31,7 @@ class NSN_API Core {
   explicit Core(Description description);
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
+  ~Core();
 
   const Description& description() const noexcept { return description_; }
 
@@ -103,8 +102,15 @@ class NSN_API Core {
   std::vector<at::Tensor> run(at::TensorList parameters, const at::Tensor& x,
                               c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
   merge::Rule rule_of(size_t block, c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
-  std::vector<LanePass> trace_way(size_t subnetwork) const;
-  const std::vector<LanePass>& passes_of(size_t subnetwork) const;
+  /// A sub-network, and its passage through each of its blocks, in order.
+  struct Way {
+    Description::SubnetworkPtr subnetwork;
+    std::vector<LanePass> passes;
+  };
+  using WayPtr = std::shared_ptr<const Way>;
+  Way trace_way(size_t subnetwork) const;
+  WayPtr way_of(size_t subnetwork) const;
+  class Walk;
   void check_parameters(at::TensorList parameters, const BlockPass& pass, size_t block,
                         const at::Tensor& x) const;
   void check_statistics(at::TensorList parameters, const LanePass& lane, size_t block) const;
@@ -114,11 +120,10 @@ class NSN_API Core {
                   TiedSlices& tied) const;
 
   Description description_;
-  /// Each listed sub-network's passage through each of its blocks, in order; and those of the cells
-  /// that ran, by place.
-  std::vector<std::vector<LanePass>> passes_;
-  mutable std::mutex cells_mutex_;
-  mutable std::unordered_map<size_t, std::vector<LanePass>> cells_;
+  /// Those of the listed sub-networks, and of the cells of a grid that ran last.
+  std::vector<WayPtr> ways_;
+  struct Cells;
+  std::unique_ptr<Cells> cells_;
   /// Whether some parameter is used by several blocks.
   bool has_tied_ = false;
   std::shared_ptr<Workspace> workspace_;

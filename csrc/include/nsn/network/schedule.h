@@ -35,11 +35,14 @@ class NSN_API Schedule {
  public:
   using Function = std::function<Turn(int64_t step, int64_t epoch)>;
 
-  /// What the functions below make; `description` is whose names are known.
+  /// What the functions below make; `description` is whose names are known, `runs` tells whether a
+  /// sub-network, by its place, may ever run. Default: all may.
   Schedule(const Description& description, Function function,
-           std::optional<uint64_t> seed = std::nullopt);
+           std::optional<uint64_t> seed = std::nullopt,
+           const std::function<bool(size_t)>& runs = {});
 
-  /// w_l of one sub-network in all steps, times what its turn gives. Default: 1.
+  /// w_l of one sub-network in all steps, times what its turn gives. Default: 1. Throws
+  /// c10::ValueError for one that never runs here.
   Schedule& weight(const std::string& subnetwork, double weight);
 
   /// Steps and epochs are counted from 0. Throws c10::ValueError where nobody would run, and where
@@ -53,19 +56,22 @@ class NSN_API Schedule {
   std::shared_ptr<const Description> description_;
   Function function_;
   std::optional<uint64_t> seed_;
+  std::function<bool(size_t)> runs_;
   std::map<std::string, double> weights_;
 };
 
 /// All that are listed in every step.
 NSN_API Schedule all(const Description& description);
 
-/// The largest, the smallest, and `others` of the rest at random, cells of a grid among them (Yu &
+/// The largest, the smallest (of a grid the narrowest and shallowest), and `others` of the rest at
+/// random, cells of a grid among them (but for one that is the same as base; Yu &
 /// Huang, "Universally Slimmable Networks", 2019, the sandwich rule). `seed`: default, one of
 /// torch's generator.
 NSN_API Schedule sandwich(const Description& description, int64_t others,
                           std::optional<uint64_t> seed = std::nullopt);
 
-/// `count` of all at random, cells of a grid among them, each set as likely as any other.
+/// `count` of all at random, cells of a grid among them (but for one that is the same as base),
+/// each set as likely as any other.
 NSN_API Schedule random(const Description& description, int64_t count,
                         std::optional<uint64_t> seed = std::nullopt);
 
