@@ -33,7 +33,7 @@ class All:
         return "ALL"
 
 
-#: Stands for all sub-networks, in the description's order.
+#: Stands for all sub-networks that are listed, in the description's order.
 ALL: Final = All()
 
 
@@ -223,7 +223,7 @@ class Network(ParameterTable):
         Args:
             x: ``(B, *input)``.
             loss: takes a sub-network's name and its output ``(B, *output)``, returns a scalar.
-            names: which sub-networks; default: all.
+            names: which sub-networks; default: all that are listed.
 
         Returns:
             The losses by name, detached.
@@ -304,7 +304,7 @@ class Network(ParameterTable):
         Args:
             batches: of the training data, each ``(B, *input)``, or a tuple or list of which that is
                 the first element, as a ``DataLoader`` gives.
-            names: whose statistics; default: all sub-networks'.
+            names: whose statistics; default: those of all that are listed.
 
         Raises:
             ValueError: where there is no batch, no batch norm, or no such sub-network; the old
@@ -352,7 +352,7 @@ class Network(ParameterTable):
         """A snapshot of the weights, laid out for the fastest inference.
 
         Args:
-            subnetworks: which ones it serves; default: all.
+            subnetworks: which ones it serves; default: all that are listed.
 
         Raises:
             ValueError: for unknown sub-networks, and for those that were not loaded.

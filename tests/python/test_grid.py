@@ -453,7 +453,7 @@ def dense(**more: Any) -> dict[str, Any]:
         ({"grid": {"d": nsn.Depths(["hidden", "hidden"])}}, "drops block 'hidden' twice"),
         (
             {"grid": {"d": nsn.Depths(["output", "hidden"])}},
-            "axis 'd', choice 0 \\(the others at their largest\\): sub-network 'd0' keeps no block",
+            "axis 'd', choice 0 \\(the others at their smallest\\): sub-network 'd0' keeps no block",
         ),
         (
             {

@@ -54,35 +54,47 @@ void Description::add_grid(std::vector<GridAxis> axes, detail::BlockLookup looku
   check_cells();
 }
 
-/// Makes each choice of each axis, with the others at their largest and at their smallest.
+namespace {
+
+/// Says of which choice of which axis it is where `make` throws.
+template <typename Make>
+auto for_choice(const GridAxis& axis, size_t choice, const char* others, const Make& make) {
+  try {
+    return make();
+  } catch (const c10::ValueError& error) {
+    constexpr std::string_view kPrefix = "nsn::Description: ";
+    const std::string own = error.what_without_backtrace();
+    TORCH_CHECK_VALUE(false, kPrefix, "axis '", axis.name, "', choice ", choice,
+                      " (the others at their ", others,
+                      "): ", own.substr(own.starts_with(kPrefix) ? kPrefix.size() : 0));
+  }
+}
+
+}  // namespace
+
+/// Makes each choice of each axis, with the others at their largest and at their smallest, and
+/// finds where slices may be parted.
 void Description::check_cells() {
   const auto largest = grid_.choices(grid_.size() - 1);
+  const std::vector<size_t> smallest(largest.size(), 0);
   std::vector<Subnetwork> made;
-  for (const bool others_are_largest : {true, false}) {
-    for (const size_t i : c10::irange(largest.size())) {
-      auto choices = others_are_largest ? largest : std::vector<size_t>(largest.size(), 0);
-      int64_t count = 0;
-      for (const size_t choice : c10::irange(largest[i] + 1)) {
-        choices[i] = choice;
-        const GridAxis& axis = grid_.axes()[i];
-        try {
-          made.push_back(make_cell(grid_.cell(choices)));
-        } catch (const c10::ValueError& error) {
-          const std::string own = error.what_without_backtrace();
-          constexpr std::string_view kPrefix = "nsn::Description: ";
-          TORCH_CHECK_VALUE(false, kPrefix, "axis '", axis.name, "', choice ", choice,
-                            " (the others at their ", others_are_largest ? "largest" : "smallest",
-                            "): ", own.substr(own.starts_with(kPrefix) ? kPrefix.size() : 0));
-        }
-        if (!others_are_largest) continue;
-        const bool is_width = std::holds_alternative<Widths>(axis.range);
-        const int64_t own = made.back().parameter_count;
-        TORCH_CHECK_VALUE(own > count || (own == count && !is_width), "nsn::Description: choice ",
-                          choice, " of axis '", axis.name, "' has ", own,
-                          " parameters, and the one before it ", count,
-                          ". List them from the smallest to the largest, each once.");
-        count = own;
-      }
+  for (const size_t i : c10::irange(largest.size())) {
+    const GridAxis& axis = grid_.axes()[i];
+    auto wide = largest, narrow = smallest;
+    int64_t before = 0;
+    for (const size_t choice : c10::irange(largest[i] + 1)) {
+      wide[i] = narrow[i] = choice;
+      made.push_back(
+          for_choice(axis, choice, "smallest", [&] { return make_cell(grid_.cell(narrow)); }));
+      made.push_back(
+          for_choice(axis, choice, "largest", [&] { return make_cell(grid_.cell(wide)); }));
+      const int64_t own = made.back().parameter_count;
+      const bool is_width = std::holds_alternative<Widths>(axis.range);
+      TORCH_CHECK_VALUE(own > before || (own == before && !is_width), "nsn::Description: choice ",
+                        choice, " of axis '", axis.name, "' has ", own,
+                        " parameters, and the one before it ", before,
+                        ". List them from the smallest to the largest, each once.");
+      before = own;
     }
   }
   cells_->borders.resize(parameters_.size());

@@ -73,8 +73,8 @@ Grid::Grid(std::vector<GridAxis> axes) : axes_(std::move(axes)), size_(axes_.emp
 
 size_t Grid::cell(const std::vector<size_t>& choices) const {
   TORCH_CHECK_VALUE(!axes_.empty(), "nsn::Grid: there are no axes, and so no sub-networks.");
-  TORCH_CHECK_VALUE(choices.size() == axes_.size(), "nsn::Grid: expected ",
-                    axes_.size(), " choices, one for each axis, but got ", choices.size(), ".");
+  TORCH_CHECK_VALUE(choices.size() == axes_.size(), "nsn::Grid: expected ", axes_.size(),
+                    " choices, one for each axis, but got ", choices.size(), ".");
   size_t cell = 0;
   for (const size_t i : c10::irange(axes_.size())) {
     TORCH_CHECK_VALUE(choices[i] < axes_[i].choices(), "nsn::Grid: axis '", axes_[i].name,

@@ -42,7 +42,7 @@ def export(
         network: what to export, as it evaluates; is not changed.
         folder: which must not exist; it is there complete, or not at all.
         format: one of the three.
-        subnetworks: the names of those to export; default: all.
+        subnetworks: the names of those to export; default: all that are listed.
         max_batch: the largest batch of ``executorch``, whose memory is planned for it; the others
             take any.
         progress: called before each step with what comes now, the steps done, and all steps.
