@@ -2,7 +2,7 @@
 #include <nsn/network/schedule.h>
 #include <nsn/network/teach.h>
 
-#include <thread>
+#include <set>
 
 #include "support.h"
 
@@ -91,32 +91,6 @@ TEST(Grid, TrainsCells) {
     expect_close(net->parameters()[i].grad(), sum[i] / count[i].clamp_min(1), 1e-10,
                  whole[i].key());
   }
-}
-
-TEST(Grid, CellsAreMadeByAnyThread) {
-  torch::manual_seed(2);
-  Network net(with_grid());
-  net->eval();
-  const at::Tensor x = torch::randn({3, 6}, at::kDouble);
-  std::vector<at::Tensor> expected;
-  const Description description(with_grid());
-  for (size_t cell = 0; cell < 6; ++cell) {
-    expected.push_back(net->view(description.grid().name(cell))(x));
-  }
-  const Network fresh(description, net->parameters());
-  std::atomic<int> wrong{0};
-  std::vector<std::thread> threads;
-  for (size_t t = 0; t < 4; ++t) {
-    threads.emplace_back([&, t] {
-      for (size_t i = 0; i < 6; ++i) {
-        const size_t cell = (i + t) % 6;
-        const View view = fresh->view(fresh->description().grid().name(cell));
-        if (!at::equal(view(x), expected[cell])) ++wrong;
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(wrong, 0);
 }
 
 TEST(Grid, SandwichDrawsFromIt) {

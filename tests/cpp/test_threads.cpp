@@ -127,6 +127,40 @@ void switch_packed_in_threads(const Network& net, const std::vector<at::Tensor>&
   EXPECT_EQ(right, kThreads * kCalls);
 }
 
+/// More cells of a grid than stay in memory: while one thread runs a cell, others make and forget
+/// it.
+TEST(Threads, MakeCellsOfAGrid) {
+  auto options = NetworkOptions().input({4});
+  for (const char* name : {"a", "b", "c"}) {
+    options.block(name, DenseOptions(4, 4).activation(torch::kReLU));
+    options.axis(std::string("w") + name, Widths{{1, 2, 3, 4}, {name}});
+  }
+  options.block("last", DenseOptions(4, 4))
+      .block("output", DenseOptions(4, 2))
+      .axis("wlast", Widths{{1, 2, 3, 4}, {"last"}});
+  const Network net(options);
+  const at::Tensor x = at::rand({3, 4});
+  const Grid grid = net->description().grid();
+  ASSERT_EQ(grid.size(), 256U);
+  std::vector<at::Tensor> expected;
+  for (const size_t cell : c10::irange(grid.size())) {
+    expected.push_back(net->view(grid.name(cell))(x));
+  }
+  std::atomic<size_t> right{0};
+  std::vector<std::thread> threads;
+  for (const size_t thread : c10::irange(kThreads)) {
+    threads.emplace_back([&, thread] {
+      std::mt19937 choices(static_cast<unsigned>(thread));
+      for (size_t call = 0; call < kCalls; ++call) {
+        const size_t cell = choices() % grid.size();
+        right += net->view(grid.name(cell))(x).equal(expected[cell]) ? 1 : 0;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(right, kThreads * kCalls);
+}
+
 /// Each thread trains a network of its own: what the passes keep from one to the next is a
 /// thread's.
 TEST(Threads, TrainNetworksOfTheirOwn) {
