@@ -93,6 +93,45 @@ TEST(Grid, TrainsCells) {
   }
 }
 
+/// What a graph holds of a cell is its own: others may take the cell's place before its backward.
+TEST(Grid, BackwardComesAfterItsCellIsForgotten) {
+  torch::manual_seed(3);
+  auto options =
+      NetworkOptions()
+          .input({2, 6, 6}, at::kDouble)
+          .block("conv", Conv2dOptions(2, 8, 3).padding(1).activation(torch::kReLU))
+          .block("norm", BatchNormOptions(8))
+          .block("flat", FlattenOptions())
+          .block("hidden", DenseOptions(8 * 36, 8).activation(torch::kReLU).dropout(0.5))
+          .block("deep", ResidualOptions().block("inner", DenseOptions(8, 8).activation(kGeGLU)))
+          .block("output", DenseOptions(8, 3))
+          .axis("c", Widths{{1, 2, 3, 4, 5, 6, 7, 8}, {"conv"}})
+          .axis("h", Widths{{1, 2, 3, 4, 5, 6, 7, 8}, {"hidden"}})
+          .axis("d", Depths{{"deep", "norm"}})
+          .merge(merge::mean());
+  const at::Tensor x = torch::randn({3, 2, 6, 6}, at::kDouble);
+  std::vector<std::vector<at::Tensor>> gradients;
+  for (const bool forgets : {false, true}) {
+    torch::manual_seed(4);
+    Network net(options);
+    at::Tensor total = at::zeros({}, at::kDouble);
+    for (const auto& output : net->joint(x, {"c1_h2_d2", "c3_h3_d1", "base"})) {
+      total = total + output.value().square().mean();
+    }
+    if (forgets) {
+      for (size_t cell = 0; cell < net->description().grid().size(); ++cell) {
+        net->view(net->description().grid().name(cell))(x);
+      }
+    }
+    total.backward();
+    auto& own = gradients.emplace_back();
+    for (const at::Tensor& parameter : net->parameters()) own.push_back(parameter.grad());
+  }
+  for (size_t i = 0; i < gradients[0].size(); ++i) {
+    EXPECT_TRUE(gradients[0][i].equal(gradients[1][i]));
+  }
+}
+
 TEST(Grid, SandwichDrawsFromIt) {
   const Description description(with_grid());
   const auto schedule = schedule::sandwich(description, 2, 7);
