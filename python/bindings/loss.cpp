@@ -41,12 +41,14 @@ void bind_loss(py::module_& m) {
          const std::map<std::string, at::Tensor>& targets, const std::optional<at::Tensor>& target,
          const std::map<std::string, Loss>& losses, const Loss& loss,
          const std::map<std::string, double>& weights, double label_smoothing,
+         const std::map<std::string, double>& label_smoothings,
          const std::optional<Teacher>& teacher) {
         Outputs outputs;
         for (const auto& [name, output] : named) outputs.insert(name, output);
         JointLossOptions options(loss);
         for (const auto& [name, own] : losses) options.loss(name, own);
         options.weights(weights).label_smoothing(label_smoothing);
+        for (const auto& [name, share] : label_smoothings) options.label_smoothing(name, share);
         if (teacher) options.teach(*teacher);
         return joint_loss(outputs, target ? Targets(*target) : Targets(targets), options);
       },

@@ -57,7 +57,7 @@ def joint_loss(
     weights: Mapping[str, float] | None = None,
     *,
     teach: Teacher | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Mapping[str, float] = 0.0,
 ) -> Tensor:
     """sum_l w_l * loss(output_l, targets_l) over the outputs of a joint pass.
 
@@ -74,7 +74,8 @@ def joint_loss(
         teach: whose outputs they learn from beside the targets, from :mod:`nsn.teach`.
         label_smoothing: the share of each target that all classes have alike, from 0 to 1, as in
             ``torch.nn.functional.cross_entropy`` (Szegedy et al., "Rethinking the Inception
-            Architecture for Computer Vision", 2015).
+            Architecture for Computer Vision", 2015). A dict by name where some have one of their
+            own; 0 for those not named.
 
     Returns:
         A scalar.
@@ -120,7 +121,13 @@ def joint_loss(
         expect_callable(f"{where}: loss", loss, "a function of an output and the targets")
     if teach is not None:
         expect(f"{where}: teach", teach, Teacher, "a teacher, such as nsn.teach.base(net)")
-    expect(f"{where}: label_smoothing", label_smoothing, numbers.Real, "a number")
+    smoothings: dict[str, float] = {}
+    if isinstance(label_smoothing, Mapping):
+        smoothings = numbers_of(f"{where}: label_smoothing", "the share", label_smoothing)
+        label_smoothing = 0.0
+    else:
+        kind = "a number or a dict of numbers by name"
+        expect(f"{where}: label_smoothing", label_smoothing, numbers.Real, kind)
     return _C.joint_loss(
         list(outputs.items()),
         each,
@@ -129,5 +136,6 @@ def joint_loss(
         loss,
         numbers_of(f"{where}: weights", "the weight", {} if weights is None else weights),
         float(label_smoothing),
+        smoothings,
         teach,
     )

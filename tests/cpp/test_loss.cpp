@@ -244,12 +244,16 @@ TEST_P(Teaching, IsWhatTorchSays) {
     for (const auto& output : outputs) {
       const std::string& name = output.key();
       const double a = teachers.count(name) == 0 ? 0.0 : name == "sub2" ? 0.8 : 0.3;
-      expected = expected + (name == "sub1" ? 0.5 : 1.0) *
-                                taught(output.value(), y, teachers[name], a, t, smoothing);
+      expected =
+          expected + (name == "sub1" ? 0.5 : 1.0) * taught(output.value(), y, teachers[name], a, t,
+                                                           name == "base" ? 0.3 : smoothing);
       leaves.push_back(output.value());
     }
-    const auto options =
-        JointLossOptions().teach(teacher).weight("sub1", 0.5).label_smoothing(smoothing);
+    const auto options = JointLossOptions()
+                             .teach(teacher)
+                             .weight("sub1", 0.5)
+                             .label_smoothing(smoothing)
+                             .label_smoothing("base", 0.3);
     for (const bool plain : {false, true}) {
       std::optional<functional::PlainGuard> guard;
       if (plain) guard.emplace();
@@ -278,8 +282,10 @@ TEST(JointLoss, TeachingHasASecondDerivative) {
   };
   const at::Tensor outside = at::randn({5, 4}, at::kDouble);
   for (const auto& teacher : {teach::base(three()), teach::outside(three(), outside)}) {
-    const auto options =
-        JointLossOptions().teach(teach::Teacher(teacher).temperature(2.0)).label_smoothing(0.1);
+    const auto options = JointLossOptions()
+                             .teach(teach::Teacher(teacher).temperature(2.0))
+                             .label_smoothing(0.1)
+                             .label_smoothing("sub1", 0.4);
     at::Tensor fused = second(joint_loss(outputs, targets, options));
     const functional::PlainGuard plain;
     expect_close(fused, second(joint_loss(outputs, targets, options)), 1e-12);
@@ -370,6 +376,14 @@ TEST(JointLoss, SaysWhatIsWrongWithTeachers) {
   expect_throws_with([&] { joint_loss(outputs, y, JointLossOptions(own).label_smoothing(0.1)); },
                      {"label_smoothing", "every loss was given"});
   expect_throws_with([&] { JointLossOptions().label_smoothing(1.5); }, {"between 0 and 1"});
+  expect_throws_with([&] { JointLossOptions().label_smoothing("base", -0.1); },
+                     {"between 0 and 1"});
+  expect_throws_with(
+      [&] { joint_loss(outputs, y, JointLossOptions().label_smoothing("none", 0.1)); },
+      {"label_smoothing names 'none', which is not among the outputs"});
+  expect_throws_with(
+      [&] { joint_loss(outputs, y, JointLossOptions(own).label_smoothing("base", 0.1)); },
+      {"label_smoothing names 'base'", "a loss that was given"});
 }
 
 TEST(JointLoss, SaysWhatIsWrong) {

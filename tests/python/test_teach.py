@@ -54,14 +54,15 @@ def expected_loss(
     outside: Tensor,
     share: float,
     t: float,
-    smoothing: float,
+    smoothing: float | dict[str, float],
 ) -> Tensor:
     """By the formula, one sub-network after the other."""
     said = {name: (output.detach() / t).softmax(1) for name, output in outputs.items()}
     total = torch.zeros((), dtype=torch.float64)
     counts = targets != -100
     for name, output in outputs.items():
-        hard = F.cross_entropy(output, targets, label_smoothing=smoothing)
+        own = smoothing.get(name, 0.0) if isinstance(smoothing, dict) else smoothing
+        hard = F.cross_entropy(output, targets, label_smoothing=own)
         taught = SAID[kind](name, said, (outside / t).softmax(1))
         if taught is None:
             total = total + hard
@@ -73,9 +74,12 @@ def expected_loss(
 
 @pytest.mark.parametrize("kind", SAID)
 @pytest.mark.parametrize(
-    ("share", "t", "smoothing"), [*itertools.product([0.25, 1.0], [1.0, 3.0], [0.0, 0.2])]
+    ("share", "t", "smoothing"),
+    [*itertools.product([0.25, 1.0], [1.0, 3.0], [0.0, 0.2, {"base": 0.3}])],
 )
-def test_gradients_are_the_formulas(kind: str, share: float, t: float, smoothing: float) -> None:
+def test_gradients_are_the_formulas(
+    kind: str, share: float, t: float, smoothing: float | dict[str, float]
+) -> None:
     """Of the network's parameters, merged, and of the input."""
     net, x = network(), torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     targets, outside = torch.randint(CLASSES, (7,)), torch.randn(7, CLASSES).double()
@@ -241,3 +245,39 @@ LABELS = torch.zeros(2, dtype=torch.long)
 def test_what_is_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_smoothing_by_name_without_a_teacher(dtype: torch.dtype) -> None:
+    """In one pass over all logits, and where there is none."""
+    logits = {name: torch.randn(6, 4).to(dtype).requires_grad_() for name in ("base", "small")}
+    targets = torch.tensor([0, 1, 2, 3, -100, 1])
+    loss = nsn.joint_loss(logits, targets, label_smoothing={"small": 0.2})
+    wanted = F.cross_entropy(logits["base"], targets) + F.cross_entropy(
+        logits["small"], targets, label_smoothing=0.2
+    )
+    assert torch.allclose(loss, wanted)
+    for a, b in zip(
+        torch.autograd.grad(loss, logits.values()),
+        torch.autograd.grad(wanted, logits.values()),
+        strict=True,
+    ):
+        assert torch.allclose(a, b)
+
+
+def test_smoothing_of_a_recipe_is_by_name_too() -> None:
+    from nsn.training.errors import InputError
+    from nsn.training.recipe import check_recipe, load_recipe
+
+    values = {**load_recipe("mnist", []).values, "label_smoothing": {"base": 0.1}}
+    recipe = check_recipe(values)
+    assert recipe.label_smoothing == {"base": 0.1}
+    assert recipe.alone("base").label_smoothing == 0.1
+    assert recipe.alone("sub2").label_smoothing == 0.0
+    for wrong, message in (
+        ({"none": 0.1}, "label_smoothing names 'none'"),
+        ({"base": 2.0}, "label_smoothing.base must be a number between 0 and 1"),
+        ("0.1", "label_smoothing must be a number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_recipe({**values, "label_smoothing": wrong})

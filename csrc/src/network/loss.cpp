@@ -23,7 +23,8 @@ namespace {
 
 constexpr int64_t kIgnored = -100;  // torch's default ignore_index
 
-/// Cross entropy of all outputs, stacked along the batch: sum_l w_l * mean over the batch.
+/// Cross entropy of all outputs, stacked along the batch: sum_l w_l * mean over the batch; of one
+/// smoothing.
 at::Tensor stacked_cross_entropy(const std::vector<at::Tensor>& outputs, const at::Tensor& targets,
                                  const detail::JointCrossEntropyOptions& options) {
   const auto lanes = static_cast<int64_t>(outputs.size());
@@ -31,7 +32,7 @@ at::Tensor stacked_cross_entropy(const std::vector<at::Tensor>& outputs, const a
   repeats[0] = lanes;
   const at::Tensor losses =
       at::cross_entropy_loss(at::cat(outputs), targets.repeat(repeats), /*weight=*/{},
-                             at::Reduction::None, kIgnored, options.label_smoothing);
+                             at::Reduction::None, kIgnored, options.label_smoothing[0]);
   const bool indices = !at::isFloatingType(targets.scalar_type());
   // One number a lane, then the mean as torch takes it: over what is not left out. Narrow dtypes
   // would overflow before the division.
@@ -81,6 +82,12 @@ void check_known(const Outputs& outputs, const std::string& name, const char* wh
                     ".");
 }
 
+void check_smoothing(double share) {
+  TORCH_CHECK_VALUE(share >= 0.0 && share <= 1.0,
+                    "nsn::joint_loss: label_smoothing must be between 0 and 1, but is ", share,
+                    ".");
+}
+
 /// One pass's outputs with all that the options say of them, lane by lane.
 struct Lane {
   std::string name;
@@ -89,7 +96,7 @@ struct Lane {
   at::Tensor target;
   /// Not set: cross entropy.
   Loss loss;
-  double weight;
+  double weight, label_smoothing;
 };
 
 std::vector<Lane> lanes_of(const Outputs& outputs, const Targets& targets,
@@ -97,14 +104,25 @@ std::vector<Lane> lanes_of(const Outputs& outputs, const Targets& targets,
   for (const auto& [name, weight] : options.weights()) check_known(outputs, name, "a weight");
   for (const auto& [name, loss] : options.losses()) check_known(outputs, name, "a loss");
   for (const auto& [name, target] : targets.each()) check_known(outputs, name, "a target");
+  for (const auto& [name, share] : options.label_smoothings()) {
+    check_known(outputs, name, "label_smoothing");
+  }
   std::vector<Lane> result;
   for (const auto& output : outputs) {
     const std::string& name = output.key();
     const auto own = options.losses().find(name);
     const auto weight = options.weights().find(name);
-    Lane lane{name, output.value(), targets.of(name),
+    const auto smoothing = options.label_smoothings().find(name);
+    const bool is_smoothed = smoothing != options.label_smoothings().end();
+    Lane lane{name,
+              output.value(),
+              targets.of(name),
               own == options.losses().end() ? options.loss() : own->second,
-              weight == options.weights().end() ? 1.0 : weight->second};
+              weight == options.weights().end() ? 1.0 : weight->second,
+              is_smoothed ? smoothing->second : options.label_smoothing()};
+    TORCH_CHECK_VALUE(!is_smoothed || !lane.loss, "nsn::joint_loss: label_smoothing names '", name,
+                      "', but is of the default cross entropy, and '", name,
+                      "' has a loss that was given. Smooth in that loss.");
     if (!lane.loss) lane.output = with_classes_second(name, lane.output, lane.target);
     result.push_back(std::move(lane));
   }
@@ -159,11 +177,11 @@ at::Tensor counted(const Lane& lane) {
 }
 
 /// The loss of one lane from its targets, a scalar.
-at::Tensor loss_of(const Lane& lane, double label_smoothing) {
+at::Tensor loss_of(const Lane& lane) {
   const at::Tensor value =
       lane.loss ? lane.loss(lane.output, lane.target)
                 : at::cross_entropy_loss(lane.output, lane.target, /*weight=*/{},
-                                         at::Reduction::Mean, kIgnored, label_smoothing);
+                                         at::Reduction::Mean, kIgnored, lane.label_smoothing);
   TORCH_CHECK_VALUE(value.defined() && value.numel() == 1 && value.dim() == 0,
                     "nsn::joint_loss: the loss must return a scalar, but returned a tensor of "
                     "shape ",
@@ -187,16 +205,21 @@ at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& o
                     });
   if (!fits) return {};
   std::vector<at::Tensor> outputs;
-  detail::JointCrossEntropyOptions joint{{}, options.label_smoothing(), teaching};
+  detail::JointCrossEntropyOptions joint{{}, {}, teaching};
   for (const Lane& lane : lanes) {
     outputs.push_back(lane.output);
     joint.weights.push_back(lane.weight);
+    joint.label_smoothing.push_back(lane.label_smoothing);
   }
   if (detail::takes_joint_cross_entropy(outputs, targets)) {
     if (outside.defined()) joint.teaching.outside = outside.to(first.options());
     return detail::joint_cross_entropy(outputs, targets, joint);
   }
-  return teaching.teaches() ? at::Tensor() : stacked_cross_entropy(outputs, targets, joint);
+  const bool is_one_loss =
+      !teaching.teaches() && std::all_of(lanes.begin(), lanes.end(), [&](const Lane& lane) {
+        return lane.label_smoothing == lanes[0].label_smoothing;
+      });
+  return is_one_loss ? stacked_cross_entropy(outputs, targets, joint) : at::Tensor();
 }
 
 }  // namespace
@@ -230,10 +253,14 @@ JointLossOptions& JointLossOptions::weights(const std::map<std::string, double>&
 }
 
 JointLossOptions& JointLossOptions::label_smoothing(double share) {
-  TORCH_CHECK_VALUE(share >= 0.0 && share <= 1.0,
-                    "nsn::joint_loss: label_smoothing must be between 0 and 1, but is ", share,
-                    ".");
+  check_smoothing(share);
   label_smoothing_ = share;
+  return *this;
+}
+
+JointLossOptions& JointLossOptions::label_smoothing(std::string subnetwork, double share) {
+  check_smoothing(share);
+  label_smoothings_.insert_or_assign(std::move(subnetwork), share);
   return *this;
 }
 
@@ -264,7 +291,7 @@ at::Tensor joint_loss(const Outputs& outputs, const Targets& targets,
   said.emplace_back();  // the outside teacher's, in each lane's form
   at::Tensor total;
   for (const size_t i : c10::irange(lanes.size())) {
-    at::Tensor term = loss_of(lanes[i], options.label_smoothing());
+    at::Tensor term = loss_of(lanes[i]);
     const double share = teaching.teaches() ? teaching.shares[i] : 0.0;
     if (share > 0.0) {
       said.back() = outside_for(lanes[i], teaching.outside);

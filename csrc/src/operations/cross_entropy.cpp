@@ -128,7 +128,7 @@ class Rows {
     const int64_t classes = table_.classes;
     const auto times = static_cast<T>(scale);
     const auto& [largest, rest] = sums_[lane];
-    const double smoothing = options_.label_smoothing;
+    const double smoothing = options_.label_smoothing[lane];
     if (smoothing == 0.0) {
       for (int64_t c = 0; c < classes; ++c) to[c] *= times;
       to[target] -= times;
@@ -217,14 +217,12 @@ struct JointCrossEntropy : torch::autograd::Function<JointCrossEntropy> {
                                       const JointCrossEntropyOptions& options,
                                       const at::Tensor& outer) {
     const int64_t classes = logits[0].size(1);
-    const double t = options.teaching.temperature, smoothing = options.label_smoothing;
+    const double t = options.teaching.temperature;
     const bool teaches = options.teaching.teaches();
     const at::Tensor counted = targets.ne(kIgnored).unsqueeze(1);
     const at::Tensor scale = outer * counted / counted.sum().clamp_min(1);
-    const at::Tensor hard =
-        at::one_hot(targets.masked_fill(targets.eq(kIgnored), 0), classes).to(logits[0]) *
-            (1.0 - smoothing) +
-        smoothing / static_cast<double>(classes);
+    const at::Tensor right =
+        at::one_hot(targets.masked_fill(targets.eq(kIgnored), 0), classes).to(logits[0]);
     std::vector<at::Tensor> said;
     if (teaches) {
       for (const at::Tensor& lane : logits) said.push_back(at::softmax(lane.detach() / t, 1));
@@ -234,6 +232,8 @@ struct JointCrossEntropy : torch::autograd::Function<JointCrossEntropy> {
     variable_list results;
     for (const size_t lane : c10::irange(logits.size())) {
       const double share = teaches ? options.teaching.shares[lane] : 0.0;
+      const double smoothing = options.label_smoothing[lane];
+      const at::Tensor hard = right * (1.0 - smoothing) + smoothing / static_cast<double>(classes);
       at::Tensor gradient = (at::softmax(logits[lane], 1) - hard) * (1.0 - share);
       if (share > 0.0) {
         gradient = gradient +

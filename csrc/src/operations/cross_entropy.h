@@ -26,9 +26,8 @@ at::Tensor teacher_of(const std::vector<at::Tensor>& said, const Teaching& teach
 
 /// What cross entropies of several lanes are of, apart from logits and targets.
 struct JointCrossEntropyOptions {
-  /// w_l.
-  std::vector<double> weights;
-  double label_smoothing = 0.0;
+  /// w_l, and the share of the targets that all classes have alike; one a lane.
+  std::vector<double> weights, label_smoothing;
   Teaching teaching;
 };
 

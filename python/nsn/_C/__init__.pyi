@@ -161,6 +161,7 @@ def joint_loss(
     loss: Callable[[Tensor, Tensor], Tensor] | None,
     weights: dict[str, float],
     label_smoothing: float,
+    label_smoothings: dict[str, float],
     teacher: Teacher | None,
 ) -> Tensor: ...
 def write_checkpoint(

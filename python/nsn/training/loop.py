@@ -206,8 +206,15 @@ class Run:
             _rows(outputs),
             targets,
             teach=self._teacher,
-            label_smoothing=self.recipe.label_smoothing,
+            label_smoothing=self._smoothing_of(outputs),
         )
+
+    def _smoothing_of(self, outputs: dict[str, Tensor]) -> float | dict[str, float]:
+        """The label smoothing of those that run."""
+        smoothing = self.recipe.label_smoothing
+        if not isinstance(smoothing, dict):
+            return smoothing
+        return {name: share for name, share in smoothing.items() if name in outputs}
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on, of this moment; for ``torch.save``."""

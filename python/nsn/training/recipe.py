@@ -72,6 +72,8 @@ class Recipe:
             values["decay"]["of"] = "base"
         values["sampling"] = deepcopy(MEANS["sampling"])
         values["teach"] = deepcopy(MEANS["teach"])
+        if isinstance(values["label_smoothing"], dict):
+            values["label_smoothing"] = values["label_smoothing"].get(name, 0.0)
         kept = {each["name"] for each in values["network"]["blocks"]}
         values["bound"]["blocks"] = [each for each in values["bound"]["blocks"] if each in kept]
         if not values["bound"]["blocks"]:
@@ -81,9 +83,10 @@ class Recipe:
         return replace(check_recipe(values), alone_name=name)
 
     @property
-    def label_smoothing(self) -> float:
+    def label_smoothing(self) -> float | dict[str, float]:
         """As :func:`nsn.joint_loss` takes it."""
-        return float(self.values["label_smoothing"])
+        smoothing: float | dict[str, float] = self.values["label_smoothing"]
+        return smoothing
 
     def teacher(self, network: Network) -> nsn.teach.Teacher | None:
         """Whose outputs sub-networks learn from, or None."""
@@ -274,6 +277,13 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
                 f"{', '.join(description.names)}."
             )
         recipe.alone(name)
+    smoothing = values["label_smoothing"]
+    for name in smoothing if isinstance(smoothing, dict) else ():
+        if name not in description.names:
+            raise InputError(
+                f"recipe: label_smoothing names '{name}', which is no sub-network. They are "
+                f"{', '.join(description.names)}."
+            )
     unknown = set(values["bound"]["blocks"]) - set(description.blocks)
     if unknown:
         raise InputError(f"recipe: bound.blocks names '{min(unknown)}', which is no block.")

@@ -73,8 +73,14 @@ def check_means(values: dict[str, Any]) -> None:
             "recipe: by_lane runs one sub-network after the other, so that none can learn from "
             "another. Leave by_lane or teach out."
         )
+    smoothing = values["label_smoothing"]
+    smoothings = (
+        {f".{name}": share for name, share in smoothing.items()}
+        if isinstance(smoothing, dict)
+        else {"": smoothing}
+    )
     for name, value, most in (
-        ("label_smoothing", values["label_smoothing"], 1.0),
+        *((f"label_smoothing{name}", share, 1.0) for name, share in smoothings.items()),
         ("average.decay", average["decay"], 1.0),
         ("bound.row_norm", bound["row_norm"], math.inf),
     ):

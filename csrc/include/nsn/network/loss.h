@@ -53,6 +53,9 @@ class NSN_API JointLossOptions {
   /// The share of each target that all classes have alike, from 0 to 1, as torch's cross entropy
   /// has it (Szegedy et al., "Rethinking the Inception Architecture", 2015). Default: 0.
   JointLossOptions& label_smoothing(double share);
+  /// Of one sub-network. (What cannot fit the targets anyway, such as a softmax regression, is
+  /// worse with it.)
+  JointLossOptions& label_smoothing(std::string subnetwork, double share);
 
   /// Who learns from whom beside the targets. Default: nobody.
   JointLossOptions& teach(teach::Teacher teacher);
@@ -60,7 +63,11 @@ class NSN_API JointLossOptions {
   const Loss& loss() const noexcept { return loss_; }
   const std::map<std::string, Loss>& losses() const noexcept { return losses_; }
   const std::map<std::string, double>& weights() const noexcept { return weights_; }
+  /// Of those that are not named.
   double label_smoothing() const noexcept { return label_smoothing_; }
+  const std::map<std::string, double>& label_smoothings() const noexcept {
+    return label_smoothings_;
+  }
   const std::optional<teach::Teacher>& teach() const noexcept { return teach_; }
 
  private:
@@ -68,6 +75,7 @@ class NSN_API JointLossOptions {
   std::map<std::string, Loss> losses_;
   std::map<std::string, double> weights_;
   double label_smoothing_ = 0.0;
+  std::map<std::string, double> label_smoothings_;
   std::optional<teach::Teacher> teach_;
 };
 
