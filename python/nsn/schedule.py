@@ -22,7 +22,7 @@ import torch
 
 from nsn import _C
 from nsn._C import Schedule as _Schedule
-from nsn.checks import expect, expect_callable, expect_name, names_of, numbers_of
+from nsn.checks import expect, expect_callable, expect_name, kind_of, names_of, numbers_of
 from nsn.description import Description
 from nsn.parameters import ParameterTable, description_in
 
@@ -98,7 +98,7 @@ def sandwich(
     """The largest, the smallest, and some of the rest at random.
 
     Of a grid the smallest is the narrowest and shallowest one, and any of the others may be drawn,
-    but for one that is the same as base.
+    but for those that are the same as a listed one.
 
     Source: the sandwich rule, Yu & Huang, "Universally Slimmable Networks and Improved Training
     Techniques", 2019.
@@ -126,7 +126,7 @@ def random(
 ) -> Schedule:
     """Some of all at random, each set as likely as any other.
 
-    Those of a grid are among them, but for one that is the same as base.
+    Those of a grid are among them, but for those that are the same as a listed one.
 
     Args:
         network: whose sub-networks, or its description.
@@ -184,6 +184,11 @@ def function(
 
     def turn(step: int, epoch: int) -> tuple[list[str], dict[str, float]]:
         chosen = choose(step, epoch)
+        if not isinstance(chosen, Turn) and isinstance(chosen, (Mapping, tuple)):
+            raise TypeError(
+                f"{where} must return names, or nsn.schedule.Turn(names, weights), but returned "
+                f"{kind_of(chosen)}."
+            )
         names, weights = chosen if isinstance(chosen, Turn) else (chosen, {})
         returned = f"{where}: what it returned"
         return names_of(returned, names), numbers_of(

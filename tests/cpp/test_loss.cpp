@@ -351,7 +351,7 @@ TEST(JointLoss, SaysWhatIsWrongWithTeachers) {
   expect_throws_with([&] { teach::next_larger(description).weight("base", 0.5); },
                      {"never learns here"});
   expect_throws_with([&] { base.weight("sub3", 0.5); },
-                     {"no sub-network 'sub3'", "'base', 'sub1', 'sub2'"});
+                     {"no sub-network 'sub3'", "'base', 'sub2', 'sub1'"});
   expect_throws_with([&] { base.temperature(0.0); }, {"temperature must be positive"});
   expect_throws_with([&] { teach::outside(description, at::Tensor()); }, {"floating tensor"});
   expect_throws_with(with(teach::outside(description, at::zeros({8, 5}))),

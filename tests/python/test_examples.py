@@ -60,7 +60,7 @@ def test_parts_add_up_to_the_batch(loops: None) -> None:
 
     blocks = {"hidden": nsn.Dense(16, 8, activation="relu"), "output": nsn.Dense(8, 4)}
     x, y = torch.randn(24, 16), torch.randint(4, (24,))
-    names = ["base", "small"]
+    turn = nsn.schedule.Turn(["base", "small"], {"small": 0.5})
     after, norms = [], []
     for parts in (list(zip(x.split(8), y.split(8), strict=True)), [(x, y)]):
         torch.manual_seed(5)
@@ -72,7 +72,7 @@ def test_parts_add_up_to_the_batch(loops: None) -> None:
         )
         optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
         before = [each.detach().clone() for each in net.parameters()]
-        norms.append(accumulate.step(net, optimizer, parts, names, most=0.1))
+        norms.append(accumulate.step(net, optimizer, parts, turn, most=0.1))
         after.append([each.detach() for each in net.parameters()])
         moved = torch.stack([(a - b).norm() for a, b in zip(after[-1], before, strict=True)]).norm()
         assert norms[-1] > 0.1 and abs(moved - 0.1) < 1e-4  # clipped: no step is longer

@@ -334,6 +334,18 @@ def test_schedules_draw_from_all() -> None:
     assert weighed.weights == {cells[0]: 2.0}
 
 
+def test_nobody_runs_under_two_names() -> None:
+    """One that is listed and a cell of the grid too."""
+    net = nsn.Network(**mlp(), grid=AXES["mlp"], subnetworks={"small": nsn.Subnetwork(width=0.25)})
+    twin = "w0_d1"
+    x = torch.randn(2, 6)
+    assert torch.equal(net.eval()(x, "small"), net(x, twin))
+    for schedule in (nsn.schedule.sandwich(net, 3, seed=1), nsn.schedule.random(net, 5, seed=1)):
+        for step in range(50):
+            names = schedule(step).names
+            assert twin not in names and len(set(names)) == 5
+
+
 def test_teachers_know_cells() -> None:
     grid, listed, cells = both("mlp")
     x, y = batch(grid), torch.tensor([0, 1, 2, 0])
@@ -547,5 +559,15 @@ def test_recipes_with_a_grid(tmp_path: Path) -> None:
     recipe = check_recipe(
         {**values, "network": network, "sampling": {"kind": "random", "count": 2}}
     )
+    norm = {"name": "norm", "type": "BatchNorm", "features": 784}
+    blocks = [*network["blocks"][:1], norm, *network["blocks"][1:]]
+    with pytest.raises(InputError, match="'norm' keeps running statistics, which a grid's"):
+        check_recipe(
+            {
+                **values,
+                "network": {**network, "blocks": blocks, "subnetworks": []},
+                "sampling": {"kind": "random", "count": 2},
+            }
+        )
     schedule = recipe.sampling(nsn.Network(recipe.description))
     assert "w0" in {name for step in range(50) for name in schedule(step).names}

@@ -1,4 +1,5 @@
 import math
+import re
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
@@ -394,3 +395,45 @@ def test_compare_puts_both_results_side_by_side() -> None:
         "together": {"accuracy": 0.25, "loss": 0.75},
         "alone": {"accuracy": 0.125, "loss": 0.875},
     }
+
+
+def with_tables(tmp_path: Path, more: str) -> str:
+    """The recipe `mnist` with other tables in place of its own of those names."""
+    text = (ROOT / "python" / "nsn" / "recipes" / "mnist.toml").read_text()
+    for table in re.findall(r"^[[](\w+)[]]", more, re.M):
+        text = re.sub(rf"[[]{table}[]]\n(?:[^[\n].*\n|\n)*", "", text)
+    path = tmp_path / "recipe.toml"
+    path.write_text(text + more)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("more", "overrides", "message"),
+    [
+        ("[teach]\nweight = 0.5\n", [], "teach says nothing of who teaches"),
+        ("[teach]\nkind = 'none'\n", ["teach.weight=0.3"], "so that teach.weight has no use"),
+        ("[alone]\nbase = 3\n", [], "alone must be tables"),
+        ("[average]\ndecay = 1.0\n", [], "at least 0 and below 1"),
+        ("", ['network.merge={ rule = "function", name = "f" }'], "'function' is code"),
+        (
+            '[sampling]\nkind = "from_epoch"\nfirst = { sub1 = 60 }\n[teach]\nkind="none"\n',
+            [],
+            "'sub1' run from epoch 60 on, counted from 0, but there are 60",
+        ),
+    ],
+)
+def test_what_would_have_no_use_is_refused(
+    tmp_path: Path, more: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(with_tables(tmp_path, more), overrides)
+
+
+def test_alone_may_be_tables_in_tables(tmp_path: Path) -> None:
+    more = "[alone]\nsub1.optimizer.lr = 0.5\nbase = { optimizer = { momentum = 0.5 } }\n"
+    recipe = load_recipe(with_tables(tmp_path, more))
+    assert recipe.alone("sub1").values["optimizer"]["lr"] == 0.5
+    assert recipe.alone("base").values["optimizer"]["momentum"] == 0.5
+    # In whichever order, and what is varied on purpose.
+    load_recipe("demo", ["teach.weight=0.3", "teach.kind=base"])
+    load_recipe("mnist", ["teach.kind=none"])

@@ -302,7 +302,7 @@ def test_alone_has_its_own_values_and_no_teacher(recipe: Path) -> None:
     [
         ('kind = "base"', 'kind = "best"', "teach.kind must be one of none, base, next_larger"),
         ("small = 0.3", "smal = 0.3", "no sub-network 'smal'"),
-        ("decay = 0.9", "decay = 1.0", "average.decay must be a number between 0 and 1"),
+        ("decay = 0.9", "decay = 1.0", "average.decay must be a number at least 0 and below 1"),
         ("row_norm = 0.3", "row_norm = -1.0", "bound.row_norm must be a number at least 0"),
         ('blocks = ["hidden"]', 'blocks = ["hiden"]', "bound.blocks names 'hiden'"),
         ('blocks = ["hidden"]', "blocks = []", "Name the blocks"),

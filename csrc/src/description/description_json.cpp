@@ -148,8 +148,12 @@ void read_axis(const Json& json, NetworkOptions& options) {
   if (drops != nullptr) {
     options.axis(name, Depths{strings(*drops, "drops")});
   } else {
+    const Json* given = fields.find("widths");
+    if (given == nullptr) fields.finish();  // an unknown field is what was meant
+    TORCH_CHECK_VALUE(given != nullptr, "nsn::Description: ", fields.where(),
+                      " has neither 'widths' nor 'drops'. Give one of them.");
     Widths widths;
-    for (const Json& width : fields.as_array(fields.get("widths"), "widths")) {
+    for (const Json& width : fields.as_array(*given, "widths")) {
       widths.widths.push_back(read_width(fields, width, "widths"));
     }
     if (const Json* of = fields.find("of")) widths.of = strings(*of, "of");

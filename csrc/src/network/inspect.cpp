@@ -56,6 +56,11 @@ at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
 std::vector<double> Core::merge_coefficients(const std::string& subnetwork) const {
   const size_t wanted = description_.index_of(subnetwork);
   for (const auto& block : description_.blocks()) {
+    TORCH_CHECK_VALUE(
+        block.rule.is_linear(), "nsn::Core: block '", block.name, "' has the merge rule '",
+        block.rule.name(),
+        "', which is no sum with coefficients, so that there is none of sub-network '", subnetwork,
+        "'. Leave out `of`.");
     TORCH_CHECK_VALUE(description_.grid().size() == 0 || block.rule.name() == "sum",
                       "nsn::Core: beside a grid others run with '", subnetwork,
                       "' in each step, so that its coefficients under rule '", block.rule.name(),

@@ -25,9 +25,25 @@ uint64_t next(uint64_t& state) {
   return z ^ (z >> 31);
 }
 
-/// `count` of the places below `places` but for those `without`, at random, in ascending order.
-std::vector<size_t> choose(size_t places, const std::set<size_t>& without, int64_t count,
-                           uint64_t seed, int64_t step) {
+/// Whether the sub-network at a place is a cell of a grid that is listed too, under another name.
+bool is_listed_twin(const Description& description, size_t place) {
+  if (place < description.subnetworks().size()) return false;
+  const auto cell = description.subnetwork(place);
+  const auto is_same = [&](const Description::Subnetwork& other) {
+    return other.blocks == cell->blocks && other.parameter_count == cell->parameter_count &&
+           std::all_of(cell->uses.begin(), cell->uses.end(), [&](const auto& use) {
+             const Layout* slice = other.slice_of(use.first);
+             return slice != nullptr && *slice == *cell->slice_of(use.first);
+           });
+  };
+  const auto& listed = description.subnetworks();
+  return std::any_of(listed.begin(), listed.end(), is_same);
+}
+
+/// `count` sub-networks, by place, but for those `without`, at random, in ascending order. What is
+/// listed too is passed over, so that nobody runs twice under two names.
+std::vector<size_t> choose(const Description& description, const std::set<size_t>& without,
+                           int64_t count, uint64_t seed, int64_t step) {
   uint64_t state = seed;
   state = next(state) + static_cast<uint64_t>(step) * 0xd1342543de82ef95;
   // A shuffle of all of them that stops early; `moved` has those places that hold another number.
@@ -37,13 +53,13 @@ std::vector<size_t> choose(size_t places, const std::set<size_t>& without, int64
     return found == moved.end() ? place : found->second;
   };
   std::set<size_t> chosen;
-  size_t left = places - without.size();
-  for (int64_t taken = 0; taken < count; ++taken) {
+  size_t left = description.places() - without.size();
+  while (static_cast<int64_t>(chosen.size()) < count && left > 0) {
     const size_t place = next(state) % left--;
     size_t number = at(place);
     moved[place] = at(left);
     for (const size_t other : without) number += other <= number ? 1 : 0;
-    chosen.insert(number);
+    if (!is_listed_twin(description, number)) chosen.insert(number);
   }
   return {chosen.begin(), chosen.end()};
 }
@@ -163,7 +179,7 @@ Schedule sandwich(const Description& description, int64_t others, std::optional<
   const auto function = [=](int64_t step, int64_t) {
     Turn turn{{name_at(description, largest)}, {}};
     if (smallest != largest) turn.names.push_back(name_at(description, smallest));
-    for (const size_t place : choose(description.places(), apart, others, number, step)) {
+    for (const size_t place : choose(description, apart, others, number, step)) {
       turn.names.push_back(name_at(description, place));
     }
     return turn;
@@ -177,7 +193,7 @@ Schedule random(const Description& description, int64_t count, std::optional<uin
   const uint64_t number = seed_or_draw(seed);
   const auto function = [=](int64_t step, int64_t) {
     Turn turn;
-    for (const size_t place : choose(description.places(), twin, count, number, step)) {
+    for (const size_t place : choose(description, twin, count, number, step)) {
       turn.names.push_back(name_at(description, place));
     }
     return turn;

@@ -17,7 +17,7 @@ def step(
     net: nsn.Network,
     optimizer: torch.optim.Optimizer,
     parts: Sequence[tuple[Tensor, Tensor]],
-    names: Sequence[str],
+    turn: nsn.schedule.Turn,
     most: float,
 ) -> Tensor:
     """One step over all `parts`, with the gradient of their mean loss.
@@ -32,7 +32,8 @@ def step(
     """
     optimizer.zero_grad()
     for x, y in parts:
-        (nsn.joint_loss(net(x, names), y) / len(parts)).backward()
+        loss = nsn.joint_loss(net(x, turn.names), y, weights=turn.weights)
+        (loss / len(parts)).backward()
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), most)
     optimizer.step()
     return norm
@@ -49,8 +50,8 @@ def main() -> dict[str, float]:
     for epoch in range(8):
         batches = list(loader)
         for first in range(0, len(batches), 4):
-            names = schedule(steps, epoch).names
-            step(net, optimizer, batches[first : first + 4], names, most=1.0)
+            turn = schedule(steps, epoch)
+            step(net, optimizer, batches[first : first + 4], turn, most=1.0)
             steps += 1
     return accuracies(net, make_data(seed=2))
 

@@ -198,11 +198,16 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """
     values = _read(name)
     complete(values)  # so that all can be overridden
+    keys = set()
     for each in overrides:
         override(values, each)
         key = each.partition("=")[0].strip()
+        keys.add(key)
         for own in values.get("alone", {}).values():  # what is said here holds for these too
             own.pop(key, None)
+    idle = keys & {"teach.weight", "teach.temperature"}
+    if idle and values["teach"]["kind"] == "none" and "teach.kind" not in keys:
+        raise InputError(f"--set: nobody teaches, so that {min(idle)} has no use. Set teach.kind.")
     return check_recipe(values)
 
 
@@ -264,7 +269,21 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
                 f"recipe: base is the teacher, but the sandwich always runs the largest, which is "
                 f"'{largest}' here, and base by chance. Teach by another."
             )
+    document = json.loads(description.to_json())
+    rules = [each["merge"] for each in (document, *document["blocks"]) if "merge" in each]
+    if any(rule["rule"] == "function" for rule in rules):
+        raise InputError(
+            "recipe: the merge rule 'function' is code, which a recipe cannot hold. Train in a "
+            "loop of your own, or use another rule."
+        )
     kind = values["sampling"]["kind"]
+    counts = [name for name, _ in description.parameters if name.endswith("num_batches_tracked")]
+    if description.grid and counts:
+        raise InputError(
+            f"recipe: '{counts[0].rpartition('.')[0]}' keeps running statistics, which a grid's "
+            f"sub-networks share with base, so that they fit none of them. Use GroupNorm or "
+            f"LayerNorm, or train in a loop of your own that recalibrates."
+        )
     if description.grid and kind not in ("sandwich", "random"):
         raise InputError(
             f"recipe: network.grid describes sub-networks that nobody runs with sampling.kind "

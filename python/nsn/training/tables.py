@@ -36,6 +36,8 @@ MEANS: dict[str, dict[str, Any]] = {
     "average": {"decay": 0.0},
     "bound": {"row_norm": 0.0, "blocks": []},
 }
+# Keys whose value may be a table by sub-networks' names.
+_TABLES_OF_NAMES = {"label_smoothing", "teach.weight", "weight", "sampling.first", "first"}
 TEACHERS = {
     "base": nsn.teach.base,
     "next_larger": nsn.teach.next_larger,
@@ -50,6 +52,16 @@ def complete(values: dict[str, Any]) -> None:
     data = values.setdefault("data", {"kind": "images"})
     if isinstance(data, dict):
         data.setdefault("validation", 0.0)
+    teach = values.get("teach")
+    if isinstance(teach, dict) and teach and "kind" not in teach:
+        raise InputError(
+            f"recipe: teach says nothing of who teaches. Give its kind: one of none, "
+            f"{', '.join(TEACHERS)}."
+        )
+    alone = values.get("alone")
+    for own in alone.values() if isinstance(alone, dict) else ():
+        if isinstance(own, dict):
+            _flatten(own)
     for key, defaults in MEANS.items():
         table = values.setdefault(key, {})
         if isinstance(table, dict):
@@ -86,6 +98,8 @@ def check_means(values: dict[str, Any]) -> None:
     ):
         if not _is_number(value) or not 0 <= value <= most or (name[0] == "a" and value == 1):
             limits = "at least 0" if most == math.inf else "between 0 and 1"
+            if name == "average.decay":
+                limits = "at least 0 and below 1"
             raise InputError(f"recipe: {name} must be a number {limits}, but is {value!r}.")
     if not isinstance(bound["blocks"], list):
         raise InputError(f"recipe: bound.blocks must be names, but is {bound['blocks']!r}.")
@@ -102,6 +116,16 @@ def check_means(values: dict[str, Any]) -> None:
         )
 
 
+def _flatten(table: dict[str, Any]) -> None:
+    """Brings ``{"optimizer": {"lr": 0.1}}`` to ``{"optimizer.lr": 0.1}``, the same in TOML."""
+    for key in list(table):
+        value = table[key]
+        if isinstance(value, dict) and key not in _TABLES_OF_NAMES:
+            del table[key]
+            _flatten(value)
+            table.update({f"{key}.{name}": each for name, each in value.items()})
+
+
 def _check_sampling(values: dict[str, Any]) -> None:
     sampling, teach = values["sampling"], values["teach"]
     kind = sampling["kind"]
@@ -114,6 +138,12 @@ def _check_sampling(values: dict[str, Any]) -> None:
         raise InputError(f"recipe: sampling.count is not used with kind '{kind}'. Leave it out.")
     if kind != "from_epoch" and sampling["first"]:
         raise InputError(f"recipe: sampling.first is not used with kind '{kind}'. Leave it out.")
+    for name, first in sampling["first"].items():
+        if isinstance(first, int) and first >= values["epochs"]:
+            raise InputError(
+                f"recipe: sampling.first lets '{name}' run from epoch {first} on, counted from 0, "
+                f"but there are {values['epochs']}: it would never train. Let it run earlier."
+            )
     starts_late = kind == "from_epoch" and sampling["first"].get("base", 0) > 0
     if teach["kind"] == "base" and (kind == "random" or starts_late):
         raise InputError(

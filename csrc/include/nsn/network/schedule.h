@@ -64,13 +64,13 @@ class NSN_API Schedule {
 NSN_API Schedule all(const Description& description);
 
 /// The largest, the smallest (of a grid the narrowest and shallowest), and `others` of the rest at
-/// random, cells of a grid among them (but for one that is the same as base; Yu &
+/// random, cells of a grid among them (but for those that are the same as a listed one; Yu &
 /// Huang, "Universally Slimmable Networks", 2019, the sandwich rule). `seed`: default, one of
 /// torch's generator.
 NSN_API Schedule sandwich(const Description& description, int64_t others,
                           std::optional<uint64_t> seed = std::nullopt);
 
-/// `count` of all at random, cells of a grid among them (but for one that is the same as base),
+/// `count` of all at random, cells of a grid among them (but for those that are the same as a listed one),
 /// each set as likely as any other.
 NSN_API Schedule random(const Description& description, int64_t count,
                         std::optional<uint64_t> seed = std::nullopt);
