@@ -217,7 +217,8 @@ def test_variants_share_the_seeds_and_are_compared_with_the_recipe(
 ) -> None:
     out = tmp_path / "out"
     vary = ("--vary", "optimizer.lr=0.05,0.2", "--vary", "teach.weight=0.25")
-    result = study(recipe, out, "--seeds", "2", "--set", "teach.kind=base", *vary)
+    vary = ("--set", "teach.kind=base", *vary)
+    result = study(recipe, out, "--seeds", "2", *vary)
     assert result.returncode == 0, result.stderr
     assert "optimizer.lr=0.05" in result.stdout and "8/8" in result.stdout
     document = json.loads((out / "ablation.json").read_text())
