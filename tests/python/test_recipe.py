@@ -437,3 +437,25 @@ def test_alone_may_be_tables_in_tables(tmp_path: Path) -> None:
     # In whichever order, and what is varied on purpose.
     load_recipe("demo", ["teach.weight=0.3", "teach.kind=base"])
     load_recipe("mnist", ["teach.kind=none"])
+
+
+def test_every_key_is_documented() -> None:
+    from nsn.training import tables
+
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    keys = {"epochs", "batch_size", "by_lane", "label_smoothing", "network", "optimizer.name"}
+    keys |= {f"{table}.{key}" for table, own in tables.MEANS.items() for key in own}
+    keys |= {f"schedule.{key}" for own in tables._SCHEDULES.values() for key in own}
+    keys |= {f"data.{key}" for own in tables._DATA.values() for key in own}
+    keys |= {"data.kind", "schedule.kind", "decay.weight_decay", "decay.of", "alone.NAME"}
+    documented = set(re.findall(r"`([\w.]+)`", " ".join(re.findall(r"^\| (`.*?) \|", text, re.M))))
+    assert keys == documented - {"key"}
+
+
+def test_the_documented_recipe_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    path = tmp_path / "recipe.toml"
+    path.write_text(re.search(r"```toml\n(.*?)```", text, re.S).group(1))  # type: ignore[union-attr]
+    recipe = load_recipe(str(path))
+    assert recipe.description.names == ["base", "small"]
+    assert recipe.teacher(nsn.Network(recipe.description)) is not None
