@@ -388,7 +388,8 @@ def _rule_document(rule: Rule, functions: dict[str, Callable[..., torch.Tensor]]
     if not isinstance(rule, Rule):
         raise TypeError(
             f"nsn.Description: a merge rule must come from nsn.merge, such as nsn.merge.mean(), "
-            f"but is a {type(rule).__name__}. Wrap a function of your own in nsn.merge.function."
+            f"but is a {type(rule).__name__}. Call the function that makes it, or "
+            f"wrap one of your own in nsn.merge.function."
         )
     if rule.is_builtin:
         return {"rule": rule.name, **({"weights": rule.weights} if rule.weights else {})}

@@ -16,7 +16,7 @@ where a process group is there, taken from its first rank.
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,12 +46,20 @@ class Turn(NamedTuple):
 class Schedule:
     """Made by the functions of this module; called with a step and an epoch, gives a :class:`Turn`.
 
+    Copies and pickles, as in a checkpoint of a run, choose as it does.
+
     Attributes:
         seed: of the random choices; None where there are none.
     """
 
-    def __init__(self, schedule: _Schedule, weights: Weights | None) -> None:
+    def __init__(
+        self,
+        schedule: _Schedule,
+        weights: Weights | None,
+        made: tuple[Callable[..., "Schedule"], dict[str, Any]],
+    ) -> None:
         self._schedule = schedule
+        self._made = made  # by whom and from what: how copies and pickles make it again
         given = {} if weights is None else weights
         for name, weight in numbers_of("nsn.schedule: weights", "the weight", given).items():
             schedule.weigh(name, weight)
@@ -59,6 +67,18 @@ class Schedule:
     @property
     def seed(self) -> int | None:
         return self._schedule.seed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        maker, arguments = self._made
+        seed = {} if self.seed is None else {"seed": self.seed}
+        return _again, (maker, {**arguments, **seed})
+
+    def __repr__(self) -> str:
+        maker, arguments = self._made
+        shown = {key: each for key, each in arguments.items() if key != "network" and each}
+        if self.seed is not None:
+            shown["seed"] = self.seed
+        return f"nsn.schedule.{maker.__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
     def __call__(self, step: int, epoch: int = 0) -> Turn:
         """Who trains.
@@ -86,7 +106,9 @@ def all(network: ParameterTable | Description, weights: Weights | None = None) -
     Raises:
         ValueError: where a weight names no sub-network.
     """
-    return Schedule(_C.schedule_all(description_in("nsn.schedule.all: network", network)), weights)
+    description = description_in("nsn.schedule.all: network", network)
+    made = (all, {"network": description, "weights": weights})
+    return Schedule(_C.schedule_all(description), weights, made)
 
 
 def sandwich(
@@ -115,7 +137,8 @@ def sandwich(
     """
     description = description_in("nsn.schedule.sandwich: network", network)
     expect("nsn.schedule.sandwich: others", others, numbers.Integral, "an int")
-    return Schedule(_C.schedule_sandwich(description, int(others), _seed(seed)), weights)
+    made = (sandwich, {"network": description, "others": int(others), "weights": weights})
+    return Schedule(_C.schedule_sandwich(description, int(others), _seed(seed)), weights, made)
 
 
 def random(
@@ -140,7 +163,8 @@ def random(
     """
     description = description_in("nsn.schedule.random: network", network)
     expect("nsn.schedule.random: count", count, numbers.Integral, "an int")
-    return Schedule(_C.schedule_random(description, int(count), _seed(seed)), weights)
+    made = (random, {"network": description, "count": int(count), "weights": weights})
+    return Schedule(_C.schedule_random(description, int(count), _seed(seed)), weights, made)
 
 
 def from_epoch(
@@ -166,7 +190,8 @@ def from_epoch(
         expect_name(f"{where}: each name", name)
         expect(f"{where}: the epoch of '{name}'", epoch, numbers.Integral, "an int")
     epochs = {name: int(epoch) for name, epoch in first.items()}
-    return Schedule(_C.schedule_from_epoch(description, epochs), weights)
+    made = (from_epoch, {"network": description, "first": epochs, "weights": weights})
+    return Schedule(_C.schedule_from_epoch(description, epochs), weights, made)
 
 
 def function(
@@ -195,7 +220,13 @@ def function(
             f"{returned} as weights", "the weight", weights
         )
 
-    return Schedule(_C.schedule_function(description, turn), None)
+    made = (function, {"network": description, "choose": choose})
+    return Schedule(_C.schedule_function(description, turn), None, made)
+
+
+def _again(maker: Callable[..., Schedule], arguments: dict[str, Any]) -> Schedule:
+    """A schedule as it was, from its pickle."""
+    return maker(**arguments)
 
 
 def _seed(seed: int | None) -> int:

@@ -1,6 +1,8 @@
 """Which sub-networks run in which step."""
 
+import copy
 import json
+import pickle
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -141,3 +143,36 @@ def test_all_ranks_run_the_same() -> None:
 def test_what_is_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_copies_and_pickles_choose_alike() -> None:
+    net = network()
+    for schedule in (
+        nsn.schedule.all(net, {"base": 2.0}),
+        nsn.schedule.sandwich(net, 1),
+        nsn.schedule.random(net, 2, {"base": 0.5}),
+        nsn.schedule.from_epoch(net, {"base": 1}),
+        nsn.schedule.function(net, alternating),
+    ):
+        for again in (copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule))):
+            assert [again(step, 1) for step in range(20)] == [
+                schedule(step, 1) for step in range(20)
+            ]
+            assert again.seed == schedule.seed
+            assert repr(again) == repr(schedule)
+    assert repr(nsn.schedule.sandwich(net, 1, seed=3)) == "nsn.schedule.sandwich(others=1, seed=3)"
+
+
+def alternating(step: int, epoch: int) -> list[str]:
+    return [network().subnetworks[step % 2]]
+
+
+@pytest.mark.parametrize(
+    "returned", [{"base": 1.0}, (["base"], {"base": 1.0})], ids=["dict", "tuple"]
+)
+def test_weights_of_a_function_are_a_turns(returned: Any) -> None:
+    schedule = nsn.schedule.function(network(), lambda step, epoch: returned)
+    with pytest.raises(TypeError, match=r"return names, or nsn.schedule.Turn\(names, weights\)"):
+        schedule(0)
+    with pytest.raises(TypeError, match="Give its names: turn.names"):
+        network()(torch.randn(2, 4), nsn.schedule.Turn(["base"]))

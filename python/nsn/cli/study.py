@@ -136,10 +136,13 @@ def study(
             print(json_text(result), flush=True)
             return
         metric = metric_of(task.recipe.values)
+        alone = task.recipe.alone_name
+        # By itself a sub-network is the base of its network.
         scores = "  ".join(
-            f"{name} {number_text(score[metric])}" for name, score in result["scores"].items()
+            f"{alone or name} {number_text(score[metric])}"
+            for name, score in result["scores"].items()
         )
-        way = f"{task.recipe.alone_name} alone" if task.recipe.alone_name else "together"
+        way = "alone" if alone else "together"
         label = labels[results.key(Task(task.recipe, 0))]
         shown = "" if label == "recipe" else f" ({label})"
         console.print(

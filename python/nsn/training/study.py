@@ -354,7 +354,8 @@ def study_table(study: dict[str, Any], title: str) -> Table:
         result.add_row(
             name,
             *(_mean_text(each[way]) for way in ("together", "alone")),
-            f"{difference['mean']:+.4f} ± {number_text(difference['standard_error'])}",
+            f"{difference['mean']:+.4f}"
+            + (f" ± {number_text(difference['standard_error'])}" if seeds > 1 else ""),
             f"{study['compute'][name]['flops']:.2e}",
         )
     result.caption = f"FLOPs together: {study['compute']['together']['flops']:.2e}"
@@ -388,6 +389,8 @@ def ablation_table(variants: Mapping[str, dict[str, list[float]]], title: str) -
 def _mean_text(values: list[float]) -> str:
     if not values:
         return "-"
+    if len(values) == 1:
+        return number_text(values[0])
     return f"{number_text(statistics.fmean(values))} ± {number_text(standard_error(values))}"
 
 
