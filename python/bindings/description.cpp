@@ -152,8 +152,8 @@ void bind_description(py::module_& m) {
       .def("with_dtype", &Description::with_dtype)
       .def_property_readonly("blocks_with_modes", &Description::blocks_with_modes)
       .def("index_of", &Description::index_of)
-      .def("find", &Description::find)
-      .def_property_readonly("axes",
+      .def("_find", &Description::find)
+      .def_property_readonly("_axes",
                              [](const Description& self) {
                                std::vector<std::pair<std::string, size_t>> axes;
                                for (const auto& axis : self.grid().axes()) {
@@ -161,7 +161,7 @@ void bind_description(py::module_& m) {
                                }
                                return axes;
                              })
-      .def("cell",
+      .def("_cell",
            [](const Description& self, const std::vector<size_t>& choices) {
              return self.grid().name(self.grid().cell(choices));
            })

@@ -87,8 +87,6 @@ def names_of(argument: str, value: Any, of: str = "sub-networks") -> list[str]:
     expected = f"{argument} must be a list of {of}' names, but"
     if isinstance(value, str) or not isinstance(value, Iterable) or isinstance(value, Tensor):
         raise TypeError(f"{expected} is {kind_of(value)}. {remedy}")
-    if hasattr(value, "_fields") and "names" in value._fields:
-        raise TypeError(f"{expected} is {kind_of(value)}. Give its names: turn.names.")
     names = list(value)
     for name in names:
         if not isinstance(name, str):

@@ -1,6 +1,5 @@
 """What ``nsn describe`` prints, and where it reads it."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from rich.table import Table
 
 from nsn import files
 from nsn.checkpoint import load
-from nsn.description import Description
+from nsn.description import Depths, Description
 from nsn.paths import Kept, paths_of
 from nsn.training.errors import InputError
 from nsn.training.recipe import load_recipe, shipped
@@ -95,32 +94,23 @@ def _overview(description: Description) -> Table:
 
 
 def _grid(description: Description) -> Table:
-    axes = json.loads(description.to_json())["grid"]
-    ends = [
-        description.cell(**{name: choices * last for name, choices in _last(description).items()})
-        for last in (0, 1)
-    ]
-    result = Table(title="Grid: sub-networks that are not listed")
-    result.caption = (
-        f"{math.prod(description.grid.values()):,} of them: "
-        + " to ".join(f"{end} ({description.parameter_count(end):,} parameters)" for end in ends)
-        + "."
+    axes = description.grid
+    smallest = description.cell(**dict.fromkeys(axes, 0))
+    largest = description.cell(**{name: axis.choices - 1 for name, axis in axes.items()})
+    ends = (
+        f"{name} ({description.parameter_count(name):,} parameters)" for name in (smallest, largest)
     )
+    count = math.prod(axis.choices for axis in axes.values())
+    result = Table(title="Grid: sub-networks that are not listed")
+    result.caption = f"{count:,} of them: {' to '.join(ends)}."
     for heading in ("axis", "choices", "of"):
         result.add_column(heading, overflow="fold")
-    for axis in axes:
-        dropped = axis.get("drops")
-        result.add_row(
-            axis["name"],
-            f"drops {len(dropped)} to 0" if dropped else ", ".join(map(str, axis["widths"])),
-            ", ".join(dropped or axis["of"]),
-        )
+    for name, axis in axes.items():
+        if isinstance(axis, Depths):
+            result.add_row(name, f"drops {len(axis.drops)} to 0", ", ".join(axis.drops))
+        else:
+            result.add_row(name, ", ".join(map(str, axis.widths)), ", ".join(axis.of))
     return result
-
-
-def _last(description: Description) -> dict[str, int]:
-    """Of each axis its largest choice."""
-    return {name: choices - 1 for name, choices in description.grid.items()}
 
 
 def _shares(description: Description) -> Table:

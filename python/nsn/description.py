@@ -101,6 +101,11 @@ class Widths:
             expect("nsn.Widths: each width", width, numbers.Real, "a count or a fraction")
         names_of("nsn.Widths: of", self.of, "blocks")
 
+    @property
+    def choices(self) -> int:
+        """How many choices it has."""
+        return len(self.widths)
+
     def _document(self, name: str) -> dict[str, Any]:
         return {"name": name, "widths": list(self.widths), "of": list(self.of)}
 
@@ -119,6 +124,11 @@ class Depths:
 
     def __post_init__(self) -> None:
         names_of("nsn.Depths: drops", self.drops, "blocks")
+
+    @property
+    def choices(self) -> int:
+        """How many choices it has: one more than blocks."""
+        return len(self.drops) + 1
 
     def _document(self, name: str) -> dict[str, Any]:
         return {"name": name, "drops": list(self.drops)}
@@ -232,11 +242,16 @@ class Description(_C.Description):
         return Description._of(super().alone(name))
 
     @property
-    def grid(self) -> dict[str, int]:
-        """The axes of sub-networks that are not listed: name to the number of choices."""
-        return dict(self.axes)
+    def grid(self) -> dict[str, Widths | Depths]:
+        """The axes of sub-networks that are not listed, by name."""
+        return {
+            axis["name"]: Depths(axis["drops"])
+            if "drops" in axis
+            else Widths(axis["widths"], axis["of"])
+            for axis in json.loads(self.to_json()).get("grid", [])
+        }
 
-    def cell(self, /, **choices: int) -> str:  # type: ignore[override]
+    def cell(self, /, **choices: int) -> str:
         """The name of a sub-network of the grid.
 
         Args:
@@ -246,7 +261,7 @@ class Description(_C.Description):
             ValueError: where there is no grid, or an axis is missing, unknown or without that
                 choice.
         """
-        axes = self.grid
+        axes = dict(self._axes)
         if not axes:
             raise ValueError(
                 "nsn.Description.cell: the network has no grid. List its sub-networks' names, or "
@@ -263,11 +278,12 @@ class Description(_C.Description):
             expect(where, choice, numbers.Integral, "an int")
             if not 0 <= int(choice) < axes[name]:
                 raise ValueError(f"{where} must be from 0 to {axes[name] - 1}, but is {choice}.")
-        return super().cell([int(choices[name]) for name in axes])
+        return self._cell([int(choices[name]) for name in axes])
 
     def has_cell(self, name: str) -> bool:
         """Whether the name is that of a sub-network of the grid."""
-        return self.find(name) is not None and name not in self.names
+        expect_name("nsn.Description.has_cell: name", name)
+        return self._find(name) is not None and name not in self.names
 
     def index_of(self, name: str) -> int:
         """A sub-network's place: among ``names``, and behind them for those of the grid.

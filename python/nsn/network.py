@@ -284,6 +284,10 @@ class Network(ParameterTable):
         """The names of several sub-networks, given to a method."""
         if isinstance(names, All):
             return self.subnetworks
+        if isinstance(names, tuple) and hasattr(names, "weights"):
+            raise TypeError(
+                f"nsn.Network.{method}: names is a schedule's Turn. Give its names: turn.names."
+            )
         return names_of(f"nsn.Network.{method}: names", names)
 
     def describe(self) -> Summary:
@@ -386,6 +390,6 @@ class Network(ParameterTable):
         ]
         grid = self._description.grid
         if grid:
-            axes = " x ".join(f"{choices} {name}" for name, choices in grid.items())
+            axes = " x ".join(f"{axis.choices} {name}" for name, axis in grid.items())
             lines.append(f"grid: {axes}")
         return "\n".join([*lines, f"merge: {self._description.merge.name}"])

@@ -13,8 +13,10 @@ else, and the ranks of a process group run the same. The seed is drawn from torc
 where a process group is there, taken from its first rank.
 """
 
+import builtins
 import numbers
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -59,10 +61,13 @@ class Schedule:
         made: tuple[Callable[..., "Schedule"], dict[str, Any]],
     ) -> None:
         self._schedule = schedule
-        self._made = made  # by whom and from what: how copies and pickles make it again
         given = {} if weights is None else weights
-        for name, weight in numbers_of("nsn.schedule: weights", "the weight", given).items():
+        kept = numbers_of("nsn.schedule: weights", "the weight", given)
+        for name, weight in kept.items():
             schedule.weigh(name, weight)
+        maker, arguments = made
+        # By whom and from what: how copies and pickles make it again.
+        self._made = (maker, {**arguments, "weights": kept} if kept else arguments)
 
     @property
     def seed(self) -> int | None:
@@ -71,11 +76,15 @@ class Schedule:
     def __reduce__(self) -> tuple[Any, ...]:
         maker, arguments = self._made
         seed = {} if self.seed is None else {"seed": self.seed}
-        return _again, (maker, {**arguments, **seed})
+        return partial(maker, **{**arguments, **seed}), ()
 
     def __repr__(self) -> str:
         maker, arguments = self._made
-        shown = {key: each for key, each in arguments.items() if key != "network" and each}
+        shown = {
+            key: each
+            for key, each in arguments.items()
+            if key != "network" and each not in (None, {})
+        }
         if self.seed is not None:
             shown["seed"] = self.seed
         return f"nsn.schedule.{maker.__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
@@ -107,7 +116,7 @@ def all(network: ParameterTable | Description, weights: Weights | None = None) -
         ValueError: where a weight names no sub-network.
     """
     description = description_in("nsn.schedule.all: network", network)
-    made = (all, {"network": description, "weights": weights})
+    made = (all, {"network": description})
     return Schedule(_C.schedule_all(description), weights, made)
 
 
@@ -137,7 +146,10 @@ def sandwich(
     """
     description = description_in("nsn.schedule.sandwich: network", network)
     expect("nsn.schedule.sandwich: others", others, numbers.Integral, "an int")
-    made = (sandwich, {"network": description, "others": int(others), "weights": weights})
+    made = (
+        sandwich,
+        {"network": description, "others": int(others)},
+    )
     return Schedule(_C.schedule_sandwich(description, int(others), _seed(seed)), weights, made)
 
 
@@ -163,7 +175,7 @@ def random(
     """
     description = description_in("nsn.schedule.random: network", network)
     expect("nsn.schedule.random: count", count, numbers.Integral, "an int")
-    made = (random, {"network": description, "count": int(count), "weights": weights})
+    made = (random, {"network": description, "count": int(count)})
     return Schedule(_C.schedule_random(description, int(count), _seed(seed)), weights, made)
 
 
@@ -190,7 +202,7 @@ def from_epoch(
         expect_name(f"{where}: each name", name)
         expect(f"{where}: the epoch of '{name}'", epoch, numbers.Integral, "an int")
     epochs = {name: int(epoch) for name, epoch in first.items()}
-    made = (from_epoch, {"network": description, "first": epochs, "weights": weights})
+    made = (from_epoch, {"network": description, "first": epochs})
     return Schedule(_C.schedule_from_epoch(description, epochs), weights, made)
 
 
@@ -209,7 +221,10 @@ def function(
 
     def turn(step: int, epoch: int) -> tuple[list[str], dict[str, float]]:
         chosen = choose(step, epoch)
-        if not isinstance(chosen, Turn) and isinstance(chosen, (Mapping, tuple)):
+        holds_others = isinstance(chosen, tuple) and not builtins.all(
+            isinstance(each, str) for each in chosen
+        )
+        if not isinstance(chosen, Turn) and (isinstance(chosen, Mapping) or holds_others):
             raise TypeError(
                 f"{where} must return names, or nsn.schedule.Turn(names, weights), but returned "
                 f"{kind_of(chosen)}."
@@ -222,11 +237,6 @@ def function(
 
     made = (function, {"network": description, "choose": choose})
     return Schedule(_C.schedule_function(description, turn), None, made)
-
-
-def _again(maker: Callable[..., Schedule], arguments: dict[str, Any]) -> Schedule:
-    """A schedule as it was, from its pickle."""
-    return maker(**arguments)
 
 
 def _seed(seed: int | None) -> int:

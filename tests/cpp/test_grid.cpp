@@ -145,8 +145,7 @@ TEST(Grid, SandwichDrawsFromIt) {
   }
   EXPECT_EQ(seen.size(), 6U);  // base, and all cells but the one that is the same
   EXPECT_EQ(seen.count("w2_d1"), 0U);
-  expect_throws_with([&] { schedule::sandwich(description, 5, 7); },
-                     {"others must be from 0 to 4"});
+  expect_throws_with([&] { schedule::sandwich(description, 5, 7); }, {"but only 4 fit and differ"});
   expect_throws_with([&] { schedule::from_epoch(description, {{"w0_d0", 2}}); }, {"lists no"});
 }
 

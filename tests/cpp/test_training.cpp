@@ -124,7 +124,8 @@ TEST(Schedule, RunsWithTheNetwork) {
   const auto options = JointLossOptions().weights(turn.weights);
   joint_loss(net->joint(at::randn({2, 4}), turn.names), at::zeros({2}, at::kLong), options)
       .backward();
-  expect_throws_with([&] { schedule::random(five(), 9); }, {"from 1 to 5", "9"});
+  expect_throws_with([&] { schedule::random(five(), 9); },
+                     {"9 sub-networks are to be drawn", "only 5"});
   expect_throws_with([&] { schedule::Schedule(five(), nullptr); }, {"there is no function"});
 }
 

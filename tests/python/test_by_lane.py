@@ -180,7 +180,7 @@ def test_what_cannot_be_is_refused() -> None:
         ValueError,
         match="in training the running statistics 'stage0.norm.running_mean' are updated once for "
         "all sub-networks that share them, but these run one after the other. Give each its own "
-        'with per_subnetwork={"statistics"}, or use a joint pass',
+        'with per_subnetwork={"statistics"}',
     ):
         shared.backward_by_lane(x, lambda _, output: output.sum())
     with pytest.raises(

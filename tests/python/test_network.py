@@ -342,7 +342,7 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: nsn.param_groups(small(merge=nsn.merge.function(max, "max")), 0.1, "s"),
         ValueError,
-        "the merge rule 'max', which is no sum with coefficients",
+        "rule 'max' is a function of the gradients and has no coefficients",
     ),
 ]
 

@@ -434,6 +434,12 @@ def test_alone_may_be_tables_in_tables(tmp_path: Path) -> None:
     recipe = load_recipe(with_tables(tmp_path, more))
     assert recipe.alone("sub1").values["optimizer"]["lr"] == 0.5
     assert recipe.alone("base").values["optimizer"]["momentum"] == 0.5
+    for setting in (
+        "teach.weight=0.9",
+        "teach.weight={ sub1 = 0.9 }",
+        "label_smoothing={ base = 0.1 }",
+    ):
+        load_recipe("mnist", [setting])
     # In whichever order, and what is varied on purpose.
     load_recipe("demo", ["teach.weight=0.3", "teach.kind=base"])
     load_recipe("mnist", ["teach.kind=none"])

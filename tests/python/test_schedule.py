@@ -118,8 +118,8 @@ def test_all_ranks_run_the_same() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nsn.schedule.sandwich(NET, 4), "others must be from 0 to 3, but is 4"),
-        (lambda: nsn.schedule.random(NET, 0), "count must be from 1 to 5, but is 0"),
+        (lambda: nsn.schedule.sandwich(NET, 4), "4 sub-networks are to be drawn, but only 3 fit"),
+        (lambda: nsn.schedule.random(NET, 0), "count must be at least 1, but is 0"),
         (lambda: nsn.schedule.random(NET, 2, seed=-1), "the seed must be at least 0"),
         (lambda: nsn.schedule.all(NET, {"bas": 1.0}), "no sub-network 'bas'. They are 'base'"),
         (
@@ -160,6 +160,15 @@ def test_copies_and_pickles_choose_alike() -> None:
             ]
             assert again.seed == schedule.seed
             assert repr(again) == repr(schedule)
+    assert repr(nsn.schedule.sandwich(net, 0, seed=3)) == "nsn.schedule.sandwich(others=0, seed=3)"
+    weights = {"base": 2.0}
+    schedule = nsn.schedule.all(net, weights)
+    weights["base"] = 3.0
+    assert copy.deepcopy(schedule)(0).weights == schedule(0).weights == {"base": 2.0}
+    assert nsn.schedule.function(net, lambda step, epoch: ("base", "from_d"))(0).names == [
+        "base",
+        "from_d",
+    ]
     assert repr(nsn.schedule.sandwich(net, 1, seed=3)) == "nsn.schedule.sandwich(others=1, seed=3)"
 
 

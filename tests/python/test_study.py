@@ -217,7 +217,7 @@ def test_variants_share_the_seeds_and_are_compared_with_the_recipe(
 ) -> None:
     out = tmp_path / "out"
     vary = ("--vary", "optimizer.lr=0.05,0.2", "--vary", "teach.weight=0.25")
-    vary = ("--set", "teach.kind=base", *vary)
+    vary += ("--set", "teach.kind=base")
     result = study(recipe, out, "--seeds", "2", *vary)
     assert result.returncode == 0, result.stderr
     assert "optimizer.lr=0.05" in result.stdout and "8/8" in result.stdout
@@ -331,7 +331,10 @@ def test_an_override_holds_alone_too(recipe: Path) -> None:
         (["sampling.kind=some"], "sampling.kind must be one of"),
         (["sampling.count=2"], "sampling.count is not used with kind 'all'"),
         (["sampling.kind=random"], "base is the teacher, but with sampling.kind 'random'"),
-        (["sampling.kind=sandwich", "sampling.count=9"], "others must be from 0 to 0, but is 9"),
+        (
+            ["sampling.kind=sandwich", "sampling.count=9"],
+            "9 sub-networks are to be drawn, but only 0 fit",
+        ),
     ],
 )
 def test_wrong_sampling(recipe: Path, overrides: list[str], message: str) -> None:

@@ -39,8 +39,7 @@ std::vector<size_t> file_order(const Description& description) {
   });
   std::vector<size_t> ranks(count, by_size.size());
   for (const size_t rank : c10::irange(by_size.size())) {
-    for (const auto& [p, use] : description.subnetworks()[by_size[rank]].uses) {
-      static_cast<void>(use);
+    for (const auto& [p, _] : description.subnetworks()[by_size[rank]].uses) {
       ranks[p] = std::min(ranks[p], rank);
     }
   }
@@ -133,10 +132,10 @@ void check_whole(const safetensors::File& file, const Description& description,
                     file.data_bytes(), ": it is truncated. ", remedy);
 }
 
-/// The place of a sub-network that is to be loaded by itself.
-size_t listed(const Description& description, const std::string& name) {
+/// The place of a sub-network that `function` is to load by itself.
+size_t listed_place(const Description& description, const std::string& name, const char* function) {
   const size_t place = description.index_of(name);
-  TORCH_CHECK_VALUE(place < description.subnetworks().size(), "nsn::load: '", name,
+  TORCH_CHECK_VALUE(description.is_listed(place), function, ": '", name,
                     "' is a sub-network of the grid, whose parameters are base's. Load base, or "
                     "list it among the sub-networks.");
   return place;
@@ -244,7 +243,7 @@ Checkpoint read_checkpoint(const std::string& path, const Supplied& supplied,
   const auto entries = entries_of(file, description);
   if (only) {
     std::vector<bool> wanted(description.subnetworks().size(), false), present = wanted;
-    wanted[listed(description, *only)] = true;
+    wanted[listed_place(description, *only, "nsn::load")] = true;
     result.parameters = safetensors::reserve(file, entries);
     read_missing(file, description, entries, result.parameters, wanted, present);
     result.report.missing = missing_beside(description, wanted);
@@ -291,7 +290,7 @@ void read_rest(const Description& description, at::TensorList parameters, LoadRe
   const size_t count = description.subnetworks().size();
   std::vector<bool> present(count, true), wanted(count, !only);
   for (const std::string& name : report.missing) present[description.index_of(name)] = false;
-  if (only) wanted[listed(description, *only)] = true;
+  if (only) wanted[listed_place(description, *only, "nsn::load_rest")] = true;
   read_missing(file, description, entries, parameters, wanted, present);
   for (const size_t s : c10::irange(count)) present[s] = present[s] || wanted[s];
   report.missing = missing_beside(description, present);

@@ -12,9 +12,8 @@
 
 namespace nsn {
 
-void Description::add_grid(std::vector<GridAxis> axes, detail::BlockLookup lookup) {
+void Description::add_grid(std::vector<GridAxis> axes) {
   grid_ = Grid(std::move(axes));
-  cells_ = std::make_shared<detail::Cells>(std::move(lookup));
   if (grid_.size() == 0) return;
   const Subnetwork& base = (*subnetworks_)[0];
   for (const Subnetwork& subnetwork : *subnetworks_) {
@@ -51,7 +50,6 @@ void Description::add_grid(std::vector<GridAxis> axes, detail::BlockLookup looku
                         "', which base does not keep. It keeps ", detail::quoted(kept), ".");
     }
   }
-  check_cells();
 }
 
 namespace {
@@ -72,12 +70,12 @@ auto for_choice(const GridAxis& axis, size_t choice, const char* others, const M
 
 }  // namespace
 
-/// Makes each choice of each axis, with the others at their largest and at their smallest, and
-/// finds where slices may be parted.
-void Description::check_cells() {
+/// Each choice of each axis, with the others at their largest and at their smallest.
+std::vector<Description::Subnetwork> Description::make_choices() const {
+  std::vector<Subnetwork> made;
+  if (grid_.size() == 0) return made;
   const auto largest = grid_.choices(grid_.size() - 1);
   const std::vector<size_t> smallest(largest.size(), 0);
-  std::vector<Subnetwork> made;
   for (const size_t i : c10::irange(largest.size())) {
     const GridAxis& axis = grid_.axes()[i];
     auto wide = largest, narrow = smallest;
@@ -97,32 +95,7 @@ void Description::check_cells() {
       before = own;
     }
   }
-  cells_->borders.resize(parameters_.size());
-  const auto each = [&](const auto& act) {
-    for (const Subnetwork& subnetwork : *subnetworks_) act(subnetwork);
-    for (const Subnetwork& subnetwork : made) act(subnetwork);
-  };
-  each([&](const Subnetwork& subnetwork) {
-    for (const auto& [parameter, use] : subnetwork.uses) {
-      static_cast<void>(use);
-      if (parameters_[parameter].subnetwork) continue;
-      cells_->borders[parameter].add(*subnetwork.slice_of(parameter));
-    }
-  });
-  each([&](const Subnetwork& subnetwork) { check_slices(subnetwork); });
-}
-
-/// Refuses a slice that has no view in common with others.
-void Description::check_slices(const Subnetwork& subnetwork) const {
-  for (const auto& [parameter, use] : subnetwork.uses) {
-    static_cast<void>(use);
-    if (parameters_[parameter].subnetwork) continue;
-    TORCH_CHECK_VALUE(cells_->borders[parameter].fit(*subnetwork.slice_of(parameter)),
-                      "nsn::Description: parameter '", parameters_[parameter].name,
-                      "': the slice of it that sub-network '", subnetwork.name,
-                      "' uses does not fit together with those of the grid's other ones. Give the "
-                      "axes widths that are multiples of each other's parts.");
-  }
+  return made;
 }
 
 Description::Subnetwork Description::make_cell(size_t cell) const {

@@ -12,6 +12,7 @@
 
 #include "blocks/reading.h"
 #include "blocks/support.h"
+#include "description/cells.h"
 #include "description/subnetworks.h"
 
 namespace nsn {
@@ -96,7 +97,9 @@ Description::Description(const NetworkOptions& options)
   add_parameters();
   for (Subnetwork& subnetwork : *subnetworks_) settle(subnetwork);
   add_users();
-  add_grid(options.axes_, std::move(lookup));
+  cells_ = std::make_shared<detail::Cells>(std::move(lookup));
+  add_grid(options.axes_);
+  check_slices(make_choices());
   check_rules();
 }
 
@@ -238,6 +241,10 @@ size_t Description::index_of(const std::string& subnetwork) const {
   if (place) return *place;
   TORCH_CHECK_VALUE(false, "nsn: there is no sub-network '", subnetwork, "'. The sub-networks are ",
                     detail::names_in(*this), ".");
+}
+
+std::string Description::name(size_t place) const {
+  return is_listed(place) ? (*subnetworks_)[place].name : grid_.name(place - subnetworks_->size());
 }
 
 Description::SubnetworkPtr Description::subnetwork(const std::string& name) const {

@@ -249,7 +249,7 @@ std::string Description::to_json(int indent) const {
     return json.dump(indent);
   } catch (const Json::exception& error) {
     TORCH_CHECK_VALUE(false, "nsn::Description: names must be UTF-8: ", error.what(),
-                      ". Rename the merge rule, or the block of an axis.");
+                      ". Rename the merge rule.");
   }
 }
 

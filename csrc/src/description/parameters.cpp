@@ -2,12 +2,14 @@
 #include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
 
+#include <algorithm>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
 #include "blocks/support.h"
+#include "description/cells.h"
 #include "description/subnetworks.h"
 #include "nsn/description/description.h"
 
@@ -106,7 +108,7 @@ void Description::settle(Subnetwork& subnetwork) const {
   for (const size_t i : c10::irange(subnetwork.blocks.size())) {
     for (const size_t p : c10::irange(subnetwork.places[i].size())) {
       const ParameterPlace& place = subnetwork.places[i][p];
-      subnetwork.uses.emplace(place.place, std::make_pair(i, p));
+      subnetwork.uses.emplace(place.place, Subnetwork::Use{i, p});
       if (!place.is_tied) continue;
       const Layout& slice = subnetwork.fits[i].slices[p];
       Layout& covered = subnetwork.tied.emplace(place.place, slice).first->second;
@@ -121,8 +123,7 @@ void Description::settle(Subnetwork& subnetwork) const {
       }
     }
   }
-  for (const auto& [parameter, use] : subnetwork.uses) {
-    static_cast<void>(use);
+  for (const auto& [parameter, _] : subnetwork.uses) {
     if (parameters_[parameter].is_buffer) continue;
     const int64_t count = c10::multiply_integers(kept_shape(*subnetwork.slice_of(parameter)));
     subnetwork.parameter_count = detail::saturating_add(subnetwork.parameter_count, count);
@@ -133,26 +134,53 @@ const Layout* Description::Subnetwork::slice_of(size_t parameter) const {
   const auto shared = tied.find(parameter);
   if (shared != tied.end()) return &shared->second;
   const auto use = uses.find(parameter);
-  return use == uses.end() ? nullptr : &fits[use->second.first].slices[use->second.second];
+  return use == uses.end() ? nullptr : &fits[use->second.block].slices[use->second.spec];
 }
 
-/// Tells who uses each parameter, and refuses slices that have no common view.
+bool Description::Subnetwork::is_same_as(const Subnetwork& other) const {
+  if (blocks != other.blocks || output != other.output || uses != other.uses) return false;
+  for (const size_t i : c10::irange(fits.size())) {
+    if (fits[i].use.dropout != other.fits[i].use.dropout) return false;
+  }
+  return std::all_of(uses.begin(), uses.end(), [&](const auto& use) {
+    return *slice_of(use.first) == *other.slice_of(use.first);
+  });
+}
+
+/// Tells who uses each parameter.
 void Description::add_users() {
   users_.resize(parameters_.size());
   for (const size_t s : c10::irange(subnetworks_->size())) {
-    for (const auto& [parameter, use] : (*subnetworks_)[s].uses) {
-      static_cast<void>(use);
-      users_[parameter].push_back(s);
-    }
+    for (const auto& [parameter, _] : (*subnetworks_)[s].uses) users_[parameter].push_back(s);
   }
-  for (const size_t p : c10::irange(parameters_.size())) {
-    if (parameters_[p].subnetwork) continue;
-    std::vector<const Layout*> slices;
-    for (const User& user : users_of(p)) slices.push_back(user.slice);
-    TORCH_CHECK_VALUE(slices.empty() || common_view(slices), "nsn::Description: parameter '",
-                      parameters_[p].name,
-                      "': the sub-networks' slices of it do not fit together. "
-                      "Give them widths that are multiples of each other's parts.");
+}
+
+/// Finds where slices of each parameter may be parted, from those of the listed sub-networks and of
+/// the grid's choices, and refuses those that cannot be.
+void Description::check_slices(const std::vector<Subnetwork>& choices) {
+  cells_->borders.resize(parameters_.size());
+  const auto each = [&](const auto& act) {
+    for (const Subnetwork& subnetwork : *subnetworks_) act(subnetwork);
+    for (const Subnetwork& subnetwork : choices) act(subnetwork);
+  };
+  each([&](const Subnetwork& subnetwork) {
+    for (const auto& [parameter, _] : subnetwork.uses) {
+      if (parameters_[parameter].subnetwork) continue;
+      cells_->borders[parameter].add(*subnetwork.slice_of(parameter));
+    }
+  });
+  each([&](const Subnetwork& subnetwork) { check_slices(subnetwork); });
+}
+
+void Description::check_slices(const Subnetwork& subnetwork) const {
+  for (const auto& [parameter, _] : subnetwork.uses) {
+    if (parameters_[parameter].subnetwork) continue;
+    TORCH_CHECK_VALUE(cells_->borders[parameter].fit(*subnetwork.slice_of(parameter)),
+                      "nsn::Description: parameter '", parameters_[parameter].name,
+                      "': the sub-networks' slices of it do not fit together, that of '",
+                      subnetwork.name,
+                      "' with the others'. Give them widths that are multiples of each other's "
+                      "parts.");
   }
 }
 

@@ -195,8 +195,7 @@ void SubnetworkMaker::set_widths() {
       TORCH_CHECK_VALUE(dimension_name.empty(), prefix_, " sets a width for '", dimension_name,
                         "' of all blocks, but '*' stands for all of their dimensions. Name the "
                         "blocks.");
-      TORCH_CHECK_VALUE(!of_all_, prefix_,
-                        " sets the width of all blocks twice. Set it once.");
+      TORCH_CHECK_VALUE(!of_all_, prefix_, " sets the width of all blocks twice. Set it once.");
       of_all_ = width;
       continue;
     }

@@ -5,9 +5,6 @@
 #include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
 
-#include <algorithm>
-#include <numeric>
-
 #include "operations/autograd.h"
 #include "values/regions.h"
 

@@ -81,7 +81,7 @@ struct Pack::State {
 
   State(ParameterTable table, std::vector<size_t> places)
       : network(std::move(table)), subnetworks(std::move(places)) {
-    for (const size_t s : subnetworks) names.push_back(network.description().subnetwork(s)->name);
+    for (const size_t s : subnetworks) names.push_back(network.description().name(s));
   }
 
   void pack(const ParameterTable& from) {
@@ -104,7 +104,7 @@ struct Pack::State {
     programs.reserve(subnetworks.size());
     made->programs.reserve(subnetworks.size());
     for (const size_t s : subnetworks) {
-      const std::string name = description.subnetwork(s)->name;
+      const std::string name = description.name(s);
       programs.push_back(lower(made->core->description(), name));
       made->programs.emplace_back(programs.back(), name, s, made->tensors);
     }
@@ -153,7 +153,7 @@ PackedView Pack::view(const std::string& subnetwork) const {
   for (const size_t i : c10::irange(state_->subnetworks.size())) {
     const size_t s = state_->subnetworks[i];
     if (s == place) return PackedView(state_, i);
-    names += (names.empty() ? "'" : ", '") + description.subnetwork(s)->name + "'";
+    names += (names.empty() ? "'" : ", '") + description.name(s) + "'";
   }
   TORCH_CHECK_VALUE(false, "nsn::Pack: sub-network '", subnetwork,
                     "' is not in this pack, which has ", names, ". Name it when packing.");

@@ -115,7 +115,7 @@ std::vector<Pack::Entry> PackedTensors::entries(const Description& description) 
   std::vector<Pack::Entry> result;
   for (const Copy* copy : copies) {
     std::vector<std::string> users;
-    for (const size_t user : copy->users) users.push_back(description.subnetwork(user)->name);
+    for (const size_t user : copy->users) users.push_back(description.name(user));
     result.push_back({description.parameters()[copy->place].name, copy->shape(), form(*copy),
                       copy->bytes(), std::move(users)});
   }

@@ -60,35 +60,37 @@ struct ScaleFunction : torch::autograd::Function<ScaleFunction> {
   }
 };
 
+/// One of the lanes of a pass.
+struct Member {
+  Description::SubnetworkPtr subnetwork;
+  merge::Lane lane;
+};
+
 /// The users of a parameter among the lanes of a pass.
 struct Users {
   std::vector<merge::Lane> lanes;
   std::vector<const Layout*> slices;
-  std::vector<Description::SubnetworkPtr> held;  // whose slices they are
   /// Where the lane is among them; none if it is not.
   std::optional<size_t> own;
 };
 
-Users users_among(const Description& description, size_t place, c10::ArrayRef<size_t> subnetworks,
-                  size_t lane) {
+Users users_among(const std::vector<Member>& pass, size_t place, size_t lane) {
   Users result;
-  for (const size_t s : subnetworks) {
-    auto subnetwork = description.subnetwork(s);
-    const Layout* slice = subnetwork->slice_of(place);
+  for (const size_t i : c10::irange(pass.size())) {
+    const Layout* slice = pass[i].subnetwork->slice_of(place);
     if (slice == nullptr) continue;
-    if (s == subnetworks[lane]) result.own = result.lanes.size();
-    result.lanes.push_back(description.lane(s));
+    if (i == lane) result.own = result.lanes.size();
+    result.lanes.push_back(pass[i].lane);
     result.slices.push_back(slice);
-    result.held.push_back(std::move(subnetwork));
   }
   return result;
 }
 
 at::Tensor parameter_for(const Description& description, size_t place, const at::Tensor& parameter,
-                         c10::ArrayRef<size_t> subnetworks, size_t lane, bool training) {
+                         const std::vector<Member>& pass, size_t lane, bool training) {
   const auto& described = description.parameters()[place];
   const auto& block = description.blocks()[described.block];
-  const Users users = users_among(description, place, subnetworks, lane);
+  const Users users = users_among(pass, place, lane);
   if (!users.own || described.subnetwork || block.block->module()) return parameter;
   if (described.is_buffer) {
     TORCH_CHECK_VALUE(!training || users.lanes.size() == 1,
@@ -124,11 +126,15 @@ at::Tensor parameter_for(const Description& description, size_t place, const at:
 std::vector<at::Tensor> for_lane(const Description& description, at::TensorList parameters,
                                  c10::ArrayRef<size_t> subnetworks, size_t lane, bool training) {
   check_transforms(parameters);
+  std::vector<Member> pass;
+  for (const size_t s : subnetworks) {
+    pass.push_back({description.subnetwork(s), description.lane(s)});
+  }
   std::vector<at::Tensor> result;
   for (const size_t place : c10::irange(parameters.size())) {
     const at::Tensor& parameter = parameters[place];
     result.push_back(parameter.defined()
-                         ? parameter_for(description, place, parameter, subnetworks, lane, training)
+                         ? parameter_for(description, place, parameter, pass, lane, training)
                          : parameter);
   }
   return result;
@@ -145,7 +151,7 @@ Outputs backward_by_lane(const Network& net, const at::Tensor& x, const LaneLoss
   Outputs losses("sub-network");
   bool any = false;
   for (const size_t lane : c10::irange(subnetworks.size())) {
-    const std::string name = net->description().subnetwork(subnetworks[lane])->name;
+    const std::string name = net->description().name(subnetworks[lane]);
     const at::Tensor value =
         loss(name, net->core().lane(table, x, subnetworks, lane, net->is_training(), seed));
     TORCH_CHECK_VALUE(value.defined() && value.dim() == 0,

@@ -43,7 +43,7 @@ void check_lanes(const Description& description, c10::ArrayRef<size_t> subnetwor
                       subnetwork, "; there are ", description.places(), ".");
     TORCH_CHECK_VALUE(std::find(subnetworks.begin(), subnetworks.begin() + lane, subnetwork) ==
                           subnetworks.begin() + lane,
-                      "nsn::Network: sub-network '", description.subnetwork(subnetwork)->name,
+                      "nsn::Network: sub-network '", description.name(subnetwork),
                       "' is asked for twice in one joint pass. Name it once.");
   }
 }
@@ -56,42 +56,45 @@ uint64_t draw_seed() {
   return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
 }
 
-struct Core::Cells {
-  detail::Recent<Way> recent{detail::kKeptCells};
-};
-
 Core::Core(Description description)
     : description_(std::move(description)),
-      cells_(std::make_unique<Cells>()),
+      recent_(std::make_unique<detail::Recent<Passage>>(detail::kKeptCells)),
       workspace_(std::make_shared<Workspace>()) {
   cpu_level();  // throws where another was asked for than there is
   for (const size_t s : c10::irange(description_.subnetworks().size())) {
-    ways_.push_back(std::make_shared<const Way>(trace_way(s)));
+    passages_.push_back(std::make_shared<const Passage>(trace(s)));
     has_tied_ = has_tied_ || !description_.subnetworks()[s].tied.empty();
   }
 }
 
 Core::~Core() = default;
 
-/// What a sub-network passes block by block, and the ways before and behind each.
-Core::Way Core::trace_way(size_t s) const {
-  Way result{description_.subnetwork(s), {}};
+/// What a sub-network passes block by block, with the ways before and behind each.
+Core::Passage Core::trace(size_t s) const {
+  Passage result{description_.subnetwork(s), {}};
   const auto& subnetwork = *result.subnetwork;
+  const merge::Lane lane = description_.lane(s);
   uint64_t way = 0;  // the network's input, which all share
   for (const size_t i : c10::irange(subnetwork.blocks.size())) {
     const auto& block = description_.blocks()[subnetwork.blocks[i]];
     const uint64_t next = detail::next_way(way, subnetwork.blocks[i], subnetwork.fits[i],
                                            detail::has_private_parts(block.parameters), s);
-    result.passes.push_back(
-        {description_.lane(s), s, &subnetwork.fits[i], subnetwork.places[i].data(), way, next});
+    result.blocks.push_back({lane, s, &subnetwork.fits[i], subnetwork.places[i].data(), way, next});
     way = next;
   }
   return result;
 }
 
-Core::WayPtr Core::way_of(size_t s) const {
-  if (s < ways_.size()) return ways_[s];
-  return cells_->recent.get(s, [&] { return trace_way(s); });
+Core::PassagePtr Core::passage_of(size_t s) const {
+  if (description_.is_listed(s)) return passages_[s];
+  return recent_->get(s, [&] { return trace(s); });
+}
+
+std::vector<Core::PassagePtr> Core::passages_of(c10::ArrayRef<size_t> subnetworks) const {
+  check_lanes(description_, subnetworks);
+  std::vector<PassagePtr> result;
+  for (const size_t s : subnetworks) result.push_back(passage_of(s));
+  return result;
 }
 
 std::vector<at::Tensor> Core::initial_parameters() const {
@@ -169,29 +172,23 @@ void Core::check_parameters(at::TensorList parameters, const BlockPass& pass, si
 }
 
 /// One share node for each tied parameter, over all lanes of the pass that use it.
-void Core::share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks,
+void Core::share_tied(at::TensorList parameters, const std::vector<PassagePtr>& lanes,
                       const Mode& mode, TiedSlices& tied) const {
-  std::map<size_t, std::vector<size_t>> users;
-  for (const size_t s : subnetworks) {
-    const auto subnetwork = description_.subnetwork(s);
-    for (const auto& [place, slice] : subnetwork->tied) {
-      static_cast<void>(slice);
-      users[place].push_back(s);
-    }
+  std::map<size_t, std::vector<const Passage*>> users;
+  for (const PassagePtr& lane : lanes) {
+    for (const auto& [place, _] : lane->subnetwork->tied) users[place].push_back(lane.get());
   }
-  for (const auto& [place, lanes] : users) {
-    std::vector<Description::SubnetworkPtr> held;
+  for (const auto& [place, own] : users) {
     std::vector<const Layout*> slices;
     std::vector<merge::Lane> merge_lanes;
-    for (const size_t s : lanes) {
-      held.push_back(description_.subnetwork(s));
-      slices.push_back(&held.back()->tied.at(place));
-      merge_lanes.push_back(description_.lane(s));
+    for (const Passage* lane : own) {
+      slices.push_back(&lane->subnetwork->tied.at(place));
+      merge_lanes.push_back(lane->blocks[0].lane);
     }
-    const auto rule = rule_of(description_.parameters()[place].block, subnetworks, mode);
+    const auto rule = rule_of(description_.parameters()[place].block, lanes, mode);
     const auto shared = functional::share_layouts(parameters[place], slices, rule, merge_lanes);
-    for (const size_t i : c10::irange(lanes.size())) {
-      tied[{place, lanes[i]}] = shared[i];
+    for (const size_t i : c10::irange(own.size())) {
+      tied[{place, own[i]->blocks[0].subnetwork}] = shared[i];
     }
   }
 }
@@ -225,41 +222,45 @@ void Core::check_outputs(at::TensorList outputs, const Description::NamedBlock& 
 
 std::vector<at::Tensor> Core::joint(at::TensorList parameters, const at::Tensor& x,
                                     c10::ArrayRef<size_t> subnetworks, bool training) const {
-  return run(parameters, x, subnetworks, {training});
+  return run(parameters, x, passages_of(subnetworks), {training});
+}
+
+at::Tensor Core::evaluate(at::TensorList parameters, const at::Tensor& x,
+                          const PassagePtr& passage) const {
+  return run(parameters, x, {passage}, {})[0];
 }
 
 at::Tensor Core::lane(at::TensorList parameters, const at::Tensor& x,
                       c10::ArrayRef<size_t> subnetworks, size_t lane, bool training,
                       uint64_t seed) const {
-  check_lanes(description_, subnetworks);
+  Mode mode{training};
+  mode.seed = seed;
+  mode.part_of = passages_of(subnetworks);
   TORCH_CHECK_VALUE(lane < subnetworks.size(), "nsn::Core: there is no lane ", lane, "; there are ",
                     subnetworks.size(), ".");
   description_.check_count(parameters);
   check_input(x);
   const std::vector<at::Tensor> own =
       detail::for_lane(description_, parameters, subnetworks, lane, training);
-  Mode mode{training};
-  mode.seed = seed;
-  mode.part_of = subnetworks;
-  return run(own, x, subnetworks[lane], mode)[0];
+  return run(own, x, {mode.part_of[lane]}, mode)[0];
 }
 
 /// The rule of a block. A lane that is part of a pass has its coefficients in the parameters
 /// already (detail::for_lane), but for a wrapped module, whose parameters are not the table's.
-merge::Rule Core::rule_of(size_t place, c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
+merge::Rule Core::rule_of(size_t place, const std::vector<PassagePtr>& lanes,
+                          const Mode& mode) const {
   const auto& block = description_.blocks()[place];
   if (mode.part_of.empty()) return block.rule;
   if (!block.block->module()) return merge::sum();
-  std::vector<merge::Lane> lanes;
+  std::vector<merge::Lane> merged;
   size_t own = 0;
-  for (const size_t s : mode.part_of) {
-    const auto subnetwork = description_.subnetwork(s);
-    const auto& kept = subnetwork->blocks;
+  for (const PassagePtr& each : mode.part_of) {
+    const auto& kept = each->subnetwork->blocks;
     if (std::find(kept.begin(), kept.end(), place) == kept.end()) continue;
-    if (s == subnetworks[0]) own = lanes.size();
-    lanes.push_back(description_.lane(s));
+    if (each == lanes[0]) own = merged.size();
+    merged.push_back(each->blocks[0].lane);
   }
-  return merge::weighted({{lanes[own].name, block.rule.coefficients(lanes)[own]}});
+  return merge::weighted({{merged[own].name, block.rule.coefficients(merged)[own]}});
 }
 
 namespace {
@@ -284,14 +285,14 @@ at::TensorList with_signs_applied(at::TensorList table, const Description& descr
 /// The lanes of a pass on their way through the blocks.
 class Core::Walk {
  public:
-  Walk(std::vector<WayPtr> ways, const at::Tensor& x)
-      : ways_(std::move(ways)),
-        activations_(std::vector<at::Tensor>(ways_.size(), x)),
-        done_(ways_.size(), 0) {}
+  Walk(const std::vector<PassagePtr>& lanes, const at::Tensor& x)
+      : lanes_(lanes),
+        activations_(std::vector<at::Tensor>(lanes.size(), x)),
+        done_(lanes.size(), 0) {}
 
   /// The block that a lane passes next; kNone behind its last.
   size_t next(size_t lane) const {
-    const auto& own = ways_[lane]->subnetwork->blocks;
+    const auto& own = lanes_[lane]->subnetwork->blocks;
     return done_[lane] == own.size() ? kNone : own[done_[lane]];
   }
 
@@ -304,9 +305,9 @@ class Core::Walk {
     return result;
   }
 
-  /// Takes a lane to its next block: gives its activation, and its passage there.
+  /// Takes a lane to its next block: gives its activation, and what it passes there.
   std::pair<at::Tensor, const LanePass&> enter(size_t lane) {
-    return {activations_.take(lane), ways_[lane]->passes[done_[lane]++]};
+    return {activations_.take(lane), lanes_[lane]->blocks[done_[lane]++]};
   }
   void leave(size_t lane, at::Tensor activation) { activations_.set(lane, std::move(activation)); }
 
@@ -329,20 +330,19 @@ class Core::Walk {
   std::vector<at::Tensor> finish() && { return std::move(activations_).for_caller(); }
 
  private:
-  std::vector<WayPtr> ways_;  // of the lanes
+  const std::vector<PassagePtr>& lanes_;
   Lanes activations_;
   /// How many blocks each lane has passed.
   std::vector<size_t> done_;
 };
 
 std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_x,
-                                  c10::ArrayRef<size_t> subnetworks, const Mode& mode) const {
+                                  const std::vector<PassagePtr>& lanes, const Mode& mode) const {
   description_.check_count(given);
   check_input(given_x);
   const at::Tensor x = given_x.is_neg() ? given_x.resolve_neg() : given_x;
   std::vector<at::Tensor> resolved;
   const at::TensorList parameters = with_signs_applied(given, description_, resolved);
-  check_lanes(description_, subnetworks);
   const uint64_t seed = mode.seed ? *mode.seed : mode.training ? draw_seed() : 0;
   functional::Memory memory;
   // Not for one lane after the other, which is to take little memory: their sizes differ, so that
@@ -353,17 +353,15 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
   }
 
   TiedSlices tied;
-  if (has_tied_) share_tied(parameters, subnetworks, mode, tied);
+  if (has_tied_) share_tied(parameters, lanes, mode, tied);
 
-  std::vector<WayPtr> ways;
-  for (const size_t s : subnetworks) ways.push_back(way_of(s));
-  Walk walk(std::move(ways), x);
+  Walk walk(lanes, x);
   for (const size_t place : c10::irange(description_.blocks().size())) {
     const std::vector<size_t> passing = walk.passing(place);
     if (passing.empty()) continue;
     const auto& block = description_.blocks()[place];
     BlockPass pass{{},
-                   rule_of(place, subnetworks, mode),
+                   rule_of(place, lanes, mode),
                    mode.training,
                    mode.calibrating,
                    detail::mix(seed, place),
@@ -373,9 +371,9 @@ std::vector<at::Tensor> Core::run(at::TensorList given, const at::Tensor& given_
                    block.name};
     Lanes inputs;
     for (const size_t lane : passing) {
-      auto [activation, passage] = walk.enter(lane);
+      auto [activation, passed] = walk.enter(lane);
       inputs.push_back(std::move(activation));
-      pass.lanes.push_back(passage);
+      pass.lanes.push_back(passed);
     }
     check_parameters(parameters, pass, place, x);
     if (!mode.training && !mode.calibrating) {

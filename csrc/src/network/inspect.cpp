@@ -19,14 +19,14 @@ at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
                               const std::string& block, double probability,
                               at::IntArrayRef shape) const {
   const size_t s = description_.index_of(subnetwork);
-  const WayPtr own = way_of(s);
+  const PassagePtr own = passage_of(s);
   const auto& blocks = own->subnetwork->blocks;
   const std::string top = block.substr(0, block.find('.'));
   for (const size_t i : c10::irange(blocks.size())) {
     const auto& described = description_.blocks()[blocks[i]];
     if (described.name != top) continue;
     const Block* at = described.block.get();
-    const LanePass& pass = own->passes[i];
+    const LanePass& pass = own->blocks[i];
     const Fit* fit = pass.fit;
     uint64_t block_seed = detail::mix(seed, blocks[i]);
     uint64_t way = pass.output_way, before = pass.input_way;
@@ -55,36 +55,28 @@ at::Tensor Core::dropout_mask(uint64_t seed, const std::string& subnetwork,
 
 std::vector<double> Core::merge_coefficients(const std::string& subnetwork) const {
   const size_t wanted = description_.index_of(subnetwork);
-  for (const auto& block : description_.blocks()) {
-    TORCH_CHECK_VALUE(
-        block.rule.is_linear(), "nsn::Core: block '", block.name, "' has the merge rule '",
-        block.rule.name(),
-        "', which is no sum with coefficients, so that there is none of sub-network '", subnetwork,
-        "'. Leave out `of`.");
-    TORCH_CHECK_VALUE(description_.grid().size() == 0 || block.rule.name() == "sum",
-                      "nsn::Core: beside a grid others run with '", subnetwork,
-                      "' in each step, so that its coefficients under rule '", block.rule.name(),
-                      "' change. Leave out `of`, or use merge::sum().");
-  }
+  const auto own = description_.subnetwork(wanted);
   std::vector<double> result;
-  if (description_.grid().size() > 0) {  // under `sum`, whoever runs
-    const auto own = description_.subnetwork(wanted);
-    for (const size_t p : c10::irange(description_.parameters().size())) {
-      result.push_back(own->slice_of(p) == nullptr ? 0.0 : 1.0);
-    }
-    return result;
-  }
   for (const size_t p : c10::irange(description_.parameters().size())) {
     const auto& parameter = description_.parameters()[p];
+    const bool is_used = own->slice_of(p) != nullptr;
+    if (!is_used || parameter.subnetwork || parameter.is_buffer) {
+      // A private parameter's gradient is its sub-network's own.
+      result.push_back(is_used ? 1.0 : 0.0);
+      continue;
+    }
+    const auto& rule = description_.blocks()[parameter.block].rule;
+    if (description_.grid().size() > 0) {
+      TORCH_CHECK_VALUE(rule.name() == "sum", "nsn::Core: beside a grid others run with '",
+                        subnetwork, "' in each step, so that its coefficients under rule '",
+                        rule.name(), "' change. Leave out `of`, or use merge::sum().");
+      result.push_back(1.0);
+      continue;
+    }
     const auto users = description_.users_of(p);
     const auto used = std::find_if(users.begin(), users.end(), [&](const Description::User& user) {
       return user.subnetwork == wanted;
     });
-    if (used == users.end() || parameter.subnetwork || parameter.is_buffer) {
-      // A private parameter's gradient is its sub-network's own.
-      result.push_back(used == users.end() ? 0.0 : 1.0);
-      continue;
-    }
     std::vector<merge::Lane> lanes;
     std::vector<const Layout*> slices;
     for (const Description::User& user : users) {
@@ -93,7 +85,6 @@ std::vector<double> Core::merge_coefficients(const std::string& subnetwork) cons
     }
     const auto position = static_cast<size_t>(used - users.begin());
     const auto view = common_view(slices);
-    const auto& rule = description_.blocks()[parameter.block].rule;
     std::optional<double> coefficient;
     for (const merge::Region& region : merge::regions(rule, lanes, view->slices, view->view)) {
       for (const size_t i : c10::irange(region.lanes.size())) {

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "description/subnetworks.h"
+
 namespace nsn {
 
 std::vector<std::string> LoadReport::loaded(const std::vector<std::string>& subnetworks) const {
@@ -20,7 +22,7 @@ void LoadReport::check_loaded(const std::vector<std::string>& wanted,
     // One of a grid reads what base does.
     const bool is_listed =
         std::find(subnetworks.begin(), subnetworks.end(), name) != subnetworks.end();
-    if (missing.count(is_listed ? name : "base") == 0) continue;
+    if (missing.count(is_listed ? name : detail::kBase) == 0) continue;
     std::string names;
     for (const std::string& each : loaded(subnetworks)) {
       names += (names.empty() ? "'" : ", '") + each + "'";

@@ -207,7 +207,7 @@ Outputs NetworkImpl::run(const at::Tensor& x, const std::vector<std::string>& na
   const auto outputs = core().joint(table_, x, subnetworks, is_training());
   Outputs result("sub-network");
   for (const size_t i : c10::irange(subnetworks.size())) {
-    result.insert(description().subnetwork(subnetworks[i])->name, outputs[i]);
+    result.insert(description().name(subnetworks[i]), outputs[i]);
   }
   return result;
 }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <set>
 #include <unordered_map>
 #include <utility>
 
@@ -25,70 +24,68 @@ uint64_t next(uint64_t& state) {
   return z ^ (z >> 31);
 }
 
-/// Whether the sub-network at a place is a cell of a grid that is listed too, under another name.
-bool is_listed_twin(const Description& description, size_t place) {
-  if (place < description.subnetworks().size()) return false;
-  const auto cell = description.subnetwork(place);
-  const auto is_same = [&](const Description::Subnetwork& other) {
-    return other.blocks == cell->blocks && other.parameter_count == cell->parameter_count &&
-           std::all_of(cell->uses.begin(), cell->uses.end(), [&](const auto& use) {
-             const Layout* slice = other.slice_of(use.first);
-             return slice != nullptr && *slice == *cell->slice_of(use.first);
-           });
-  };
-  const auto& listed = description.subnetworks();
-  return std::any_of(listed.begin(), listed.end(), is_same);
+/// The one at a place, or null where it is a cell whose choices do not fit each other.
+Description::SubnetworkPtr fitting(const Description& description, size_t place) {
+  try {
+    return description.subnetwork(place);
+  } catch (const c10::ValueError&) {
+    return nullptr;
+  }
 }
 
-/// `count` sub-networks, by place, but for those `without`, at random, in ascending order. What is
-/// listed too is passed over, so that nobody runs twice under two names.
-std::vector<size_t> choose(const Description& description, const std::set<size_t>& without,
-                           int64_t count, uint64_t seed, int64_t step) {
+/// Whether the sub-network at a place is a cell of a grid that is listed too, under another name.
+bool is_listed_twin(const Description& description, size_t place) {
+  if (description.is_listed(place)) return false;
+  const auto cell = fitting(description, place);
+  const auto& listed = description.subnetworks();
+  return cell && std::any_of(listed.begin(), listed.end(),
+                             [&](const auto& each) { return each.is_same_as(*cell); });
+}
+
+/// `count` sub-networks besides those in `turn`, at random; added to it in ascending order of their
+/// places. Cells that do not fit, and those that are the same as another one that is listed or in
+/// the turn, are passed over: nobody runs twice under two names.
+void draw(const Description& description, int64_t count, uint64_t seed, int64_t step,
+          std::vector<size_t>& turn) {
   uint64_t state = seed;
   state = next(state) + static_cast<uint64_t>(step) * 0xd1342543de82ef95;
+  std::vector<Description::SubnetworkPtr> running;
+  for (const size_t place : turn) running.push_back(description.subnetwork(place));
   // A shuffle of all of them that stops early; `moved` has those places that hold another number.
   std::unordered_map<size_t, size_t> moved;
   const auto at = [&](size_t place) {
     const auto found = moved.find(place);
     return found == moved.end() ? place : found->second;
   };
-  std::set<size_t> chosen;
-  size_t left = description.places() - without.size();
-  while (static_cast<int64_t>(chosen.size()) < count && left > 0) {
+  std::vector<size_t> drawn;
+  for (size_t left = description.places();
+       left > 0 && static_cast<int64_t>(drawn.size()) < count;) {
     const size_t place = next(state) % left--;
-    size_t number = at(place);
+    const size_t number = at(place);
     moved[place] = at(left);
-    for (const size_t other : without) number += other <= number ? 1 : 0;
-    if (!is_listed_twin(description, number)) chosen.insert(number);
+    auto own = fitting(description, number);
+    const bool runs = own && !is_listed_twin(description, number) &&
+                      std::none_of(running.begin(), running.end(),
+                                   [&](const auto& each) { return each->is_same_as(*own); });
+    if (!runs) continue;
+    drawn.push_back(number);
+    running.push_back(std::move(own));
   }
-  return {chosen.begin(), chosen.end()};
+  TORCH_CHECK_VALUE(static_cast<int64_t>(drawn.size()) == count, "nsn::schedule: ", count,
+                    " sub-networks are to be drawn, but only ", drawn.size(),
+                    " fit and differ from the others. Ask for fewer.");
+  std::sort(drawn.begin(), drawn.end());
+  turn.insert(turn.end(), drawn.begin(), drawn.end());
 }
 
-void check_count(const char* schedule, const char* what, int64_t count, int64_t least,
-                 size_t most) {
-  TORCH_CHECK_VALUE(count >= least && count <= static_cast<int64_t>(most),
-                    "nsn::schedule::", schedule, ": ", what, " must be from ", least, " to ", most,
-                    ", but is ", count, ".");
+void check_least(const char* schedule, const char* what, int64_t count, int64_t least) {
+  TORCH_CHECK_VALUE(count >= least, "nsn::schedule::", schedule, ": ", what, " must be at least ",
+                    least, ", but is ", count, ".");
 }
 
 void check_known(const Description& description, const std::string& name) {
   TORCH_CHECK_VALUE(description.find(name), "nsn::schedule: the network has no sub-network '", name,
                     "'. They are ", detail::names_in(description), ".");
-}
-
-/// The cell of a grid that is the same as base, if there is one, by its place.
-std::set<size_t> twin_of_base(const Description& description) {
-  if (description.grid().size() == 0) return {};
-  const size_t largest = description.places() - 1;
-  if (description.lane(largest).size != description.lane(0).size) return {};
-  return {largest};
-}
-
-/// The name at a place, of a cell without making it.
-std::string name_at(const Description& description, size_t place) {
-  const auto& listed = description.subnetworks();
-  return place < listed.size() ? listed[place].name
-                               : description.grid().name(place - listed.size());
 }
 
 uint64_t seed_or_draw(std::optional<uint64_t> seed) { return seed ? *seed : draw_seed(); }
@@ -148,57 +145,54 @@ Turn Schedule::at(int64_t step, int64_t epoch) const {
 
 namespace {
 
-/// For schedules that know nothing but what is listed.
-std::function<bool(size_t)> is_listed(const Description& description) {
-  return [count = description.subnetworks().size()](size_t place) { return place < count; };
+Turn turn_of(const Description& description, const std::vector<size_t>& places) {
+  Turn turn;
+  for (const size_t place : places) turn.names.push_back(description.name(place));
+  return turn;
+}
+
+/// One that draws: asked once, so that a count which cannot be is refused when it is made.
+Schedule drawing(const std::shared_ptr<const Description>& description, uint64_t seed,
+                 const std::vector<size_t>& always, int64_t count) {
+  const auto function = [=](int64_t step, int64_t) {
+    std::vector<size_t> places = always;
+    draw(*description, count, seed, step, places);
+    return turn_of(*description, places);
+  };
+  Schedule result(*description, function, seed,
+                  [description](size_t place) { return !is_listed_twin(*description, place); });
+  result.at(0, 0);
+  return result;
 }
 
 }  // namespace
 
 Schedule all(const Description& description) {
   const auto names = description.names();
+  const auto copy = std::make_shared<const Description>(description);
   return {description, [names](int64_t, int64_t) { return Turn{names, {}}; }, std::nullopt,
-          is_listed(description)};
+          [copy](size_t place) { return copy->is_listed(place); }};
 }
 
 Schedule sandwich(const Description& description, int64_t others, std::optional<uint64_t> seed) {
+  check_least("sandwich", "others", others, 0);
   const size_t listed = description.subnetworks().size();
   const auto smaller = [&](size_t a, size_t b) {
     return description.lane(a).is_smaller_than(description.lane(b));
   };
   std::vector<size_t> places(listed);
   std::iota(places.begin(), places.end(), size_t{0});
-  const size_t largest = *std::max_element(places.begin(), places.end(), smaller);
+  std::vector<size_t> ends{*std::max_element(places.begin(), places.end(), smaller)};
   if (description.grid().size() > 0) places.push_back(listed);  // the narrowest and shallowest
   const size_t smallest = *std::min_element(places.begin(), places.end(), smaller);
-  const std::set<size_t> twin = twin_of_base(description);
-  std::set<size_t> apart = twin;
-  apart.insert({largest, smallest});
-  check_count("sandwich", "others", others, 0, description.places() - apart.size());
-  const uint64_t number = seed_or_draw(seed);
-  const auto function = [=](int64_t step, int64_t) {
-    Turn turn{{name_at(description, largest)}, {}};
-    if (smallest != largest) turn.names.push_back(name_at(description, smallest));
-    for (const size_t place : choose(description, apart, others, number, step)) {
-      turn.names.push_back(name_at(description, place));
-    }
-    return turn;
-  };
-  return {description, function, number, [twin](size_t place) { return twin.count(place) == 0; }};
+  if (smallest != ends[0]) ends.push_back(smallest);
+  return drawing(std::make_shared<const Description>(description), seed_or_draw(seed), ends,
+                 others);
 }
 
 Schedule random(const Description& description, int64_t count, std::optional<uint64_t> seed) {
-  const std::set<size_t> twin = twin_of_base(description);
-  check_count("random", "count", count, 1, description.places() - twin.size());
-  const uint64_t number = seed_or_draw(seed);
-  const auto function = [=](int64_t step, int64_t) {
-    Turn turn;
-    for (const size_t place : choose(description, twin, count, number, step)) {
-      turn.names.push_back(name_at(description, place));
-    }
-    return turn;
-  };
-  return {description, function, number, [twin](size_t place) { return twin.count(place) == 0; }};
+  check_least("random", "count", count, 1);
+  return drawing(std::make_shared<const Description>(description), seed_or_draw(seed), {}, count);
 }
 
 Schedule from_epoch(const Description& description, const std::map<std::string, int64_t>& first) {
@@ -218,7 +212,9 @@ Schedule from_epoch(const Description& description, const std::map<std::string, 
     }
     return turn;
   };
-  Schedule result(description, function, std::nullopt, is_listed(description));
+  const auto copy = std::make_shared<const Description>(description);
+  Schedule result(description, function, std::nullopt,
+                  [copy](size_t place) { return copy->is_listed(place); });
   result.at(0, 0);
   return result;
 }

@@ -13,7 +13,7 @@ namespace nsn {
 void Core::calibrate(at::TensorList parameters, const at::Tensor& x,
                      c10::ArrayRef<size_t> subnetworks) const {
   const at::NoGradGuard no_grad;
-  run(parameters, x, subnetworks, {/*training=*/false, /*calibrating=*/true});
+  run(parameters, x, passages_of(subnetworks), {/*training=*/false, /*calibrating=*/true});
 }
 
 std::vector<at::Tensor> Core::start_statistics(at::TensorList parameters,
@@ -80,10 +80,10 @@ void Core::check_statistics(at::TensorList parameters, const LanePass& lane, siz
 
 void Core::check_statistics(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks) const {
   for (const size_t s : subnetworks) {
-    const WayPtr own = way_of(s);
+    const PassagePtr own = passage_of(s);
     const auto& blocks = own->subnetwork->blocks;
     for (const size_t i : c10::irange(blocks.size())) {
-      check_statistics(parameters, own->passes[i], blocks[i]);
+      check_statistics(parameters, own->blocks[i], blocks[i]);
     }
   }
 }

@@ -10,24 +10,23 @@
 namespace nsn {
 
 struct View::State {
-  size_t place;
-  Description::SubnetworkPtr subnetwork;
   ParameterTable table;  // what the sub-network reads
+  Core::PassagePtr passage;
 };
 
 View::View(const ParameterTable& network, const std::string& subnetwork) {
   const size_t place = network.places_of({subnetwork})[0];
-  state_ = std::make_shared<const State>(
-      State{place, network.description().subnetwork(place),
-            network.for_inference({place}, /*copies_modules=*/false)});
+  ParameterTable table = network.for_inference({place}, /*copies_modules=*/false);
+  auto passage = table.core().passage_of(place);
+  state_ = std::make_shared<const State>(State{std::move(table), std::move(passage)});
 }
 
 at::Tensor View::operator()(const at::Tensor& x) const {
   const at::NoGradGuard no_grad;
-  return state_->table.core().joint(state_->table, x, state_->place, /*training=*/false)[0];
+  return state_->table.core().evaluate(state_->table, x, state_->passage);
 }
 
-const std::string& View::name() const { return state_->subnetwork->name; }
+const std::string& View::name() const { return state_->passage->subnetwork->name; }
 
 std::vector<at::Tensor> View::parameters() const {
   const Description& description = state_->table.description();
@@ -38,7 +37,7 @@ std::vector<at::Tensor> View::parameters() const {
       result.push_back(state_->table[p]);
       continue;
     }
-    const Layout* slice = state_->subnetwork->slice_of(p);
+    const Layout* slice = state_->passage->subnetwork->slice_of(p);
     if (slice == nullptr) continue;
     const auto view = common_view({slice});
     result.push_back(merge::leading(state_->table[p].view(view->view), view->slices[0]));

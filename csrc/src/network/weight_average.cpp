@@ -20,7 +20,6 @@ WeightAverage::WeightAverage(const Network& net, double decay)
 void WeightAverage::update(const Network& net) {
   const at::NoGradGuard no_grad;
   const ParameterTable from = net->parameter_table(), to = average_->parameter_table();
-  const bool is_new = known_ == nullptr;
   if (known_ != from.shared_core()) {
     TORCH_CHECK_VALUE(from.description() == to.description(),
                       "nsn::WeightAverage: the network has another description than the one that "
@@ -29,12 +28,13 @@ void WeightAverage::update(const Network& net) {
   }
   for (const size_t place : c10::irange(from.size())) {
     const at::Tensor& average = to[place];
-    if (is_new || !at::isFloatingType(average.scalar_type())) {
+    if (is_new_ || !at::isFloatingType(average.scalar_type())) {
       average.copy_(from[place]);
     } else {
       average.lerp_(from[place], 1.0 - decay_);
     }
   }
+  is_new_ = false;
 }
 
 }  // namespace nsn

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "nsn/values/layout.h"
@@ -15,14 +16,16 @@ class NSN_API Borders {
  public:
   void add(const Layout& layout);
 
-  /// Whether a layout has no other borders and can be parted at all of these: those that fit have a
-  /// common view, whichever they are.
+  /// Whether a layout has no other borders and can be parted at all of these. Any of those that fit
+  /// have a common view: it needs some of these borders, and what can be parted at all of them can
+  /// be at some.
   bool fit(const Layout& layout) const;
 
-  /// Largest first.
-  const std::vector<int64_t>& of(size_t dim) const { return borders_[dim]; }
+  /// An axis of the dimension `dim`, parted at all of its borders; none where it cannot be.
+  std::optional<std::vector<Axis::Factor>> part(const Axis& axis, size_t dim) const;
 
  private:
+  /// Largest first.
   std::vector<std::vector<int64_t>> borders_;
 };
 

@@ -52,8 +52,8 @@ const MergeFunction& Rule::merge_function() const { return definition_->function
 
 std::vector<double> Rule::coefficients(c10::ArrayRef<Lane> lanes) const {
   TORCH_CHECK_VALUE(is_linear(), "nsn: merge rule '", name(),
-                    "' is a function of the gradients and has no coefficients. Ask is_linear() "
-                    "first.");
+                    "' is a function of the gradients and has no coefficients. Leave out `of`, or "
+                    "use a linear rule, such as mean().");
   return definition_->entry->coefficients(lanes, definition_->weights);
 }
 

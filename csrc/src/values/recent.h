@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <iterator>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -24,13 +25,15 @@ class Recent {
     }
     // Other threads need not wait for it; where one makes the same, the first that is done stays.
     auto made = std::make_shared<const Value>(make());
+    Order old;  // goes when the lock is off
     const std::lock_guard<std::mutex> lock(mutex_);
     if (auto known = find(key)) return known;
-    order_.emplace_front(key, made);
-    places_[key] = order_.begin();
+    Order added{{key, made}};
+    places_[key] = added.begin();
+    order_.splice(order_.begin(), added);
     if (order_.size() > most_) {
       places_.erase(order_.back().first);
-      order_.pop_back();
+      old.splice(old.begin(), order_, std::prev(order_.end()));
     }
     return made;
   }

@@ -14,7 +14,7 @@ import nsn
 
 
 def main() -> dict[str, float]:
-    """Trains with a schedule; a step whose gradients are only gathered runs whom the next runs."""
+    """Trains with a schedule; all batches of one step run the same sub-networks."""
     torch.manual_seed(1)
     # Sub-networks that do not run leave parameters unused, for which DDP has to look.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)

@@ -123,7 +123,7 @@ def evaluate(
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate all sub-networks of a checkpoint on the test data of its recipe.
+    """Evaluate all listed sub-networks of a checkpoint on the test data of its recipe.
 
     Example:
       nsn eval runs/demo/model.safetensors

@@ -82,7 +82,7 @@ def export(
     ] = None,
     subnetworks: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME,...", help="The sub-networks to export; default: all."),
+        typer.Option(metavar="NAME,NAME,...", help="Which to export; default: all listed."),
     ] = None,
     max_batch: Annotated[
         int, typer.Option(min=1, help="The largest batch of executorch; the others take any.")

@@ -37,7 +37,7 @@ class Progress:
 
 
 class Run:
-    """The training of a recipe's network: each step one joint pass of all sub-networks.
+    """The training of a recipe's network: each step one joint pass of all listed sub-networks.
 
     All randomness comes from torch's default generator, in this order: ``manual_seed(seed)``, the
     network's initial weights, the seed of ``sampling`` where that is random, then for each epoch

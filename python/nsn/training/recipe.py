@@ -203,8 +203,10 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         override(values, each)
         key = each.partition("=")[0].strip()
         keys.add(key)
-        for own in values.get("alone", {}).values():  # what is said here holds for these too
-            own.pop(key, None)
+        alone = values.get("alone")
+        for own in alone.values() if isinstance(alone, dict) else ():
+            if isinstance(own, dict):  # what is said here holds for these too
+                own.pop(key, None)
     idle = keys & {"teach.weight", "teach.temperature"}
     if idle and values["teach"]["kind"] == "none" and "teach.kind" not in keys:
         raise InputError(f"--set: nobody teaches, so that {min(idle)} has no use. Set teach.kind.")
@@ -269,26 +271,8 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
                 f"recipe: base is the teacher, but the sandwich always runs the largest, which is "
                 f"'{largest}' here, and base by chance. Teach by another."
             )
-    document = json.loads(description.to_json())
-    rules = [each["merge"] for each in (document, *document["blocks"]) if "merge" in each]
-    if any(rule["rule"] == "function" for rule in rules):
-        raise InputError(
-            "recipe: the merge rule 'function' is code, which a recipe cannot hold. Train in a "
-            "loop of your own, or use another rule."
-        )
-    kind = values["sampling"]["kind"]
-    counts = [name for name, _ in description.parameters if name.endswith("num_batches_tracked")]
-    if description.grid and counts:
-        raise InputError(
-            f"recipe: '{counts[0].rpartition('.')[0]}' keeps running statistics, which a grid's "
-            f"sub-networks share with base, so that they fit none of them. Use GroupNorm or "
-            f"LayerNorm, or train in a loop of your own that recalibrates."
-        )
-    if description.grid and kind not in ("sandwich", "random"):
-        raise InputError(
-            f"recipe: network.grid describes sub-networks that nobody runs with sampling.kind "
-            f"'{kind}'. Use 'sandwich' or 'random', or list those that are to run."
-        )
+    _check_rules(description)
+    _check_grid(values, description)
     for name in values.get("alone", {}):
         if name not in description.names:
             raise InputError(
@@ -298,7 +282,7 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
         recipe.alone(name)
     smoothing = values["label_smoothing"]
     for name in smoothing if isinstance(smoothing, dict) else ():
-        if name not in description.names:
+        if name not in description.names and not description.has_cell(name):
             raise InputError(
                 f"recipe: label_smoothing names '{name}', which is no sub-network. They are "
                 f"{', '.join(description.names)}."
@@ -307,6 +291,36 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
     if unknown:
         raise InputError(f"recipe: bound.blocks names '{min(unknown)}', which is no block.")
     return recipe
+
+
+def _check_rules(description: Description) -> None:
+    """Refuses merge rules that a recipe cannot hold."""
+    document = json.loads(description.to_json())
+    rules = [each["merge"] for each in (document, *document["blocks"]) if "merge" in each]
+    if any(rule["rule"] == "function" for rule in rules):
+        raise InputError(
+            "recipe: the merge rule 'function' is code, which a recipe cannot hold. Train in a "
+            "loop of your own, or use another rule."
+        )
+
+
+def _check_grid(values: dict[str, Any], description: Description) -> None:
+    """Refuses a grid whose sub-networks nobody runs, or that cannot be evaluated."""
+    if not description.grid:
+        return
+    buffers = [name for name, is_buffer in description.parameters if is_buffer]
+    if buffers:
+        raise InputError(
+            f"recipe: '{buffers[0].rpartition('.')[0]}' keeps running statistics, which a grid's "
+            f"sub-networks share with base, so that they fit none of them. Use GroupNorm or "
+            f"LayerNorm, or train in a loop of your own that recalibrates."
+        )
+    kind = values["sampling"]["kind"]
+    if kind not in ("sandwich", "random"):
+        raise InputError(
+            f"recipe: network.grid describes sub-networks that nobody runs with sampling.kind "
+            f"'{kind}'. Use 'sandwich' or 'random', or list those that are to run."
+        )
 
 
 def metric_of(values: dict[str, Any]) -> str:

@@ -36,8 +36,9 @@ MEANS: dict[str, dict[str, Any]] = {
     "average": {"decay": 0.0},
     "bound": {"row_norm": 0.0, "blocks": []},
 }
-# Keys whose value may be a table by sub-networks' names.
-_TABLES_OF_NAMES = {"label_smoothing", "teach.weight", "weight", "sampling.first", "first"}
+# Keys whose value is a table, such as of sub-networks' names, and no part of the recipe's.
+_NUMBER_OR_TABLE = {"label_smoothing", "teach.weight"}
+_WHOLE = {*_NUMBER_OR_TABLE, "sampling.first", "network.merge"}
 TEACHERS = {
     "base": nsn.teach.base,
     "next_larger": nsn.teach.next_larger,
@@ -59,9 +60,9 @@ def complete(values: dict[str, Any]) -> None:
             f"{', '.join(TEACHERS)}."
         )
     alone = values.get("alone")
-    for own in alone.values() if isinstance(alone, dict) else ():
-        if isinstance(own, dict):
-            _flatten(own)
+    if isinstance(alone, dict):
+        for name, own in alone.items():
+            alone[name] = _flatten(own) if isinstance(own, dict) else own
     for key, defaults in MEANS.items():
         table = values.setdefault(key, {})
         if isinstance(table, dict):
@@ -91,15 +92,15 @@ def check_means(values: dict[str, Any]) -> None:
         if isinstance(smoothing, dict)
         else {"": smoothing}
     )
-    for name, value, most in (
-        *((f"label_smoothing{name}", share, 1.0) for name, share in smoothings.items()),
-        ("average.decay", average["decay"], 1.0),
-        ("bound.row_norm", bound["row_norm"], math.inf),
+    for name, value, most, limits in (
+        *(
+            (f"label_smoothing{name}", share, 1.0, "between 0 and 1")
+            for name, share in smoothings.items()
+        ),
+        ("average.decay", average["decay"], math.nextafter(1.0, 0.0), "at least 0 and below 1"),
+        ("bound.row_norm", bound["row_norm"], math.inf, "at least 0"),
     ):
-        if not _is_number(value) or not 0 <= value <= most or (name[0] == "a" and value == 1):
-            limits = "at least 0" if most == math.inf else "between 0 and 1"
-            if name == "average.decay":
-                limits = "at least 0 and below 1"
+        if not _is_number(value) or not 0 <= value <= most:
             raise InputError(f"recipe: {name} must be a number {limits}, but is {value!r}.")
     if not isinstance(bound["blocks"], list):
         raise InputError(f"recipe: bound.blocks must be names, but is {bound['blocks']!r}.")
@@ -116,14 +117,14 @@ def check_means(values: dict[str, Any]) -> None:
         )
 
 
-def _flatten(table: dict[str, Any]) -> None:
+def _flatten(table: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Brings ``{"optimizer": {"lr": 0.1}}`` to ``{"optimizer.lr": 0.1}``, the same in TOML."""
-    for key in list(table):
-        value = table[key]
-        if isinstance(value, dict) and key not in _TABLES_OF_NAMES:
-            del table[key]
-            _flatten(value)
-            table.update({f"{key}.{name}": each for name, each in value.items()})
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        own = f"{path}.{key}" if path else key
+        parts = isinstance(value, dict) and own not in _WHOLE
+        result |= _flatten(value, own) if parts else {own: value}
+    return result
 
 
 def _check_sampling(values: dict[str, Any]) -> None:
@@ -138,6 +139,10 @@ def _check_sampling(values: dict[str, Any]) -> None:
         raise InputError(f"recipe: sampling.count is not used with kind '{kind}'. Leave it out.")
     if kind != "from_epoch" and sampling["first"]:
         raise InputError(f"recipe: sampling.first is not used with kind '{kind}'. Leave it out.")
+    if not isinstance(sampling["first"], dict):
+        raise InputError(
+            f"recipe: sampling.first must be a table of epochs, but is {sampling['first']!r}."
+        )
     for name, first in sampling["first"].items():
         if isinstance(first, int) and first >= values["epochs"]:
             raise InputError(
@@ -244,7 +249,9 @@ def put(values: dict[str, Any], path: str, value: Any, where: str) -> None:
         place = _child(place, key, keys[: depth + 1], where)
     last = keys[-1]
     old = _child(place, last, keys, where)
-    if not _same_kind(old, value):
+    # One number for all, or a table by name.
+    is_either = path in _NUMBER_OR_TABLE and (isinstance(value, dict) or _is_number(value))
+    if not is_either and not _same_kind(old, value):
         raise InputError(
             f"{where}: '{path}' is {_kind_name(type(old))} ({old!r}), but the value given is "
             f"{value!r}. Give one of the same kind."
@@ -252,7 +259,7 @@ def put(values: dict[str, Any], path: str, value: Any, where: str) -> None:
     if isinstance(place, list):
         place[place.index(old)] = value
     else:
-        place[last] = float(value) if isinstance(old, float) else value
+        place[last] = float(value) if isinstance(old, float) and _is_number(value) else value
 
 
 def _child(place: Any, key: str, path: list[str], where: str) -> Any:

@@ -7,7 +7,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -114,9 +113,14 @@ class NSN_API Description {
     std::vector<std::vector<ParameterPlace>> places;
     /// What it keeps of parameters that several blocks use: place to slice.
     std::map<size_t, Layout> tied;
-    /// Each parameter that it uses, with its first use: of a block (as it counts them), and the
-    /// parameter there.
-    std::unordered_map<size_t, std::pair<size_t, size_t>> uses;
+    /// A parameter's first use: in which of its blocks (as it counts them), as which parameter of
+    /// it.
+    struct Use {
+      size_t block, spec;
+      friend bool operator==(const Use&, const Use&) = default;
+    };
+    /// Of each parameter that it uses, in the order of the table.
+    std::map<size_t, Use> uses;
     /// The shape of one sample of the output.
     Shape output;
     /// How many parameters it uses.
@@ -126,6 +130,9 @@ class NSN_API Description {
 
     /// The slice of a parameter that it uses; null where it uses none.
     NSN_API const Layout* slice_of(size_t parameter) const;
+
+    /// Whether another one keeps the same in the same way, whatever its name.
+    NSN_API bool is_same_as(const Subnetwork& other) const;
   };
   using SubnetworkPtr = std::shared_ptr<const Subnetwork>;
 
@@ -169,10 +176,19 @@ class NSN_API Description {
   /// None where there is no such sub-network.
   std::optional<size_t> find(const std::string& subnetwork) const;
   /// Never null. Throws c10::ValueError for a name or place that there is not, and for a cell whose
-  /// choices do not fit each other. A cell that nobody holds may be made anew where it is asked for
-  /// again.
+  /// choices do not fit each other. A cell is forgotten where nobody holds it and others were asked
+  /// for since, so hold the pointer while you read what it points to:
+  ///
+  ///     const auto small = description.subnetwork("w0_d0");
+  ///     for (const size_t block : small->blocks) ...
   SubnetworkPtr subnetwork(const std::string& name) const;
   SubnetworkPtr subnetwork(size_t place) const;
+
+  /// The name of the one at a place, of a cell without making it.
+  std::string name(size_t place) const;
+
+  /// Whether the one at a place is listed, and no cell of the grid.
+  bool is_listed(size_t place) const noexcept { return place < subnetworks_->size(); }
 
   /// A sub-network as merge rules see it.
   merge::Lane lane(size_t place) const;
@@ -213,11 +229,12 @@ class NSN_API Description {
   void add_parameters();
   void settle(Subnetwork& subnetwork) const;
   void add_users();
-  void add_grid(std::vector<GridAxis> axes, detail::BlockLookup lookup);
-  void check_rules() const;
-  void check_cells();
+  void add_grid(std::vector<GridAxis> axes);
+  std::vector<Subnetwork> make_choices() const;
   Subnetwork make_cell(size_t cell) const;
+  void check_slices(const std::vector<Subnetwork>& choices);
   void check_slices(const Subnetwork& subnetwork) const;
+  void check_rules() const;
 
   Shape input_;
   at::ScalarType dtype_;

@@ -31,8 +31,8 @@ class PackedView;
 /// threads, also while `refresh` runs: a call that has begun ends with what it began with.
 class NSN_API Pack {
  public:
-  /// Of a network's weights, for the sub-networks named; default: all. Throws c10::ValueError for
-  /// unknown ones, and for those that were not loaded.
+  /// Of a network's weights, for the sub-networks named; default: all listed. Throws
+  /// c10::ValueError for unknown ones, and for those that were not loaded.
   explicit Pack(const Network& net, const std::vector<std::string>& subnetworks = {});
 
   /// The same of any table.

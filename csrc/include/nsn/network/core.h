@@ -14,6 +14,11 @@
 
 namespace nsn {
 
+namespace detail {
+template <typename Value>
+class Recent;
+}  // namespace detail
+
 /// Takes 64 bits from torch's default CPU generator, under its lock: a training pass's seed.
 NSN_API uint64_t draw_seed();
 
@@ -34,6 +39,19 @@ class NSN_API Core {
   ~Core();
 
   const Description& description() const noexcept { return description_; }
+
+  /// A sub-network, and what its lane passes block by block. Who runs one holds it.
+  struct Passage {
+    Description::SubnetworkPtr subnetwork;
+    std::vector<LanePass> blocks;
+  };
+  using PassagePtr = std::shared_ptr<const Passage>;
+  /// That of the sub-network at a place; throws as Description::subnetwork.
+  PassagePtr passage_of(size_t subnetwork) const;
+
+  /// Inference of one sub-network, (B, *input) -> (B, *output), by its passage of this core.
+  at::Tensor evaluate(at::TensorList parameters, const at::Tensor& x,
+                      const PassagePtr& passage) const;
 
   /// New parameters, made and filled in the order of the names; draws from the default generator.
   std::vector<at::Tensor> initial_parameters() const;
@@ -85,8 +103,8 @@ class NSN_API Core {
 
   /// The coefficient that the lane `subnetwork` has in the gradients of each parameter when all
   /// listed sub-networks run together; 0 where it does not use the parameter. Throws
-  /// c10::ValueError for a cell of a grid, which is not listed, for function rules, which have
-  /// none, and where the coefficient changes inside a parameter.
+  /// c10::ValueError for function rules, which have none, and where the coefficient changes inside
+  /// a parameter; beside a grid, whose cells run with others in each step, for all rules but `sum`.
   std::vector<double> merge_coefficients(const std::string& subnetwork) const;
 
  private:
@@ -97,33 +115,27 @@ class NSN_API Core {
     /// Default: none, one is drawn for training.
     std::optional<uint64_t> seed = std::nullopt;
     /// The lanes of which this pass's one is a part. Default: none, those of the pass.
-    c10::ArrayRef<size_t> part_of = {};
+    std::vector<PassagePtr> part_of = {};
   };
+  std::vector<PassagePtr> passages_of(c10::ArrayRef<size_t> subnetworks) const;
   std::vector<at::Tensor> run(at::TensorList parameters, const at::Tensor& x,
-                              c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
-  merge::Rule rule_of(size_t block, c10::ArrayRef<size_t> subnetworks, const Mode& mode) const;
-  /// A sub-network, and its passage through each of its blocks, in order.
-  struct Way {
-    Description::SubnetworkPtr subnetwork;
-    std::vector<LanePass> passes;
-  };
-  using WayPtr = std::shared_ptr<const Way>;
-  Way trace_way(size_t subnetwork) const;
-  WayPtr way_of(size_t subnetwork) const;
+                              const std::vector<PassagePtr>& lanes, const Mode& mode) const;
+  merge::Rule rule_of(size_t block, const std::vector<PassagePtr>& lanes, const Mode& mode) const;
+  Passage trace(size_t subnetwork) const;
   class Walk;
   void check_parameters(at::TensorList parameters, const BlockPass& pass, size_t block,
                         const at::Tensor& x) const;
   void check_statistics(at::TensorList parameters, const LanePass& lane, size_t block) const;
   static void check_outputs(at::TensorList outputs, const Description::NamedBlock& block,
                             const BlockPass& pass, const c10::SymInt& batch);
-  void share_tied(at::TensorList parameters, c10::ArrayRef<size_t> subnetworks, const Mode& mode,
+  void share_tied(at::TensorList parameters, const std::vector<PassagePtr>& lanes, const Mode& mode,
                   TiedSlices& tied) const;
 
   Description description_;
-  /// Those of the listed sub-networks, and of the cells of a grid that ran last.
-  std::vector<WayPtr> ways_;
-  struct Cells;
-  std::unique_ptr<Cells> cells_;
+  /// Those of the listed sub-networks.
+  std::vector<PassagePtr> passages_;
+  /// Those of the cells of a grid that ran last.
+  std::unique_ptr<detail::Recent<Passage>> recent_;
   /// Whether some parameter is used by several blocks.
   bool has_tied_ = false;
   std::shared_ptr<Workspace> workspace_;

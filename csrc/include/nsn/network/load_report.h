@@ -19,7 +19,8 @@ struct NSN_API LoadReport {
   /// Those of `subnetworks` that are not missing, in order.
   std::vector<std::string> loaded(const std::vector<std::string>& subnetworks) const;
 
-  /// Throws c10::ValueError where one of `wanted` is missing; `subnetworks` are all of the network.
+  /// Throws c10::ValueError where one of `wanted` is missing; `subnetworks` are all that are
+  /// listed.
   void check_loaded(const std::vector<std::string>& wanted,
                     const std::vector<std::string>& subnetworks) const;
 };

@@ -53,8 +53,8 @@ class NSN_API JointLossOptions {
   /// The share of each target that all classes have alike, from 0 to 1, as torch's cross entropy
   /// has it (Szegedy et al., "Rethinking the Inception Architecture", 2015). Default: 0.
   JointLossOptions& label_smoothing(double share);
-  /// Of one sub-network. (What cannot fit the targets anyway, such as a softmax regression, is
-  /// worse with it.)
+  /// Of one sub-network of the pass, in place of that of all. (What cannot fit the targets anyway,
+  /// such as a softmax regression, is worse with it.)
   JointLossOptions& label_smoothing(std::string subnetwork, double share);
 
   /// Who learns from whom beside the targets. Default: nobody.

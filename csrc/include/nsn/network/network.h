@@ -43,8 +43,8 @@ class NSN_API NetworkImpl : public torch::nn::Module {
 
   const Description& description() const noexcept { return table_.description(); }
 
-  /// One forward of all sub-networks over one batch x: (B, *input). In training mode each applies
-  /// its dropout; backward merges the sub-networks' gradients by the description's rules. A
+  /// One forward of all listed sub-networks over one batch x: (B, *input). In training mode each
+  /// applies its dropout; backward merges the sub-networks' gradients by the description's rules. A
   /// parameter that no sub-network of the pass uses gets no gradient.
   Outputs joint(const at::Tensor& x);
 

@@ -10,11 +10,11 @@
 
 namespace nsn {
 
-/// Makes the running statistics of batch norms anew, for the sub-networks named (default: all):
-/// each becomes the mean over `batches`, x: (B, *input), of what the sub-network sees, nothing
-/// being dropped. Statistics that sub-networks share become the mean over those named. Weights stay
-/// as they are. Source: Yu & Huang, "Universally Slimmable Networks and Improved Training
-/// Techniques", 2019.
+/// Makes the running statistics of batch norms anew, for the sub-networks named (default: all
+/// listed): each becomes the mean over `batches`, x: (B, *input), of what the sub-network sees,
+/// nothing being dropped. Statistics that sub-networks share become the mean over those named.
+/// Weights stay as they are. Source: Yu & Huang, "Universally Slimmable Networks and Improved
+/// Training Techniques", 2019.
 ///
 /// Throws c10::ValueError where there is no batch, or no batch norm.
 NSN_API void recalibrate(const Network& net, const std::vector<at::Tensor>& batches,

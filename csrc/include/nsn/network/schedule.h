@@ -45,8 +45,9 @@ class NSN_API Schedule {
   /// c10::ValueError for one that never runs here.
   Schedule& weight(const std::string& subnetwork, double weight);
 
-  /// Steps and epochs are counted from 0. Throws c10::ValueError where nobody would run, and where
-  /// a function of one's own names somebody twice or whom the network does not have.
+  /// Steps and epochs are counted from 0. Cells of a grid that do not fit are passed over. Throws
+  /// c10::ValueError where nobody would run, and where a function of one's own names somebody twice
+  /// or whom the network does not have.
   Turn at(int64_t step, int64_t epoch) const;
 
   /// Of the random choices; none where there are none.
@@ -70,8 +71,8 @@ NSN_API Schedule all(const Description& description);
 NSN_API Schedule sandwich(const Description& description, int64_t others,
                           std::optional<uint64_t> seed = std::nullopt);
 
-/// `count` of all at random, cells of a grid among them (but for those that are the same as a listed one),
-/// each set as likely as any other.
+/// `count` of all at random, cells of a grid among them (but for those that are the same as a
+/// listed one), each set as likely as any other.
 NSN_API Schedule random(const Description& description, int64_t count,
                         std::optional<uint64_t> seed = std::nullopt);
 

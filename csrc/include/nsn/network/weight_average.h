@@ -31,7 +31,8 @@ class NSN_API WeightAverage {
 
  private:
   double decay_;
-  /// What the last network computed, which fits: known by its core, not compared in every step.
+  bool is_new_ = true;
+  /// Of the last network that was compared: its description fits.
   std::shared_ptr<const Core> known_;
   Network average_;
 };
