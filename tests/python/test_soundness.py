@@ -344,7 +344,7 @@ def test_parameters_without_memory_are_named() -> None:
         (lambda: nsn.joint_loss({"a": torch.ones(2, 3)}, np.zeros(2)), "got a ndarray"),
         (
             lambda: nsn.joint_loss({"a": torch.ones(2, 3)}, torch.zeros(2).long(), weights=[1, 1]),
-            "a dict of names, but is a list",
+            "a dict of names and numbers, but is a list",
         ),
         (
             lambda: nsn.Network(input=(4,), blocks={"a": nsn.Dense(4, 4, activation=nn.ReLU())}),
