@@ -147,13 +147,11 @@ Pack::Pack(const ParameterTable& network, const std::vector<std::string>& subnet
 }
 
 PackedView Pack::view(const std::string& subnetwork) const {
-  const Description& description = state_->network.description();
-  const size_t place = description.index_of(subnetwork);
+  const size_t place = state_->network.description().index_of(subnetwork);
   std::string names;
   for (const size_t i : c10::irange(state_->subnetworks.size())) {
-    const size_t s = state_->subnetworks[i];
-    if (s == place) return PackedView(state_, i);
-    names += (names.empty() ? "'" : ", '") + description.name(s) + "'";
+    if (state_->subnetworks[i] == place) return PackedView(state_, i);
+    names += (names.empty() ? "'" : ", '") + state_->names[i] + "'";
   }
   TORCH_CHECK_VALUE(false, "nsn::Pack: sub-network '", subnetwork,
                     "' is not in this pack, which has ", names, ". Name it when packing.");

@@ -60,12 +60,6 @@ struct ScaleFunction : torch::autograd::Function<ScaleFunction> {
   }
 };
 
-/// One of the lanes of a pass.
-struct Member {
-  Description::SubnetworkPtr subnetwork;
-  merge::Lane lane;
-};
-
 /// The users of a parameter among the lanes of a pass.
 struct Users {
   std::vector<merge::Lane> lanes;
@@ -74,20 +68,20 @@ struct Users {
   std::optional<size_t> own;
 };
 
-Users users_among(const std::vector<Member>& pass, size_t place, size_t lane) {
+Users users_among(const std::vector<Core::PassagePtr>& pass, size_t place, size_t lane) {
   Users result;
   for (const size_t i : c10::irange(pass.size())) {
-    const Layout* slice = pass[i].subnetwork->slice_of(place);
+    const Layout* slice = pass[i]->subnetwork->slice_of(place);
     if (slice == nullptr) continue;
     if (i == lane) result.own = result.lanes.size();
-    result.lanes.push_back(pass[i].lane);
+    result.lanes.push_back(pass[i]->blocks[0].lane);
     result.slices.push_back(slice);
   }
   return result;
 }
 
 at::Tensor parameter_for(const Description& description, size_t place, const at::Tensor& parameter,
-                         const std::vector<Member>& pass, size_t lane, bool training) {
+                         const std::vector<Core::PassagePtr>& pass, size_t lane, bool training) {
   const auto& described = description.parameters()[place];
   const auto& block = description.blocks()[described.block];
   const Users users = users_among(pass, place, lane);
@@ -124,12 +118,9 @@ at::Tensor parameter_for(const Description& description, size_t place, const at:
 }  // namespace
 
 std::vector<at::Tensor> for_lane(const Description& description, at::TensorList parameters,
-                                 c10::ArrayRef<size_t> subnetworks, size_t lane, bool training) {
+                                 const std::vector<Core::PassagePtr>& pass, size_t lane,
+                                 bool training) {
   check_transforms(parameters);
-  std::vector<Member> pass;
-  for (const size_t s : subnetworks) {
-    pass.push_back({description.subnetwork(s), description.lane(s)});
-  }
   std::vector<at::Tensor> result;
   for (const size_t place : c10::irange(parameters.size())) {
     const at::Tensor& parameter = parameters[place];

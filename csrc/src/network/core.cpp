@@ -241,7 +241,7 @@ at::Tensor Core::lane(at::TensorList parameters, const at::Tensor& x,
   description_.check_count(parameters);
   check_input(x);
   const std::vector<at::Tensor> own =
-      detail::for_lane(description_, parameters, subnetworks, lane, training);
+      detail::for_lane(description_, parameters, mode.part_of, lane, training);
   return run(own, x, {mode.part_of[lane]}, mode)[0];
 }
 

@@ -24,22 +24,20 @@ uint64_t next(uint64_t& state) {
   return z ^ (z >> 31);
 }
 
-/// The one at a place, or null where it is a cell whose choices do not fit each other.
-Description::SubnetworkPtr fitting(const Description& description, size_t place) {
+/// The one at a place if it may be drawn; null where it is a cell whose choices do not fit each
+/// other, or one that is listed too, under another name.
+Description::SubnetworkPtr drawable(const Description& description, size_t place) {
+  Description::SubnetworkPtr own;
   try {
-    return description.subnetwork(place);
+    own = description.subnetwork(place);
   } catch (const c10::ValueError&) {
     return nullptr;
   }
-}
-
-/// Whether the sub-network at a place is a cell of a grid that is listed too, under another name.
-bool is_listed_twin(const Description& description, size_t place) {
-  if (description.is_listed(place)) return false;
-  const auto cell = fitting(description, place);
+  if (description.is_listed(place)) return own;
   const auto& listed = description.subnetworks();
-  return cell && std::any_of(listed.begin(), listed.end(),
-                             [&](const auto& each) { return each.is_same_as(*cell); });
+  const bool is_twin = std::any_of(listed.begin(), listed.end(),
+                                   [&](const auto& each) { return each.is_same_as(*own); });
+  return is_twin ? nullptr : own;
 }
 
 /// `count` sub-networks besides those in `turn`, at random; added to it in ascending order of their
@@ -63,10 +61,9 @@ void draw(const Description& description, int64_t count, uint64_t seed, int64_t 
     const size_t place = next(state) % left--;
     const size_t number = at(place);
     moved[place] = at(left);
-    auto own = fitting(description, number);
-    const bool runs = own && !is_listed_twin(description, number) &&
-                      std::none_of(running.begin(), running.end(),
-                                   [&](const auto& each) { return each->is_same_as(*own); });
+    auto own = drawable(description, number);
+    const bool runs = own && std::none_of(running.begin(), running.end(),
+                                          [&](const auto& each) { return each->is_same_as(*own); });
     if (!runs) continue;
     drawn.push_back(number);
     running.push_back(std::move(own));
@@ -145,6 +142,11 @@ Turn Schedule::at(int64_t step, int64_t epoch) const {
 
 namespace {
 
+/// For schedules that know nothing but what is listed.
+std::function<bool(size_t)> listed_alone(const Description& description) {
+  return [count = description.subnetworks().size()](size_t place) { return place < count; };
+}
+
 Turn turn_of(const Description& description, const std::vector<size_t>& places) {
   Turn turn;
   for (const size_t place : places) turn.names.push_back(description.name(place));
@@ -160,7 +162,7 @@ Schedule drawing(const std::shared_ptr<const Description>& description, uint64_t
     return turn_of(*description, places);
   };
   Schedule result(*description, function, seed,
-                  [description](size_t place) { return !is_listed_twin(*description, place); });
+                  [description](size_t place) { return drawable(*description, place) != nullptr; });
   result.at(0, 0);
   return result;
 }
@@ -169,9 +171,8 @@ Schedule drawing(const std::shared_ptr<const Description>& description, uint64_t
 
 Schedule all(const Description& description) {
   const auto names = description.names();
-  const auto copy = std::make_shared<const Description>(description);
   return {description, [names](int64_t, int64_t) { return Turn{names, {}}; }, std::nullopt,
-          [copy](size_t place) { return copy->is_listed(place); }};
+          listed_alone(description)};
 }
 
 Schedule sandwich(const Description& description, int64_t others, std::optional<uint64_t> seed) {
@@ -212,9 +213,7 @@ Schedule from_epoch(const Description& description, const std::map<std::string, 
     }
     return turn;
   };
-  const auto copy = std::make_shared<const Description>(description);
-  Schedule result(description, function, std::nullopt,
-                  [copy](size_t place) { return copy->is_listed(place); });
+  Schedule result(description, function, std::nullopt, listed_alone(description));
   result.at(0, 0);
   return result;
 }
