@@ -250,9 +250,15 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(setting: dict[str, Pat
     assert (setting["out"] / "state.pt").exists()
     assert not (setting["out"] / "model.safetensors").exists()
 
-    for wrong in (["--seed", "9"], ["--set", "optimizer.lr=0.3"], ["--alone", "small"]):
+    for wrong, differs in (
+        (["--seed", "9"], "seed (1 there, 9 here)"),
+        (["--set", "optimizer.lr=0.3"], "optimizer.lr (0.1 there, 0.3 here)"),
+        (["--set", "network.blocks.hidden.dropout=0.25"], "hidden.dropout (0.5 there, 0.25 here)"),
+        (["--alone", "small"], "alone (None there, small here)"),
+    ):
         refused = train(setting, *many, "--resume", *wrong)
         assert refused.returncode == 2 and "has another value of" in refused.stderr, refused.stderr
+        assert differs in " ".join(refused.stderr.split()), refused.stderr
     resumed = train(setting, *many, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "epoch 3/40" not in resumed.stdout and "epoch 40/40" in resumed.stdout

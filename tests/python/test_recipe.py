@@ -15,6 +15,7 @@ from nsn.training.images import Images
 from nsn.training.loop import Run, evaluate
 from nsn.training.recipe import load_recipe, shipped
 from nsn.training.report import best_epoch, compare
+from nsn.training.tables import difference
 from nsn.training.text import Windows
 
 SMALL = """
@@ -465,3 +466,26 @@ def test_the_documented_recipe_is_one(tmp_path: Path) -> None:
     recipe = load_recipe(str(path))
     assert recipe.description.names == ["base", "small"]
     assert recipe.teacher(nsn.Network(recipe.description)) is not None
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "text"),
+    [
+        ({"a": 1}, {"a": 1}, None),
+        ({"a": 1, "b": [2]}, {"b": [2], "a": 1}, None),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, "a.b (1 there, 2 here)"),
+        ({"a": {}}, {"a": {"b": 2}}, "a.b (nothing there, 2 here)"),
+        ({"a": {"b": 2}}, {"a": 3}, "a ({'b': 2} there, 3 here)"),
+        ({"a": [{"name": "x", "p": 1}]}, {"a": [{"name": "x", "p": 2}]}, "a.x.p (1 there, 2 here)"),
+        ({"a": [{"name": "x"}]}, {"a": []}, "a.x ({'name': 'x'} there, nothing here)"),
+        (
+            {"a": [{"name": "x"}, {"name": "y"}]},
+            {"a": [{"name": "y"}, {"name": "x"}]},
+            "a ([{'name': 'x'}, {'name': 'y'}] there, [{'name': 'y'}, {'name': 'x'}] here)",
+        ),
+        ({"a": "x" * 99}, {"a": "y"}, "a"),
+        ({"a": "x", "b": 1}, {"a": "y", "b": 2}, "a (x there, y here)"),
+    ],
+)
+def test_the_first_value_that_differs_is_named(there: object, here: object, text: str) -> None:
+    assert difference(there, here) == text

@@ -111,6 +111,7 @@ def test_a_study_goes_on_from_its_runs_and_from_its_document(recipe: Path, tmp_p
     assert again.returncode == 0 and again.stdout == ""
     other = study(recipe, out, "--seeds", "3", "--set", "optimizer.lr=0.2")
     assert other.returncode == 2 and "the study there is of another recipe" in other.stderr
+    assert "optimizer.lr (0.1 there, 0.2 here)" in other.stderr
     # Fewer seeds lose none.
     assert study(recipe, out, "--seeds", "1").returncode == 0
     assert read(out)["seeds"] == [1, 2, 3]

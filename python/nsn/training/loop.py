@@ -15,6 +15,7 @@ from nsn.schedule import Turn
 from nsn.training.data import Data, Split
 from nsn.training.errors import DivergedError, InputError
 from nsn.training.recipe import Recipe
+from nsn.training.tables import difference
 
 _EVALUATION_BATCH = 500
 
@@ -245,10 +246,10 @@ class Run:
             ValueError: where the state is of another recipe, seed or data set.
         """
         mine = self.state_dict()
-        for key in ("recipe", "alone", "seed", "samples"):
-            if state[key] != mine[key]:
-                shown = "" if key == "recipe" else f" ({state[key]} there, {mine[key]} here)"
-                raise ValueError(f"the run there has another value of '{key}'{shown}")
+        for key in ("alone", "seed", "samples", "recipe"):
+            differs = difference(state[key], mine[key], "" if key == "recipe" else key)
+            if differs:
+                raise ValueError(f"the run there has another value of {differs}")
         self.network.load_state_dict(state["network"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])

@@ -41,6 +41,7 @@ from nsn.training.report import (
     write_json,
     write_state,
 )
+from nsn.training.tables import difference
 
 #: How often a run that goes on for long notes where it is, in seconds.
 _SAVES_EVERY = 60.0
@@ -316,11 +317,14 @@ def restore(study: dict[str, Any], recipe: Recipe, results: Results) -> None:
         InputError: where it is of another one.
     """
     there = check_recipe(study["recipe"])
-    same_alone = there.values.get("alone") == recipe.values.get("alone")
-    if there.identity != recipe.identity or not same_alone or study["data"] != results.data:
+    one, other = (
+        {**each.identity, "alone": each.values.get("alone", {})} for each in (there, recipe)
+    )
+    differs = difference(one, other) or difference(study["data"], results.data, "data")
+    if differs:
         raise InputError(
-            "--out: the study there is of another recipe, of other --set or of other data. Choose "
-            "another folder for this one, or remove that."
+            f"--out: the study there is of another recipe, of other --set or of other data: "
+            f"{differs}. Choose another folder for this one, or remove that."
         )
     metric = study["metric"]
     for place, seed in enumerate(study["seeds"]):

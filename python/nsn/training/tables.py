@@ -39,6 +39,7 @@ MEANS: dict[str, dict[str, Any]] = {
 # Keys whose value is a table, such as of sub-networks' names, and no part of the recipe's.
 _NUMBER_OR_TABLE = {"label_smoothing", "teach.weight"}
 _WHOLE = {*_NUMBER_OR_TABLE, "sampling.first", "network.merge"}
+_LONG = 60  # characters of a value that a message repeats
 TEACHERS = {
     "base": nsn.teach.base,
     "next_larger": nsn.teach.next_larger,
@@ -285,6 +286,33 @@ def only(table: Any, known: set[str], where: str) -> None:
             raise InputError(
                 f"{where} has an unknown key '{key}'. The keys are {', '.join(sorted(known))}."
             )
+
+
+def difference(there: Any, here: Any, path: str = "") -> str | None:
+    """The first value that two recipes do not share: ``optimizer.lr (0.1 there, 0.3 here)``.
+
+    Its key is written as ``--set`` takes it; None where all are equal.
+    """
+    if there == here:
+        return None
+    one, other = _by_key(there), _by_key(here)
+    if one is not None and other is not None:
+        for key in dict.fromkeys([*one, *other]):
+            own = f"{path}.{key}" if path else key
+            text = difference(one.get(key, "nothing"), other.get(key, "nothing"), own)
+            if text:
+                return text
+    texts = [str(there), str(here)]
+    return path if max(map(len, texts)) > _LONG else f"{path} ({texts[0]} there, {texts[1]} here)"
+
+
+def _by_key(value: Any) -> dict[str, Any] | None:
+    """A table's values, or those of a list of tables that have names; None for anything else."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list) and all(isinstance(each, dict) and "name" in each for each in value):
+        return {each["name"]: each for each in value}
+    return None
 
 
 def _is_number(value: Any) -> bool:
