@@ -14,6 +14,7 @@ from pathlib import Path
 #: The folders of csrc/src and csrc/include/nsn, the lowest first.
 CPP_LAYERS = (
     "kernels",  # vectorized loops on pointers, without torch
+    "plan",  # fused steps over placed buffers, and what runs them, without torch
     "values",  # layouts, merge rules, JSON
     "operations",  # what ATen lacks: kernels on tensors, buffers, autograd's helpers
     "functional",  # what a lane-aware operation computes, forward and merging backward

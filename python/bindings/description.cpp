@@ -2,6 +2,7 @@
 #include <nsn/description/lower.h>
 #include <nsn/description/summary.h>
 #include <nsn/extract/blocks.h>
+#include <nsn/inference/plan.h>
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -135,6 +136,10 @@ void bind_description(py::module_& m) {
              text << nsn::lower(self, name);
              return text.str();
            })
+      .def("plan", [](const Description& self,
+                      const std::string& name) { return nsn::plan_json(self, name); })
+      .def("plan_text", [](const Description& self,
+                           const std::string& name) { return nsn::plan_text(self, name); })
       .def("describe",
            [](const Description& self) {
              py::list result;

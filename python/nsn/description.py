@@ -342,6 +342,23 @@ class Description(_C.Description):
         expect_name("nsn.Description.program_text: name", name)
         return super().program_text(name)
 
+    def plan(self, name: str) -> str:
+        """How packs run a sub-network in float32 on the CPU, as a JSON document.
+
+        ``{"steps": [..], "arena_bytes": .., "flops": ..}``; docs/program.md has the schema.
+
+        Raises:
+            ValueError: as :meth:`index_of`, and where it is not of float32, so that packs run its
+                program step by step.
+        """
+        expect_name("nsn.Description.plan: name", name)
+        return super().plan(name)
+
+    def plan_text(self, name: str) -> str:
+        """The same for people, one line a step."""
+        expect_name("nsn.Description.plan_text: name", name)
+        return super().plan_text(name)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Description.from_json, (self.to_json(), self.functions())
 

@@ -44,11 +44,12 @@ class PackedView:
 class Pack:
     """A snapshot of a network's weights for the fastest inference, made by :meth:`Network.pack`.
 
-    It holds one copy of the weights that its sub-networks use. Products and convolutions without
-    groups run on panels of the weight, with scale, bias and ReLU in the same pass (float32 on the
-    CPU); one copy serves all batch sizes, and all leading slices of a weight, while a slice that is
-    none (of heads, of gated halves) has its own. Batch norms are a scale and a shift; whatever else
-    is read is copied as it is.
+    It holds one copy of the weights that its sub-networks use. A sub-network of float32 on the CPU
+    runs as a plan (:meth:`Description.plan_text` shows it): norms, activations and residual sums in
+    the pass of the product or convolution in front of them, buffers in one arena of the thread.
+    Products and convolutions without groups read panels of the weight; one copy serves all batch
+    sizes, and all leading slices of a weight, while a slice that is none (of heads, of gated
+    halves) has its own. Norms and scales are folded; whatever else is read is copied as it is.
 
     What the network does afterwards changes nothing here: :meth:`stale` tells whether it did, and
     :meth:`refresh` packs anew, for all views made of this pack. ``print(pack)`` shows what it

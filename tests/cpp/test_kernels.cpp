@@ -9,11 +9,12 @@
 #include <numeric>
 #include <vector>
 
+#include "guarded.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/matrix_product.h"
 #include "kernels/mix.h"
-#include "support.h"
+#include "kernels/pointwise.h"
 
 namespace nsn::test {
 namespace {
@@ -26,27 +27,6 @@ void in_parts(int64_t count, int64_t grain, const kernels::Task& task) {
 }
 
 void at_once(int64_t count, int64_t /*grain*/, const kernels::Task& task) { task(0, count); }
-
-/// Random numbers with a guard on both sides that is not to be touched.
-struct Guarded {
-  static constexpr size_t kGuard = 64;
-
-  Guarded(int64_t count, Random& random) : values(static_cast<size_t>(count) + 2 * kGuard) {
-    for (float& each : values) each = static_cast<float>(random.real(-1.0, 1.0));
-    std::fill_n(values.begin(), kGuard, 1e30F);
-    std::fill(values.end() - kGuard, values.end(), 1e30F);
-  }
-  float* data() { return values.data() + kGuard; }
-  float operator[](int64_t i) const { return values[kGuard + static_cast<size_t>(i)]; }
-  void expect_untouched() const {
-    for (size_t i = 0; i < kGuard; ++i) {
-      ASSERT_EQ(values[i], 1e30F);
-      ASSERT_EQ(values[values.size() - 1 - i], 1e30F);
-    }
-  }
-
-  std::vector<float> values;
-};
 
 /// A matrix of some layout.
 struct Matrix {
@@ -288,8 +268,8 @@ TEST(Kernels, ScaleRows) {
     const int64_t rows = random.integer(1, 9), columns = random.integer(1, 70);
     Guarded x(rows * columns, random), scale(columns, random), shift(columns, random);
     Guarded out(rows * columns, random);
-    kernels::run(kernels::ScaleRows{x.data(), scale.data(), shift.data(), columns, out.data()}, 0,
-                 rows);
+    kernels::run(
+        kernels::ScaleRows{rows, columns, x.data(), scale.data(), shift.data(), out.data()});
     out.expect_untouched();
     for (int64_t i = 0; i < rows * columns; ++i) {
       const double expected = static_cast<double>(scale[i % columns]) * x[i] + shift[i % columns];

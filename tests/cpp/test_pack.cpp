@@ -137,6 +137,33 @@ TEST(Pack, BlocksOfOnesOwnReadCopies) {
   EXPECT_TRUE(pack.stale());
 }
 
+/// A block of one's own that runs a packed view, on the thread and in the midst of another's run.
+struct Inner : Block {
+  explicit Inner(PackedView inner) : view(std::move(inner)) {}
+  std::string type() const override { return "Inner"; }
+  at::Tensor forward(const at::Tensor& x, at::TensorList /*parameters*/, const LanePass& /*lane*/,
+                     const BlockPass& /*pass*/) const override {
+    return at::cat({view(x), x.narrow(1, 3, 2)}, 1);
+  }
+  PackedView view;
+};
+
+TEST(Pack, BlocksOfOnesOwnMayRunPacks) {
+  const Network inner = network();
+  const Pack inside(inner);
+  const Network net(NetworkOptions()
+                        .input({5})
+                        .block("before", DenseOptions(5, 5).activation(torch::kTanh))
+                        .block("inner", std::make_shared<const Inner>(inside.view("base")))
+                        .block("relu", ActivationOptions(torch::kReLU))
+                        .block("output", DenseOptions(5, 3)));
+  const Pack pack(net);
+  for (const int64_t batch : {1, 40}) {
+    const at::Tensor x = at::randn({batch, 5});
+    expect_close(pack.view("base")(x), net->view("base")(x), 1e-6);
+  }
+}
+
 TEST(Pack, RefusesWhatIsNotThere) {
   const Network net = network();
   expect_throws_with([&] { Pack(net, {"sub9"}); }, {"no sub-network 'sub9'"});

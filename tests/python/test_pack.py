@@ -274,7 +274,7 @@ def test_convolutions_take_any_batch_in_any_format(groups: int, activation: str)
             last = x.contiguous(memory_format=torch.channels_last)
             assert close(pack.view(name)(last), expected, 1e-5)
     forms = {e["parameter"]: e["form"] for e in pack.entries}
-    assert forms["a.weight"] == ("convolution" if groups == 1 else "copy")
+    assert forms["a.weight"] == ("convolution" if groups == 1 else "taps")
     assert forms["b.weight"] == "convolution"
 
 

@@ -20,6 +20,7 @@
 #include <nsn/extract/extract.h>
 #include <nsn/functional/functional.h>
 #include <nsn/inference/pack.h>
+#include <nsn/inference/plan.h>
 #include <nsn/network/by_lane.h>
 #include <nsn/network/core.h>
 #include <nsn/network/fused_sgd.h>

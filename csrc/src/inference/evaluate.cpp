@@ -13,12 +13,14 @@
 #include <ATen/ops/max_pool1d.h>
 #include <ATen/ops/max_pool2d.h>
 #include <ATen/ops/mean.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/rms_norm.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/upsample_bilinear2d.h>
 #include <ATen/ops/upsample_nearest2d.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 
 #include <optional>
@@ -31,6 +33,18 @@ namespace nsn::detail {
 namespace {
 
 using namespace primitives;  // NOLINT(google-build-using-namespace)
+
+/// The scale and shift of a batch norm, of float64, stacked.
+at::Tensor fold_norm(const BatchNorm& norm, const Operands& operands) {
+  const auto wide = [&](const char* role) { return operands.at(role).to(at::kDouble); };
+  at::Tensor scale = at::rsqrt(wide("running_var") + norm.eps);
+  at::Tensor shift = -wide("running_mean") * scale;
+  if (operands.count("weight") > 0) {
+    scale = scale * wide("weight");
+    shift = shift * wide("weight") + wide("bias");
+  }
+  return at::stack({scale, shift});
+}
 
 class Evaluator {
  public:
@@ -74,7 +88,8 @@ class Evaluator {
     return at::group_norm(x(), p.groups, optional("weight"), optional("bias"), p.eps);
   }
   at::Tensor operator()(const BatchNorm& p) const {
-    const at::Tensor folded = fold_batch_norm(p, operands_);
+    const at::Tensor folded =
+        fold_norm(p, operands_).to(operands_.at("running_mean").scalar_type());
     return x() * along(folded.select(0, 0), 1, x()) + along(folded.select(0, 1), 1, x());
   }
   at::Tensor operator()(const ScaleAndShift& p) const {
@@ -135,15 +150,16 @@ at::Tensor evaluate(const Primitive& primitive, std::vector<at::Tensor> inputs,
   return std::visit(Evaluator(inputs, operands), primitive);
 }
 
-at::Tensor fold_batch_norm(const primitives::BatchNorm& norm, const Operands& operands) {
-  const auto wide = [&](const char* role) { return operands.at(role).to(at::kDouble); };
-  at::Tensor scale = at::rsqrt(wide("running_var") + norm.eps);
-  at::Tensor shift = -wide("running_mean") * scale;
-  if (operands.count("weight") > 0) {
-    scale = scale * wide("weight");
-    shift = shift * wide("weight") + wide("bias");
-  }
-  return at::stack({scale, shift}).to(operands.at("running_mean").scalar_type());
+at::Tensor fold(const Step& step, const Operands& operands) {
+  const auto* norm = std::get_if<primitives::BatchNorm>(&step.primitive);
+  if (norm != nullptr) return fold_norm(*norm, operands);
+  const auto find = [&](const char* role) {
+    const auto found = operands.find(role);
+    return found == operands.end() ? at::Tensor() : found->second.to(at::kDouble);
+  };
+  const at::Tensor scale = find("scale"), shift = find("bias");
+  return at::stack({scale.defined() ? scale : at::ones_like(shift),
+                    shift.defined() ? shift : at::zeros_like(scale)});
 }
 
 }  // namespace nsn::detail

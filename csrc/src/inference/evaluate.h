@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "nsn/program/primitives.h"
+#include "nsn/program/program.h"
 
 // Primitives by plain operations of ATen, on any device and dtype.
 
@@ -20,8 +20,8 @@ using Operands = std::map<std::string, at::Tensor>;
 at::Tensor evaluate(const Primitive& primitive, std::vector<at::Tensor> inputs,
                     const Operands& operands);
 
-/// The scale and the shift that a batch norm is in inference, stacked: (2, features). Computed in
-/// double precision.
-at::Tensor fold_batch_norm(const primitives::BatchNorm& norm, const Operands& operands);
+/// The scale and the shift, of float64, that a batch norm is in inference, or a step of scale and
+/// shift, stacked: (2, features).
+at::Tensor fold(const Step& step, const Operands& operands);
 
 }  // namespace nsn::detail

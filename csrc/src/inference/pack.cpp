@@ -19,6 +19,7 @@
 #include "nsn/description/lower.h"
 #include "nsn/network/network.h"
 #include "operations/autocast.h"
+#include "operations/kernels_for.h"
 #include "operations/plain.h"
 
 namespace nsn {
@@ -50,6 +51,17 @@ uint64_t fingerprint(const at::Tensor& tensor) {
   return result;
 }
 
+/// Whether there are kernels for all of the tensors that count, and there are such.
+bool all_have_kernels(at::TensorList table) {
+  bool found = false;
+  for (const at::Tensor& tensor : table) {
+    if (!tensor.defined() || !tensor.is_floating_point()) continue;
+    if (!detail::has_kernels(tensor)) return false;
+    found = true;
+  }
+  return found;
+}
+
 }  // namespace
 
 struct Pack::State {
@@ -61,7 +73,7 @@ struct Pack::State {
     std::shared_ptr<const Core> core;
     detail::PackedTensors tensors;
     /// Of each of its sub-networks, in order.
-    std::vector<detail::PackedProgram> programs;
+    std::vector<std::unique_ptr<const detail::PackedProgram>> programs;
     /// Of the tensors that its sub-networks read, by place.
     std::vector<std::pair<size_t, uint64_t>> fingerprints;
     /// The floating dtypes that its parameters have.
@@ -102,11 +114,12 @@ struct Pack::State {
     made->core->check_statistics(table, subnetworks);
     std::vector<Program> programs;  // which stay until the tensors are filled
     programs.reserve(subnetworks.size());
-    made->programs.reserve(subnetworks.size());
+    const bool has_kernels = all_have_kernels(table);
     for (const size_t s : subnetworks) {
       const std::string name = description.name(s);
       programs.push_back(lower(made->core->description(), name));
-      made->programs.emplace_back(programs.back(), name, s, made->tensors);
+      made->programs.push_back(
+          detail::pack_program(programs.back(), name, s, has_kernels, made->tensors));
     }
     made->tensors.fill(table);
     for (const size_t i : c10::irange(table.size())) {
@@ -194,7 +207,8 @@ at::Tensor PackedView::operator()(const at::Tensor& x) const {
   for (const auto& [parameter, dtype] : snapshot->dtypes) {
     detail::check_dtype(x, parameter, dtype);
   }
-  return snapshot->programs[index_](x);
+  // Kernels read memory: a sign that torch has yet to apply would be lost.
+  return (*snapshot->programs[index_])(x.is_neg() ? x.resolve_neg() : x);
 }
 
 const std::string& PackedView::name() const { return state_->names[index_]; }

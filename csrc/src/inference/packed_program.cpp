@@ -1,279 +1,282 @@
 #include "inference/packed_program.h"
 
-#include <ATen/ops/convolution.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/linear.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
-#include <array>
-#include <numeric>
-#include <tuple>
+#include <algorithm>
+#include <new>
+#include <stdexcept>
 #include <utility>
 
 #include "inference/evaluate.h"
+#include "inference/planning.h"
 #include "nsn/blocks/block.h"
-#include "operations/elementwise.h"
-#include "operations/kernels_for.h"
 #include "operations/lanes.h"
+#include "operations/parallel.h"
+#include "plan/run.h"
 
 namespace nsn::detail {
 
 namespace {
 
-using Slices = std::vector<std::pair<std::string, const PackedSlice*>>;
-
-/// What follows a product or convolution in the same pass over memory.
-struct PackedEpilogue {
-  const PackedSlice *scale = nullptr, *bias = nullptr;
-  Activation activation = torch::enumtype::kLinear();
-  /// The dimension of the features.
-  int64_t dimension = -1;
-
-  /// For the panels' kernels, which have ReLU alone.
-  kernels::Epilogue of_kernel() const {
-    return {PackedSlice::data(scale), PackedSlice::data(bias),
-            std::holds_alternative<torch::enumtype::kReLU>(activation)};
-  }
-  /// The activation where the kernel has it not yet; in place where there is a kernel for it. y
-  /// lies without gaps in some order.
-  at::Tensor behind_kernel(const at::Tensor& y) const {
-    if (std::holds_alternative<torch::enumtype::kReLU>(activation)) return y;
-    if (std::holds_alternative<torch::enumtype::kGELU>(activation)) {
-      const at::Tensor flat = y.as_strided({y.numel()}, {1});
-      gelu_forward(flat, /*bias=*/{}, /*out=*/flat, /*derivative=*/{});
-      return y;
-    }
-    return activate(y, activation, dimension);
-  }
-  /// All of it by plain operations.
-  at::Tensor plain(at::Tensor y) const {
-    if (scale != nullptr) y = y * along(scale->plain, dimension, y);
-    if (bias != nullptr) y = y + along(bias->plain, dimension, y);
-    return activate(y, activation, dimension);
-  }
-};
-
-PackedProgram::Operation product(const PackedSlice* weight, PackedEpilogue epilogue) {
-  return [weight, epilogue = std::move(epilogue)](std::vector<at::Tensor>& inputs) {
-    if (weight->panels == nullptr) return epilogue.plain(at::linear(inputs[0], weight->plain));
-    return epilogue.behind_kernel(
-        weight->panels->multiply(inputs[0], weight->rows, epilogue.of_kernel()));
-  };
-}
-
-PackedProgram::Operation convolution(const PackedSlice* weight, PackedEpilogue epilogue,
-                                     const primitives::Convolution& shape) {
-  const bool is_line = shape.stride.size() == 1;  // one dimension as the second of two
-  const auto two = [&](const std::vector<int64_t>& extents, int64_t first) {
-    return is_line ? std::array<int64_t, 2>{first, extents[0]}
-                   : std::array<int64_t, 2>{extents[0], extents[1]};
-  };
-  const PackedGeometry packed{two(shape.stride, 1), two(shape.padding, 0), two(shape.dilation, 1)};
-  return [weight, epilogue = std::move(epilogue), shape, packed,
-          is_line](std::vector<at::Tensor>& inputs) {
-    const at::Tensor& x = inputs[0];
-    if (weight->panels == nullptr) {
-      return epilogue.plain(evaluate(shape, inputs, {{"weight", weight->plain}}));
-    }
-    at::Tensor y = weight->panels->convolve(is_line ? x.unsqueeze(2) : x, weight->rows, packed,
-                                            epilogue.of_kernel());
-    return epilogue.behind_kernel(is_line ? y.squeeze(2) : y);
-  };
-}
-
-PackedProgram::Operation batch_norm(const PackedSlice* folded, PackedTensors& tensors) {
-  const auto parts = std::make_shared<std::pair<at::Tensor, at::Tensor>>();
-  tensors.when_filled([=] { *parts = {folded->plain.select(0, 0), folded->plain.select(0, 1)}; });
-  return [parts](std::vector<at::Tensor>& inputs) {
-    const at::Tensor& x = inputs[0];
-    const auto& [scale, shift] = *parts;
-    if (!has_kernels(x) || !has_kernels(scale)) return x * along(scale, 1, x) + along(shift, 1, x);
-    const at::Tensor rows = x.movedim(1, -1).contiguous();
-    at::Tensor y = at::empty_like(rows);
-    scale_rows(rows, scale, shift, y);
-    return y.movedim(-1, 1);
-  };
-}
-
 /// A block that is not nsn's, as one lane of a pass by itself.
-PackedProgram::Operation call(const Step& step, const std::string& name, size_t subnetwork,
-                              const Slices& slices, PackedTensors& tensors) {
-  const auto& own = std::get<primitives::Call>(step.primitive);
-  std::vector<ParameterPlace> places;
-  for (const size_t p : c10::irange(slices.size())) {
-    // A private parameter is there in its own width; of others the block takes its slice.
-    const bool is_private = full_shape(step.operands[p].slice) != full_shape(own.fit->slices[p]);
-    places.push_back({p, is_private});
-  }
-  const auto table = std::make_shared<std::vector<at::Tensor>>();
-  tensors.when_filled([=] {
-    for (const auto& [role, slice] : slices) {
-      static_cast<void>(role);
-      table->push_back(slice->plain);
+class OwnBlock {
+ public:
+  OwnBlock(const Step& step, std::string name, size_t subnetwork, PackedTensors& tensors)
+      : path_(step.block), name_(std::move(name)), subnetwork_(subnetwork) {
+    const auto& own = std::get<primitives::Call>(step.primitive);
+    block_ = own.block;
+    fit_ = own.fit;
+    if (block_->module()) return;  // which holds its tensors itself
+    for (const size_t p : c10::irange(step.operands.size())) {
+      Operand operand = step.operands[p];
+      // A private parameter is there in its own width; of others the block takes its slice.
+      const bool is_private = full_shape(operand.slice) != full_shape(fit_->slices[p]);
+      places_.push_back({p, is_private});
+      operand.slice = whole(full_shape(operand.slice));
+      slices_.push_back(tensors.read(operand, PackedForm::kCopy, subnetwork));
     }
-  });
-  return [block = own.block, fit = own.fit, path = step.block, name, subnetwork,
-          places = std::move(places), table](std::vector<at::Tensor>& inputs) {
-    const BlockPass pass{{{{name, 0}, subnetwork, fit.get(), places.data(), 0, 1}},
+  }
+
+  at::Tensor operator()(const std::vector<at::Tensor>& inputs) const {
+    std::vector<at::Tensor> table;
+    for (const PackedSlice* slice : slices_) table.push_back(slice->plain);
+    const BlockPass pass{{{{name_, 0}, subnetwork_, fit_.get(), places_.data(), 0, 1}},
                          merge::sum(),
                          /*training=*/false,
                          /*calibrating=*/false,
                          /*seed=*/0,
                          /*memory=*/{},
-                         *table,
+                         table,
                          /*tied=*/nullptr,
-                         path};
-    return block->joint(inputs, pass)[0];
-  };
-}
-
-PackedProgram::Operation plain(const Primitive& primitive, const Slices& slices,
-                               PackedTensors& tensors) {
-  const auto operands = std::make_shared<Operands>();
-  tensors.when_filled([=] {
-    for (const auto& [role, slice] : slices) (*operands)[role] = slice->plain;
-  });
-  return [primitive, operands](std::vector<at::Tensor>& inputs) {
-    return evaluate(primitive, std::move(inputs), *operands);
-  };
-}
-
-/// Turns the steps of a program into operations, several into one where they can be.
-class Packing {
- public:
-  Packing(const Program& program, const std::string& name, size_t subnetwork,
-          PackedTensors& tensors)
-      : program_(program), name_(name), subnetwork_(subnetwork), tensors_(tensors) {
-    readers_.resize(program.steps().size() + 1, 0);
-    for (const Step& step : program.steps()) {
-      for (const size_t value : step.inputs) ++readers_[value];
-    }
-    ++readers_[program.output()];
-  }
-
-  /// The operation that step `i` begins, and the place of the last step in it.
-  std::pair<PackedProgram::Operation, size_t> at(size_t i) const {
-    const Step& step = program_.steps()[i];
-    if (std::holds_alternative<primitives::Product>(step.primitive)) {
-      const auto [epilogue, last] = epilogue_from(i, -1);
-      return {product(read(step, "weight", PackedForm::kProduct), epilogue), last};
-    }
-    if (const auto* shape = std::get_if<primitives::Convolution>(&step.primitive)) {
-      const auto [epilogue, last] = epilogue_from(i, 1);
-      // One sum over all channels; a convolution in groups has several.
-      const auto form = shape->groups == 1 ? PackedForm::kConvolution : PackedForm::kCopy;
-      return {convolution(read(step, "weight", form), epilogue, *shape), last};
-    }
-    if (std::holds_alternative<primitives::BatchNorm>(step.primitive)) {
-      return {batch_norm(tensors_.read_norm(step, subnetwork_), tensors_), i};
-    }
-    Slices slices;
-    if (const auto* own = std::get_if<primitives::Call>(&step.primitive)) {
-      if (!own->block->module()) {  // which holds its tensors itself
-        for (Operand operand : step.operands) {
-          operand.slice = whole(full_shape(operand.slice));
-          slices.emplace_back(operand.role, tensors_.read(operand, PackedForm::kCopy, subnetwork_));
-        }
-      }
-      return {call(step, name_, subnetwork_, slices, tensors_), i};
-    }
-    for (const Operand& operand : step.operands) {
-      slices.emplace_back(operand.role, tensors_.read(operand, PackedForm::kCopy, subnetwork_));
-    }
-    return {plain(step.primitive, slices, tensors_), i};
+                         path_};
+    return block_->joint(inputs, pass)[0];
   }
 
  private:
-  const PackedSlice* read(const Step& step, const char* role, PackedForm form) const {
-    const Operand* operand = step.operand(role);
-    return operand == nullptr ? nullptr : tensors_.read(*operand, form, subnetwork_);
+  std::string path_, name_;
+  size_t subnetwork_;
+  std::shared_ptr<const Block> block_;
+  std::shared_ptr<const Fit> fit_;
+  std::vector<ParameterPlace> places_;
+  std::vector<const PackedSlice*> slices_;
+};
+
+/// Step by step: any device and dtype.
+class PlainProgram : public PackedProgram {
+ public:
+  PlainProgram(const Program& program, const std::string& name, size_t subnetwork,
+               PackedTensors& tensors)
+      : output_(program.output()) {
+    for (const Step& step : program.steps()) {
+      PlainStep own{step.primitive, step.inputs, {}, nullptr};
+      if (std::holds_alternative<primitives::Call>(step.primitive)) {
+        own.block = std::make_shared<const OwnBlock>(step, name, subnetwork, tensors);
+      } else {
+        for (const Operand& operand : step.operands) {
+          own.operands.emplace_back(operand.role,
+                                    tensors.read(operand, PackedForm::kCopy, subnetwork));
+        }
+      }
+      steps_.push_back(std::move(own));
+    }
+    last_use_.assign(steps_.size() + 1, steps_.size());
+    for (const size_t i : c10::irange(steps_.size())) {
+      for (const size_t input : steps_[i].inputs) last_use_[input] = i;
+    }
+    last_use_[output_] = steps_.size();
   }
 
-  /// What stands behind step `i` and can be its epilogue, and the last step of it.
-  std::pair<PackedEpilogue, size_t> epilogue_from(size_t i, int64_t dimension) const {
-    const auto& steps = program_.steps();
-    PackedEpilogue result;
-    result.dimension = dimension;
-    result.bias = read(steps[i], "bias", PackedForm::kCopy);
-    size_t last = i;
-    // Whether the next step reads what is so far, and nobody else does.
-    const auto follows = [&] {
-      return last + 1 < steps.size() && readers_[last + 1] == 1 &&
-             steps[last + 1].inputs == std::vector<size_t>{last + 1};
-    };
-    if (follows() && result.bias == nullptr) {
-      const auto* scaled = std::get_if<primitives::ScaleAndShift>(&steps[last + 1].primitive);
-      if (scaled != nullptr && scaled->dimension == dimension) {
-        ++last;
-        result.scale = read(steps[last], "scale", PackedForm::kCopy);
-        result.bias = read(steps[last], "bias", PackedForm::kCopy);
+  at::Tensor operator()(const at::Tensor& x) const override {
+    std::vector<at::Tensor> values(last_use_.size());
+    values[0] = x;
+    std::vector<at::Tensor> inputs;
+    for (const size_t i : c10::irange(steps_.size())) {
+      const PlainStep& step = steps_[i];
+      inputs.clear();
+      for (const size_t input : step.inputs) inputs.push_back(values[input]);
+      for (const size_t input : step.inputs) {
+        if (last_use_[input] == i) values[input].reset();
+      }
+      if (step.block) {
+        values[i + 1] = (*step.block)(inputs);
+        continue;
+      }
+      Operands operands;
+      for (const auto& [role, slice] : step.operands) operands[role] = slice->plain;
+      values[i + 1] = evaluate(step.primitive, std::move(inputs), operands);
+    }
+    return own_memory(std::move(values[output_]));
+  }
+
+ private:
+  struct PlainStep {
+    Primitive primitive;
+    std::vector<size_t> inputs;
+    std::vector<std::pair<std::string, const PackedSlice*>> operands;
+    /// Of a call.
+    std::shared_ptr<const OwnBlock> block;
+  };
+  std::vector<PlainStep> steps_;
+  /// For each value the place of the last step that reads it.
+  std::vector<size_t> last_use_;
+  size_t output_;
+};
+
+/// Memory of this thread on a cache line, kept from call to call. A run takes it along, so that one
+/// within another's block has its own.
+class Arena {
+ public:
+  explicit Arena(int64_t elements) : memory_(std::move(kept())) {
+    const auto needed = static_cast<size_t>(elements);
+    if (memory_.size < needed) memory_ = Memory(needed);
+  }
+  ~Arena() {
+    if (kept().size < memory_.size) kept() = std::move(memory_);
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  float* data() const { return memory_.data.get(); }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(float* data) const { ::operator delete(data, kLine); }
+  };
+  struct Memory {
+    std::unique_ptr<float, Free> data;
+    size_t size = 0;
+
+    Memory() = default;
+    explicit Memory(size_t elements)
+        : data(static_cast<float*>(::operator new(elements * sizeof(float), kLine))),
+          size(elements) {}
+    Memory(Memory&& other) noexcept
+        : data(std::move(other.data)), size(std::exchange(other.size, 0)) {}
+    Memory& operator=(Memory&& other) noexcept {
+      data = std::move(other.data);
+      size = std::exchange(other.size, 0);
+      return *this;
+    }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    ~Memory() = default;
+  };
+  static Memory& kept() {
+    thread_local Memory memory;
+    return memory;
+  }
+
+  Memory memory_;
+};
+
+/// A plan: float32 on the CPU.
+class PlannedProgram : public PackedProgram {
+ public:
+  PlannedProgram(const Program& program, const std::string& name, size_t subnetwork,
+                 PackedTensors& tensors)
+      : output_(program.shape_of(program.output())),
+        is_integral_(!at::isFloatingType(program.dtype())) {
+    Planned planned = make_plan(program, subnetwork, tensors);
+    for (const Step* step : planned.calls) blocks_.emplace_back(*step, name, subnetwork, tensors);
+    for (const plan::Step& step : planned.plan.steps) {
+      if (std::holds_alternative<plan::Call>(step.kernel)) {
+        call_shapes_.emplace_back(planned.plan.values[step.inputs[0]].shape,
+                                  planned.plan.values[step.output].shape);
       }
     }
-    if (!follows()) return {result, last};
-    if (const auto* activate = std::get_if<primitives::Activate>(&steps[last + 1].primitive)) {
-      result.activation = activate->function;
-      ++last;
-    } else if (const auto* gate = std::get_if<primitives::Gate>(&steps[last + 1].primitive)) {
-      if (gate->dimension != dimension) return {result, last};
-      result.activation = gate->function;
-      ++last;
-    }
-    return {result, last};
+    plan_ = std::move(planned.plan);
+    in_ = plan::numel(program.input());
+    out_ = plan::numel(output_);
+    tensors_.resize(planned.tensors.size());
+    tensors.when_filled([this, places = std::move(planned.tensors)] {
+      for (const size_t i : c10::irange(places.size())) tensors_[i] = tensor_of(places[i]);
+    });
   }
 
-  const Program& program_;
-  const std::string& name_;
-  size_t subnetwork_;
-  PackedTensors& tensors_;
-  /// How many steps read each value; the caller reads the output.
-  std::vector<size_t> readers_;
+  at::Tensor operator()(const at::Tensor& given) const override {
+    const at::Tensor x = (is_integral_ ? given.to(at::kLong) : given).contiguous();
+    TORCH_CHECK_VALUE(x.device().is_cpu(), "nsn::Pack: the pack is on the CPU, but the input on ",
+                      x.device(), ". Move the input, or pack where the network has been moved.");
+    std::vector<int64_t> shape{x.size(0)};
+    shape.insert(shape.end(), output_.begin(), output_.end());
+    at::Tensor y = at::detail::empty_cpu(shape, at::kFloat);
+    const int64_t batch = x.size(0);
+    if (batch == 0) return y;
+    // Parts of a large batch whose activations stay in a cache; a block of one's own sees it whole.
+    constexpr int64_t kArena = (int64_t{1} << 20) / sizeof(float);
+    const int64_t most =
+        blocks_.empty() ? std::max<int64_t>(1, kArena / std::max<int64_t>(1, plan_.arena)) : batch;
+    const int64_t parts = (batch + most - 1) / most, share = (batch + parts - 1) / parts;
+    const Arena arena(plan_.arena * share);
+    static const kernels::ParallelFor spread = parallel_for;
+    plan::Run run{&tensors_, 0, nullptr, nullptr, arena.data(), &spread, {}};
+    if (!blocks_.empty()) {
+      run.call = [this](size_t number, int64_t samples, const float* from, float* to) {
+        call(number, samples, from, to);
+      };
+    }
+    const auto* input = static_cast<const char*>(x.const_data_ptr());
+    auto* output = y.mutable_data_ptr<float>();
+    for (int64_t begin = 0; begin < batch; begin += share) {
+      run.samples = std::min(share, batch - begin);
+      run.input = input + begin * in_ * static_cast<int64_t>(x.element_size());
+      run.output = output + begin * out_;
+      try {
+        plan::run(plan_, run);
+      } catch (const std::out_of_range& error) {
+        TORCH_CHECK_VALUE(false, "nsn::Pack: ", error.what(), ". Give numbers of its rows.");
+      }
+    }
+    return y;
+  }
+
+ private:
+  static plan::Tensor tensor_of(const PlanTensor& place) {
+    const PackedSlice& slice = *place.slice;
+    if (slice.panels != nullptr) {
+      return {slice.panels->data(), slice.panels->in(), slice.panels->out()};
+    }
+    const at::Tensor plain = place.row ? slice.plain[*place.row] : slice.plain;
+    const auto* data = plain.const_data_ptr<float>();
+    if (plain.dim() == 3) return {data, plain.size(1), plain.size(2)};
+    return {data, plain.dim() == 2 ? plain.stride(0) : 0, 0};
+  }
+
+  void call(size_t number, int64_t samples, const float* from, float* to) const {
+    const auto batch_of = [&](const plan::Shape& shape, float* data) {
+      std::vector<int64_t> sizes{samples};
+      sizes.insert(sizes.end(), shape.begin(), shape.end());
+      return at::from_blob(data, sizes, at::TensorOptions().dtype(at::kFloat));
+    };
+    const auto& [in, out] = call_shapes_[number];
+    // A copy: the block may keep what it gets.
+    const at::Tensor x = batch_of(in, const_cast<float*>(from)).clone();
+    batch_of(out, to).copy_(blocks_[number]({x}));
+  }
+
+  plan::Plan plan_;
+  Shape output_;
+  bool is_integral_;
+  int64_t in_ = 0, out_ = 0;
+  std::vector<plan::Tensor> tensors_;
+  std::vector<OwnBlock> blocks_;
+  /// Of what they read and make, for one sample.
+  std::vector<std::pair<plan::Shape, plan::Shape>> call_shapes_;
 };
 
 }  // namespace
 
-PackedProgram::PackedProgram(const Program& program, const std::string& name, size_t subnetwork,
-                             PackedTensors& tensors) {
-  const Packing packing(program, name, subnetwork, tensors);
-  const auto& steps = program.steps();
-  // What stands for each value: itself, but for steps that do nothing in inference.
-  std::vector<size_t> value(steps.size() + 1);
-  std::iota(value.begin(), value.end(), size_t{0});
-  for (size_t i = 0; i < steps.size(); ++i) {
-    const Step& step = steps[i];
-    if (std::holds_alternative<primitives::Drop>(step.primitive)) {
-      value[i + 1] = value[step.inputs[0]];
-      continue;
-    }
-    PackedStep packed{{}, {}, 0};
-    for (const size_t input : step.inputs) packed.inputs.push_back(value[input]);
-    size_t last = i;
-    std::tie(packed.run, last) = packing.at(i);
-    packed.output = last + 1;
-    steps_.push_back(std::move(packed));
-    i = last;
+std::unique_ptr<const PackedProgram> pack_program(const Program& program, const std::string& name,
+                                                  size_t subnetwork, bool has_kernels,
+                                                  PackedTensors& tensors) {
+  if (has_kernels && has_plan(program)) {
+    return std::make_unique<PlannedProgram>(program, name, subnetwork, tensors);
   }
-  output_ = value[program.output()];
-  last_use_.assign(steps.size() + 1, steps_.size());
-  for (const size_t i : c10::irange(steps_.size())) {
-    for (const size_t input : steps_[i].inputs) last_use_[input] = i;
-  }
-  last_use_[output_] = steps_.size();
-}
-
-at::Tensor PackedProgram::operator()(const at::Tensor& x) const {
-  std::vector<at::Tensor> values(last_use_.size());
-  // Kernels read memory: a sign that torch has yet to apply would be lost.
-  values[0] = x.is_neg() ? x.resolve_neg() : x;
-  std::vector<at::Tensor> inputs;
-  for (const size_t i : c10::irange(steps_.size())) {
-    inputs.clear();
-    for (const size_t input : steps_[i].inputs) inputs.push_back(values[input]);
-    for (const size_t input : steps_[i].inputs) {
-      if (last_use_[input] == i) values[input].reset();
-    }
-    values[steps_[i].output] = steps_[i].run(inputs);
-  }
-  return own_memory(std::move(values[output_]));
+  return std::make_unique<PlainProgram>(program, name, subnetwork, tensors);
 }
 
 }  // namespace nsn::detail

@@ -5,7 +5,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "inference/packed_tensors.h"
@@ -13,32 +12,25 @@
 
 namespace nsn::detail {
 
-/// A sub-network's program over a pack's tensors: what stands behind a product or convolution
-/// (scale, shift, activation) is its epilogue where it has one, and each value is let go of behind
-/// its last use. Constant once the tensors are filled.
+/// A sub-network's program over a pack's tensors. Constant once these are filled.
 class PackedProgram {
  public:
-  /// Says what it will read of `tensors`, which stay where they are. `program` too has to, until
-  /// they are filled.
-  PackedProgram(const Program& program, const std::string& name, size_t subnetwork,
-                PackedTensors& tensors);
+  virtual ~PackedProgram() = default;
+  PackedProgram(const PackedProgram&) = delete;
+  PackedProgram& operator=(const PackedProgram&) = delete;
 
   /// y for a batch x: (B, *input).
-  at::Tensor operator()(const at::Tensor& x) const;
+  virtual at::Tensor operator()(const at::Tensor& x) const = 0;
 
-  /// Makes a step's output of its inputs, which it may take over.
-  using Operation = std::function<at::Tensor(std::vector<at::Tensor>& inputs)>;
-
- private:
-  struct PackedStep {
-    Operation run;
-    std::vector<size_t> inputs;
-    size_t output;
-  };
-  std::vector<PackedStep> steps_;
-  /// For each value the place of the last step that reads it.
-  std::vector<size_t> last_use_;
-  size_t output_ = 0;
+ protected:
+  PackedProgram() = default;
 };
+
+/// Says what the program will read of `tensors`, which stay where they are, as `program` has to
+/// until they are filled. With `has_kernels` it runs as a plan, where there is one; else step by
+/// step, by plain operations.
+std::unique_ptr<const PackedProgram> pack_program(const Program& program, const std::string& name,
+                                                  size_t subnetwork, bool has_kernels,
+                                                  PackedTensors& tensors);
 
 }  // namespace nsn::detail

@@ -1,5 +1,8 @@
 #include "inference/packed_tensors.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/stack.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
@@ -7,7 +10,6 @@
 
 #include "blocks/slices.h"
 #include "inference/evaluate.h"
-#include "operations/kernels_for.h"
 #include "values/regions.h"
 
 namespace nsn::detail {
@@ -19,14 +21,24 @@ bool is_leading(const Layout& slice) {
                      [](const Axis& axis) { return axis.is_leading(); });
 }
 
-bool multiplies(PackedForm form) {
-  return form == PackedForm::kProduct || form == PackedForm::kConvolution;
+/// A weight as (taps, in, out).
+at::Tensor in_taps(const at::Tensor& weight, bool outputs_first) {
+  const at::Tensor taps = weight.flatten(2);  // (out, in, taps), or (in, out, taps)
+  return outputs_first ? taps.permute({2, 1, 0}) : taps.permute({2, 0, 1});
+}
+
+Operands operands_of(const Step& step, at::TensorList table) {
+  Operands operands;
+  for (const Operand& operand : step.operands) {
+    operands[operand.role] = slice_of(table[operand.place], operand.slice);
+  }
+  return operands;
 }
 
 }  // namespace
 
 Shape PackedTensors::Copy::shape() const {
-  return form == PackedForm::kNorm ? plain.sizes().vec() : kept_shape(slice);
+  return form == PackedForm::kFolded ? plain.sizes().vec() : kept_shape(slice);
 }
 
 int64_t PackedTensors::Copy::bytes() const {
@@ -34,15 +46,15 @@ int64_t PackedTensors::Copy::bytes() const {
 }
 
 const PackedSlice* PackedTensors::read(const Operand& operand, PackedForm form, size_t subnetwork) {
-  const bool leads = is_leading(operand.slice);
+  const bool widens = is_leading(operand.slice) && form != PackedForm::kExact;
   const std::string key = std::to_string(operand.place) + '/' +
                           std::to_string(static_cast<int>(form)) + '/' +
-                          (leads ? "" : to_string(operand.slice));
+                          (widens ? "" : to_string(operand.slice));
   auto& copy = copies_[key];
   if (!copy) copy = std::make_unique<Copy>(Copy{operand.place, form, {}, operand.slice});
   copy->users.insert(subnetwork);
   for (const size_t i : c10::irange(operand.slice.size())) {
-    if (leads && operand.slice[i].kept() > copy->slice[i].kept()) {
+    if (widens && operand.slice[i].kept() > copy->slice[i].kept()) {
       copy->slice[i] = operand.slice[i];
     }
   }
@@ -50,14 +62,27 @@ const PackedSlice* PackedTensors::read(const Operand& operand, PackedForm form, 
   return &uses_.back().slice;
 }
 
-const PackedSlice* PackedTensors::read_norm(const Step& step, size_t subnetwork) {
-  // Affine parts may be private where statistics are not, and the other way round.
-  std::string key = "norm/" + to_string(step.operand("running_mean")->slice);
-  for (const Operand& operand : step.operands) key += '/' + std::to_string(operand.place);
+const PackedSlice* PackedTensors::read_folded(const Operand* bias,
+                                              const std::vector<const Step*>& steps,
+                                              size_t subnetwork) {
+  // Parts may be private where others are not, and the other way round.
+  std::string key = "folded";
+  const Operand* named = bias;  // whose name the copy has
+  const auto add = [&](const Operand& operand) {
+    key += '/' + std::to_string(operand.place) + ' ' + to_string(operand.slice);
+  };
+  if (bias != nullptr) add(*bias);
+  for (const Step* step : steps) {
+    key += std::string("/") + name_of(step->primitive);
+    for (const Operand& operand : step->operands) add(operand);
+    const Operand* mean = step->operand("running_mean");
+    if (mean != nullptr) named = mean;
+    if (named == nullptr && !step->operands.empty()) named = &step->operands.front();
+  }
   auto& copy = copies_[key];
   if (!copy) {
-    const Operand& mean = *step.operand("running_mean");
-    copy = std::make_unique<Copy>(Copy{mean.place, PackedForm::kNorm, {}, mean.slice, &step});
+    copy = std::make_unique<Copy>(
+        Copy{named->place, PackedForm::kFolded, {}, named->slice, bias, steps});
   }
   copy->users.insert(subnetwork);
   uses_.push_back({copy.get(), {2, kept_shape(copy->slice)[0]}, {}});
@@ -65,21 +90,39 @@ const PackedSlice* PackedTensors::read_norm(const Step& step, size_t subnetwork)
 }
 
 void PackedTensors::fill(Copy& copy, at::TensorList table) {
-  if (copy.form == PackedForm::kNorm) {
-    Operands operands;
-    for (const Operand& operand : copy.norm->operands) {
-      operands[operand.role] = slice_of(table[operand.place], operand.slice);
-    }
-    copy.plain = fold_batch_norm(std::get<primitives::BatchNorm>(copy.norm->primitive), operands);
-    copy.norm = nullptr;
-    return;
-  }
   const at::Tensor slice = slice_of(table[copy.place], copy.slice);
-  if (multiplies(copy.form) && has_kernels(slice)) {
-    // One dimension as the second of two.
-    copy.panels.emplace(slice.dim() == 3 ? slice.unsqueeze(2) : slice);
-  } else {
-    copy.plain = slice.clone(at::MemoryFormat::Contiguous);
+  switch (copy.form) {
+    case PackedForm::kFolded: {
+      at::Tensor both;
+      if (copy.bias != nullptr) {
+        const at::Tensor bias = slice_of(table[copy.bias->place], copy.bias->slice).to(at::kDouble);
+        both = at::stack({at::ones_like(bias), bias});
+      }
+      for (const Step* step : copy.folded) {
+        const at::Tensor own = fold(*step, operands_of(*step, table));
+        if (both.defined()) {
+          both = both * own[0];
+          both[1] += own[1];
+        } else {
+          both = own;
+        }
+      }
+      copy.plain = both.to(slice.scalar_type());
+      copy.bias = nullptr;
+      copy.folded.clear();
+      return;
+    }
+    case PackedForm::kProduct:
+    case PackedForm::kConvolution:
+      // One dimension as the second of two.
+      copy.panels.emplace(slice.dim() == 3 ? slice.unsqueeze(2) : slice);
+      return;
+    case PackedForm::kTaps:
+    case PackedForm::kTapsTransposed:
+      copy.plain = in_taps(slice, copy.form == PackedForm::kTaps).contiguous();
+      return;
+    default:
+      copy.plain = slice.clone(at::MemoryFormat::Contiguous);
   }
 }
 
@@ -89,8 +132,11 @@ void PackedTensors::fill(at::TensorList table) {
     fill(*copy, table);
   }
   for (Use& use : uses_) {
+    const PackedForm form = use.copy->form;
     if (use.copy->panels) {
-      use.slice = {{}, &*use.copy->panels, use.kept[0]};
+      use.slice = {{}, &*use.copy->panels};
+    } else if (form == PackedForm::kTaps || form == PackedForm::kTapsTransposed) {
+      use.slice.plain = use.copy->plain;
     } else {
       use.slice.plain = merge::leading(use.copy->plain, use.kept);
     }
@@ -101,9 +147,19 @@ void PackedTensors::fill(at::TensorList table) {
 
 std::vector<Pack::Entry> PackedTensors::entries(const Description& description) const {
   const auto form = [](const Copy& copy) {
-    if (copy.form == PackedForm::kNorm) return "norm";
-    if (!copy.panels) return "copy";
-    return copy.form == PackedForm::kProduct ? "product" : "convolution";
+    switch (copy.form) {
+      case PackedForm::kProduct:
+        return "product";
+      case PackedForm::kConvolution:
+        return "convolution";
+      case PackedForm::kTaps:
+      case PackedForm::kTapsTransposed:
+        return "taps";
+      case PackedForm::kFolded:
+        return "folded";
+      default:
+        return "copy";
+    }
   };
   std::vector<const Copy*> copies;
   for (const auto& [key, copy] : copies_) {

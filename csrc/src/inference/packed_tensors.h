@@ -12,28 +12,24 @@
 #include <utility>
 #include <vector>
 
+#include "inference/packed_weight.h"
 #include "nsn/inference/pack.h"
 #include "nsn/program/program.h"
-#include "operations/packed_weight.h"
 
 namespace nsn::detail {
 
-/// In which form a pack holds a tensor: panels for products and convolutions, a batch norm as scale
-/// and shift, all else as it is.
-enum class PackedForm { kProduct, kConvolution, kNorm, kCopy };
+/// In which form a pack holds a tensor: panels for products and convolutions; taps, inputs, outputs
+/// for convolutions in groups (whose weight has outputs first) and transposed ones (whose has
+/// inputs first); norms, scales and shifts folded to one scale and shift; all else as it is, where
+/// one copy serves all leading slices unless it has to be exact.
+enum class PackedForm { kProduct, kConvolution, kTaps, kTapsTransposed, kFolded, kCopy, kExact };
 
-/// What a step of a packed program reads: a slice of one of the pack's tensors. `fill` sets it.
+/// What a step reads: a slice of one of the pack's tensors. `fill` sets it.
 struct PackedSlice {
   /// The slice, where it is not in panels.
   at::Tensor plain;
-  /// The panels, whose leading `rows` output features are meant; null where there are none.
+  /// The panels, whose leading features are meant; null where there are none.
   const PackedWeight* panels = nullptr;
-  int64_t rows = 0;
-
-  /// The elements of a vector, or null.
-  static const float* data(const PackedSlice* slice) {
-    return slice == nullptr ? nullptr : slice->plain.const_data_ptr<float>();
-  }
 };
 
 /// The tensors of a pack: one copy of each slice that its sub-networks need, in the form in which
@@ -44,8 +40,10 @@ class PackedTensors {
   /// What `subnetwork` will read of an operand; the result stays where it is.
   const PackedSlice* read(const Operand& operand, PackedForm form, size_t subnetwork);
 
-  /// The scale and shift of a batch norm, stacked: (2, features).
-  const PackedSlice* read_norm(const Step& step, size_t subnetwork);
+  /// The scale and the shift that norms, scales and shifts are, one after the other, behind a bias
+  /// (or null), stacked: (2, features).
+  const PackedSlice* read_folded(const Operand* bias, const std::vector<const Step*>& steps,
+                                 size_t subnetwork);
 
   /// Has `then` called once the slices are there.
   void when_filled(std::function<void()> then) { then_.push_back(std::move(then)); }
@@ -61,9 +59,11 @@ class PackedTensors {
     size_t place;
     PackedForm form;
     std::set<size_t> users = {};
-    /// What is copied of the parameter: of the leading ones the widest. Of a norm: its operands.
+    /// What is copied of the parameter: of the leading ones the widest.
     Layout slice = {};
-    const Step* norm = nullptr;
+    /// What is folded.
+    const Operand* bias = nullptr;
+    std::vector<const Step*> folded = {};
     /// Undefined where `panels` is there.
     at::Tensor plain = {};
     std::optional<PackedWeight> panels = std::nullopt;

@@ -12,7 +12,8 @@
 #define HWY_TARGET_INCLUDE "kernels/elementwise.cpp"
 #include "kernels/per_level.h"
 // After per_level.h.
-#include "kernels/exp_inl.h"
+#include "kernels/columns_inl.h"
+#include "kernels/gelu_inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nsn::kernels::HWY_NAMESPACE {
@@ -177,32 +178,7 @@ HWY_INLINE void apply(const MaskedApply<T>& pass, int64_t begin, int64_t end) {
 }
 
 // -------------------------------------------------------------------------------------------------
-// GELU
-
-/// GELU of z; puts the derivative in `slope`.
-template <typename D>
-HWY_INLINE hn::Vec<D> gelu(D d, hn::Vec<D> z, hn::Vec<D>& slope) {
-  // erf by formula 7.1.26 of Abramowitz & Stegun, whose exponential the density needs too.
-  const auto one = hn::Set(d, 1.0F), half = hn::Set(d, 0.5F);
-  const auto t = hn::Div(one, hn::MulAdd(hn::Set(d, 0.3275911F * 0.70710678F), hn::Abs(z), one));
-  const auto e = exp_of_negative(d, hn::Mul(hn::Mul(hn::Set(d, -0.5F), z), z));
-  auto p = hn::MulAdd(t, hn::Set(d, 1.061405429F), hn::Set(d, -1.453152027F));
-  p = hn::MulAdd(t, p, hn::Set(d, 1.421413741F));
-  p = hn::MulAdd(t, p, hn::Set(d, -0.284496736F));
-  p = hn::MulAdd(t, p, hn::Set(d, 0.254829592F));
-  const auto tail = hn::Mul(hn::Mul(hn::Mul(half, e), t), p);
-  const auto phi = hn::Add(half, hn::CopySign(hn::Sub(half, tail), z));
-  slope = hn::MulAdd(hn::Mul(z, e), hn::Set(d, 0.39894228F), phi);
-  return hn::Mul(z, phi);
-}
-
-/// Calls `each(d, at)` for all vectors of `columns` elements and for the rest with vectors of one.
-template <typename Each>
-HWY_INLINE void over_columns(int64_t columns, const Each& each) {
-  int64_t at = 0;
-  for (; at + kLanes<float> <= columns; at += kLanes<float>) each(Tag<float>(), at);
-  for (; at < columns; ++at) each(hn::CappedTag<float, 1>(), at);
-}
+// Rows
 
 HWY_INLINE void gelu_rows(const Gelu& pass, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
@@ -214,17 +190,6 @@ HWY_INLINE void gelu_rows(const Gelu& pass, int64_t begin, int64_t end) {
       const auto y = gelu(d, z, slope);
       hn::StoreU(y, d, pass.out + first + at);
       if (pass.derivative != nullptr) hn::StoreU(slope, d, pass.derivative + first + at);
-    });
-  }
-}
-
-HWY_INLINE void scale_rows(const ScaleRows& pass, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t first = row * pass.columns;
-    over_columns(pass.columns, [&](auto d, int64_t at) HWY_ATTR {
-      const auto x = hn::LoadU(d, pass.x + first + at);
-      const auto y = hn::MulAdd(hn::LoadU(d, pass.scale + at), x, hn::LoadU(d, pass.shift + at));
-      hn::StoreU(y, d, pass.out + first + at);
     });
   }
 }
@@ -245,9 +210,6 @@ void apply_double(const MaskedApply<double>& pass, int64_t begin, int64_t end) {
   apply(pass, begin, end);
 }
 void gelu_float(const Gelu& pass, int64_t begin, int64_t end) { gelu_rows(pass, begin, end); }
-void scale_float(const ScaleRows& pass, int64_t begin, int64_t end) {
-  scale_rows(pass, begin, end);
-}
 
 }  // namespace nsn::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -269,9 +231,6 @@ void run(const MaskedApply<double>& pass, int64_t begin, int64_t end) {
 }
 void run(const Gelu& pass, int64_t begin, int64_t end) {
   NSN_AT_LEVEL(gelu_float)(pass, begin, end);
-}
-void run(const ScaleRows& pass, int64_t begin, int64_t end) {
-  NSN_AT_LEVEL(scale_float)(pass, begin, end);
 }
 
 }  // namespace nsn::kernels

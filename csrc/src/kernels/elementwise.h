@@ -56,20 +56,11 @@ struct Gelu {
   float* derivative;
 };
 
-/// out = scale * x + shift.
-struct ScaleRows {
-  /// Rows of `columns`.
-  const float *x, *scale, *shift;
-  int64_t columns;
-  float* out;
-};
-
 /// Computes the words, or the rows, [begin, end).
 void run(const MaskedForward<float>& pass, int64_t begin, int64_t end);
 void run(const MaskedForward<double>& pass, int64_t begin, int64_t end);
 void run(const MaskedApply<float>& pass, int64_t begin, int64_t end);
 void run(const MaskedApply<double>& pass, int64_t begin, int64_t end);
 void run(const Gelu& pass, int64_t begin, int64_t end);
-void run(const ScaleRows& pass, int64_t begin, int64_t end);
 
 }  // namespace nsn::kernels

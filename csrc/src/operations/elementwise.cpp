@@ -130,18 +130,6 @@ void gelu_forward(const at::Tensor& x, const at::Tensor& bias, const at::Tensor&
                    [&](int64_t begin, int64_t end) { kernels::run(pass, begin, end); });
 }
 
-void scale_rows(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
-                const at::Tensor& out) {
-  constexpr int64_t kElementsPerTask = 32768;
-  if (x.numel() == 0) return;
-  const int64_t columns = x.size(-1);
-  const kernels::ScaleRows pass{x.const_data_ptr<float>(), scale.const_data_ptr<float>(),
-                                shift.const_data_ptr<float>(), columns,
-                                out.mutable_data_ptr<float>()};
-  at::parallel_for(0, x.numel() / columns, std::max<int64_t>(1, kElementsPerTask / columns),
-                   [&](int64_t begin, int64_t end) { kernels::run(pass, begin, end); });
-}
-
 double dropout_scale(const functional::Dropout& dropout) {
   // At p = 1 nothing is kept, and 1 / 0 would turn 0 * inf into NaN.
   return dropout.probability >= 1.0 ? 0.0 : 1.0 / (1.0 - dropout.probability);

@@ -36,11 +36,6 @@ void masked_apply(const at::Tensor& x, const at::Tensor& mask, double scale, con
 void gelu_forward(const at::Tensor& x, const at::Tensor& bias, const at::Tensor& out,
                   const at::Tensor& derivative);
 
-/// Writes out = scale * x + shift. x, out: (*, features), float32 and contiguous; scale, shift:
-/// (features), contiguous.
-void scale_rows(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
-                const at::Tensor& out);
-
 /// The mask as a bool tensor of `shape`.
 at::Tensor unpack_mask(const at::Tensor& mask, at::IntArrayRef shape);
 

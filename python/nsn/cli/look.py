@@ -24,6 +24,7 @@ from nsn.cli.app import (
     use_threads,
 )
 from nsn.describing import read_description, tables
+from nsn.description import Description
 from nsn.paths import paths_of
 from nsn.picture import plot_paths
 from nsn.training.errors import InputError
@@ -89,6 +90,10 @@ def describe(
     program: Annotated[
         bool, typer.Option("--program", help="Show what each computes, step by step.")
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show how packs run each: fused steps, buffers, FLOPs."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show each sub-network's blocks, widths and costs, and what it shares with the others.
@@ -100,20 +105,31 @@ def describe(
       nsn describe demo
       nsn describe runs/demo/model.safetensors --json
       nsn describe demo --program
+      nsn describe cnn --plan
     """
     description = read_description(network)
-    if program and as_json:
-        programs = {name: json.loads(description.program(name)) for name in description.names}
-        typer.echo(json.dumps(programs, indent=2))
-        return
-    if program:
-        for name in description.names:
-            typer.echo(f"{name}:\n{description.program_text(name)}")
+    if program and plan:
+        raise InputError("--program, --plan: show different things. Give one of them.")
+    if program or plan:
+        with given("--plan: "):
+            _show_steps(description, plan, as_json)
         return
     if as_json:
         typer.echo(json.dumps(description.describe(), indent=2))
         return
     tables_console().print(tables(description))
+
+
+def _show_steps(description: Description, plan: bool, as_json: bool) -> None:
+    """What each sub-network computes: its program, or its plan."""
+    if as_json:
+        document = description.plan if plan else description.program
+        documents = {name: json.loads(document(name)) for name in description.names}
+        typer.echo(json.dumps(documents, indent=2))
+        return
+    text = description.plan_text if plan else description.program_text
+    for name in description.names:
+        typer.echo(f"{name}:\n{text(name)}")
 
 
 @command(app, "eval")

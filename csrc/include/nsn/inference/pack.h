@@ -19,11 +19,13 @@ class PackedView;
 /// A snapshot of a network's weights, laid out for inference: the fastest way to run sub-networks,
 /// at the price of one copy of the weights that they use.
 ///
-/// - Products (Dense, TiedOutput, those of Attention) and convolutions without groups run on panels
-///   of the weight, with scale, bias and ReLU in the same pass (float32 on the CPU). One copy
-///   serves all batch sizes, and all leading slices of a weight; a slice that is none (of heads, of
-///   gated halves) has its own.
-/// - Batch norms are a scale and a shift.
+/// - A sub-network of float32 on the CPU runs as a plan (nsn/inference/plan.h): norms, activations
+///   and residual sums in the pass of the product or convolution in front of them, buffers in one
+///   arena of the thread. Others run their program step by step.
+/// - Products (Dense, TiedOutput, those of Attention) and convolutions without groups read panels
+///   of the weight. One copy serves all batch sizes, and all leading slices of a weight; a slice
+///   that is none (of heads, of gated halves) has its own.
+/// - Batch norms, scales and shifts behind them are one scale and shift.
 /// - Whatever else a sub-network reads is copied as it is.
 ///
 /// What the network does afterwards changes nothing here; `stale` tells whether it did, and
@@ -55,11 +57,12 @@ class NSN_API Pack {
 
   /// One copy of one slice of one parameter.
   struct Entry {
-    /// "hidden1.weight"; of a batch norm its running mean.
+    /// "hidden1.weight"; of what is folded the running mean, or the first of it.
     std::string parameter;
     /// The extents of the widest slice that it serves.
     Shape shape;
-    /// "product" or "convolution" (panels), "norm" (scale and shift) or "copy".
+    /// "product" or "convolution" (panels), "taps" (a convolution in groups, or transposed),
+    /// "folded" (a scale and a shift) or "copy".
     std::string form;
     int64_t bytes;
     /// Who uses it, in the order of the description.

@@ -1,0 +1,167 @@
+#include "kernels/window.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+
+#include "kernels/level.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/window.cpp"
+#include "kernels/per_level.h"
+// After per_level.h.
+#include "kernels/columns_inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nsn::kernels::HWY_NAMESPACE {
+
+namespace {
+
+/// Calls `each(place, tap)` for the taps of the window at (h, w) that lie inside, `place` being the
+/// position in the input.
+template <typename Each>
+HWY_INLINE void over_taps(const Window& at, int64_t h, int64_t w, const Each& each) {
+  for (int64_t i = 0; i < at.kernel[0]; ++i) {
+    const int64_t row = h * at.stride[0] + i * at.dilation[0] - at.padding[0];
+    if (row < 0 || row >= at.in_size[0]) continue;
+    for (int64_t j = 0; j < at.kernel[1]; ++j) {
+      const int64_t column = w * at.stride[1] + j * at.dilation[1] - at.padding[1];
+      if (column < 0 || column >= at.in_size[1]) continue;
+      each(row * at.in_size[1] + column, i * at.kernel[1] + j);
+    }
+  }
+}
+
+/// Calls `each(h, w, place)` for all output positions.
+template <typename Each>
+HWY_INLINE void over_positions(const std::array<int64_t, 2>& size, const Each& each) {
+  int64_t place = 0;
+  for (int64_t h = 0; h < size[0]; ++h) {
+    for (int64_t w = 0; w < size[1]; ++w) each(h, w, place++);
+  }
+}
+
+/// y += factor * weight, of `count` features.
+HWY_INLINE void add_scaled(float factor, const float* weight, int64_t count, float* y) {
+  over_columns(count, [&](auto d, int64_t at) HWY_ATTR {
+    hn::StoreU(hn::MulAdd(hn::Set(d, factor), hn::LoadU(d, weight + at), hn::LoadU(d, y + at)), d,
+               y + at);
+  });
+}
+
+}  // namespace
+
+void pool_window(const PoolWindow& pass) {
+  const auto taps = static_cast<float>(pass.window.kernel[0] * pass.window.kernel[1]);
+  over_positions(pass.window.out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
+    float* y = pass.y + place * pass.channels;
+    std::fill_n(y, pass.channels, pass.is_max ? -std::numeric_limits<float>::infinity() : 0.0F);
+    over_taps(pass.window, h, w, [&](int64_t from, int64_t /*tap*/) HWY_ATTR {
+      const float* x = pass.x + from * pass.channels;
+      over_columns(pass.channels, [&](auto d, int64_t at) HWY_ATTR {
+        const auto own = hn::LoadU(d, y + at), other = hn::LoadU(d, x + at);
+        // NaN stays: it is not at most anything.
+        const auto most = hn::IfThenElse(hn::Or(hn::Gt(other, own), hn::IsNaN(other)), other, own);
+        hn::StoreU(pass.is_max ? most : hn::Add(own, other), d, y + at);
+      });
+    });
+    if (pass.is_max) return;
+    for (int64_t c = 0; c < pass.channels; ++c) y[c] /= taps;
+  });
+}
+
+void grouped_convolution(const GroupedConvolution& pass) {
+  const int64_t in = pass.in / pass.groups, out = pass.out / pass.groups;
+  over_positions(pass.window.out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
+    float* y = pass.y + place * pass.out;
+    std::fill_n(y, pass.out, 0.0F);
+    over_taps(pass.window, h, w, [&](int64_t from, int64_t tap) HWY_ATTR {
+      const float* x = pass.x + from * pass.in;
+      const float* weight = pass.weight + tap * pass.packed_in * pass.packed_out;
+      if (in == 1 && out == 1) {
+        over_columns(pass.out, [&](auto d, int64_t at) HWY_ATTR {
+          hn::StoreU(
+              hn::MulAdd(hn::LoadU(d, x + at), hn::LoadU(d, weight + at), hn::LoadU(d, y + at)), d,
+              y + at);
+        });
+        return;
+      }
+      for (int64_t g = 0; g < pass.groups; ++g) {
+        for (int64_t i = 0; i < in; ++i) {
+          add_scaled(x[g * in + i], weight + i * pass.packed_out + g * out, out, y + g * out);
+        }
+      }
+    });
+  });
+}
+
+void transposed_convolution(const TransposedConvolution& pass) {
+  const auto& size = pass.window.in_size;  // of the result
+  std::fill_n(pass.y, size[0] * size[1] * pass.out, 0.0F);
+  over_positions(pass.window.out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
+    const float* x = pass.x + place * pass.in;
+    over_taps(pass.window, h, w, [&](int64_t to, int64_t tap) HWY_ATTR {
+      const float* weight = pass.weight + tap * pass.packed_in * pass.packed_out;
+      for (int64_t i = 0; i < pass.in; ++i) {
+        add_scaled(x[i], weight + i * pass.packed_out, pass.out, pass.y + to * pass.out);
+      }
+    });
+  });
+}
+
+void mean_of_positions(const MeanOfPositions& pass) {
+  std::fill_n(pass.y, pass.channels, 0.0F);
+  for (int64_t p = 0; p < pass.positions; ++p) {
+    add_scaled(1.0F, pass.x + p * pass.channels, pass.channels, pass.y);
+  }
+  const auto count = static_cast<float>(pass.positions);
+  for (int64_t c = 0; c < pass.channels; ++c) pass.y[c] /= count;
+}
+
+void enlarge(const Enlarge& pass) {
+  struct Source {
+    int64_t low, high;
+    float share;  // of the high one
+  };
+  const auto source = [&](int64_t at, size_t d) {
+    const float place = (static_cast<float>(at) + 0.5F) / static_cast<float>(pass.factor) - 0.5F;
+    const float bounded = std::max(place, 0.0F);
+    const auto low = static_cast<int64_t>(bounded);
+    const int64_t last = pass.in_size[d] - 1;
+    return Source{low, std::min(low + 1, last), bounded - static_cast<float>(low)};
+  };
+  const std::array<int64_t, 2> out_size{pass.in_size[0] * pass.factor,
+                                        pass.in_size[1] * pass.factor};
+  over_positions(out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
+    float* y = pass.y + place * pass.channels;
+    if (!pass.is_bilinear) {
+      const int64_t from = h / pass.factor * pass.in_size[1] + w / pass.factor;
+      std::copy_n(pass.x + from * pass.channels, pass.channels, y);
+      return;
+    }
+    const Source row = source(h, 0), column = source(w, 1);
+    std::fill_n(y, pass.channels, 0.0F);
+    const auto add = [&](int64_t i, int64_t j, float share) HWY_ATTR {
+      add_scaled(share, pass.x + (i * pass.in_size[1] + j) * pass.channels, pass.channels, y);
+    };
+    add(row.low, column.low, (1.0F - row.share) * (1.0F - column.share));
+    add(row.low, column.high, (1.0F - row.share) * column.share);
+    add(row.high, column.low, row.share * (1.0F - column.share));
+    add(row.high, column.high, row.share * column.share);
+  });
+}
+
+}  // namespace nsn::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nsn::kernels {
+
+void run(const PoolWindow& pass) { NSN_AT_LEVEL(pool_window)(pass); }
+void run(const GroupedConvolution& pass) { NSN_AT_LEVEL(grouped_convolution)(pass); }
+void run(const TransposedConvolution& pass) { NSN_AT_LEVEL(transposed_convolution)(pass); }
+void run(const MeanOfPositions& pass) { NSN_AT_LEVEL(mean_of_positions)(pass); }
+void run(const Enlarge& pass) { NSN_AT_LEVEL(enlarge)(pass); }
+
+}  // namespace nsn::kernels
+#endif

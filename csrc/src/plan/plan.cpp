@@ -1,0 +1,198 @@
+#include "plan/plan.h"
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+#include <ostream>
+#include <utility>
+
+namespace nsn::plan {
+
+namespace {
+
+/// What vectors of all levels divide, so that each value begins on a cache line.
+constexpr int64_t kLine = 16;
+constexpr auto kBytes = static_cast<int64_t>(sizeof(float));
+
+void write(std::ostream& stream, const Shape& shape) {
+  stream << '(';
+  for (size_t i = 0; i < shape.size(); ++i) stream << (i == 0 ? "" : ", ") << shape[i];
+  stream << ')';
+}
+
+/// The attributes of a kernel that its values' shapes do not show.
+class Attributes {
+ public:
+  explicit Attributes(std::ostream& stream) : stream_(stream) {}
+
+  void operator()(const Multiply& k) const { after(k.epilogue); }
+  void operator()(const Convolve& k) const {
+    window(k);
+    if (k.dilation != Pair{1, 1}) pair("dilation", k.dilation);
+    if (k.groups != 1) stream_ << ", groups " << k.groups;
+    after(k.epilogue);
+  }
+  void operator()(const ConvolveTransposed& k) const {
+    window(k);
+    after(k.epilogue);
+  }
+  void operator()(const Pool& k) const {
+    stream_ << (k.is_max ? ", max" : ", mean");
+    window(k);
+  }
+  void operator()(const Upsample& k) const {
+    stream_ << ", " << (k.is_bilinear ? "bilinear" : "nearest");
+  }
+  void operator()(const NormalizeGroups& k) const { stream_ << ", groups " << k.groups; }
+  void operator()(const Apply& k) const { stream_ << ", " << name_of(k.function); }
+  void operator()(const Gate& k) const { stream_ << ", " << name_of(k.function); }
+  void operator()(const Attend& k) const {
+    stream_ << ", heads " << k.heads << (k.causal ? ", causal" : "");
+  }
+  template <typename Other>
+  void operator()(const Other& /*k*/) const {}
+
+ private:
+  void pair(const char* name, const Pair& extents) const {
+    stream_ << ", " << name << ' ' << extents[0] << 'x' << extents[1];
+  }
+  template <typename Window>
+  void window(const Window& k) const {
+    pair("kernel", k.kernel);
+    if (k.stride != Pair{1, 1}) pair("stride", k.stride);
+    if (k.padding != Pair{0, 0}) pair("padding", k.padding);
+  }
+  void after(const Epilogue& epilogue) const {
+    if (epilogue.scale) stream_ << ", scaled";
+    if (epilogue.shift) stream_ << ", shifted";
+    if (epilogue.function) stream_ << ", " << name_of(*epilogue.function);
+    if (epilogue.residual) stream_ << ", + %" << *epilogue.residual;
+    if (epilogue.after) stream_ << ", " << name_of(*epilogue.after);
+  }
+
+  std::ostream& stream_;
+};
+
+}  // namespace
+
+int64_t numel(const Shape& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+const char* name_of(Function function) {
+  switch (function) {
+    case Function::kRelu:
+      return "relu";
+    case Function::kGelu:
+      return "gelu";
+    case Function::kSilu:
+      return "silu";
+    case Function::kSigmoid:
+      return "sigmoid";
+    default:
+      return "tanh";
+  }
+}
+
+const char* name_of(const Kernel& kernel) {
+  // In the order of the variant's alternatives.
+  static constexpr std::array<const char*, std::variant_size_v<Kernel>> kNames = {
+      "multiply",
+      "convolve",
+      "convolve_transposed",
+      "pool",
+      "global_average",
+      "upsample",
+      "normalize_rows",
+      "normalize_groups",
+      "scale_and_shift",
+      "apply",
+      "gate",
+      "add",
+      "pad",
+      "transpose",
+      "copy",
+      "embed",
+      "attend",
+      "call"};
+  return kNames[kernel.index()];
+}
+
+std::vector<ValuePlace> read_by(const Step& step) {
+  std::vector<ValuePlace> result = step.inputs;
+  const auto add = [&](const auto& kernel) {
+    if constexpr (requires { kernel.epilogue; }) {
+      if (kernel.epilogue.residual) result.push_back(*kernel.epilogue.residual);
+    }
+  };
+  std::visit(add, step.kernel);
+  return result;
+}
+
+void Plan::place() {
+  struct Life {
+    ValuePlace value;
+    size_t first, last;
+    int64_t size;
+  };
+  std::vector<Life> lives;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const ValuePlace output = steps[i].output;
+    if (values[output].memory != Memory::kArena) continue;
+    Life life{output, i, i, (numel(values[output].shape) + kLine - 1) / kLine * kLine};
+    for (size_t later = i + 1; later < steps.size(); ++later) {
+      const auto read = read_by(steps[later]);
+      if (std::find(read.begin(), read.end(), output) != read.end()) life.last = later;
+    }
+    lives.push_back(life);
+  }
+  // The largest first, each into the lowest gap among those that live at the same time.
+  std::stable_sort(lives.begin(), lives.end(),
+                   [](const Life& a, const Life& b) { return a.size > b.size; });
+  arena = 0;
+  std::vector<Life> placed;
+  for (const Life& life : lives) {
+    std::vector<std::pair<int64_t, int64_t>> taken;
+    for (const Life& other : placed) {
+      if (other.first > life.last || other.last < life.first) continue;
+      const int64_t begin = values[other.value].offset;
+      taken.emplace_back(begin, begin + other.size);
+    }
+    std::sort(taken.begin(), taken.end());
+    int64_t offset = 0;
+    for (const auto& [begin, end] : taken) {
+      if (offset + life.size <= begin) break;
+      offset = std::max(offset, end);
+    }
+    values[life.value].offset = offset;
+    arena = std::max(arena, offset + life.size);
+    placed.push_back(life);
+  }
+}
+
+std::ostream& operator<<(std::ostream& stream, const Plan& plan) {
+  stream << "%0: ";
+  write(stream, plan.values[0].shape);
+  stream << '\n';
+  for (const Step& step : plan.steps) {
+    stream << '%' << step.output << " = " << name_of(step.kernel) << '(';
+    for (size_t i = 0; i < step.inputs.size(); ++i) {
+      stream << (i == 0 ? "%" : ", %") << step.inputs[i];
+    }
+    std::visit(Attributes(stream), step.kernel);
+    stream << ") -> ";
+    const Value& output = plan.values[step.output];
+    write(stream, output.shape);
+    if (output.memory == Memory::kOutput) {
+      stream << " the output";
+    } else {
+      stream << " at " << kBytes * output.offset;
+    }
+    if (!step.block.empty()) stream << "  # " << step.block;
+    stream << '\n';
+  }
+  const int64_t bytes = kBytes * plan.arena;
+  return stream << "arena: " << bytes << " bytes a sample; " << plan.flops << " FLOPs a sample\n";
+}
+
+}  // namespace nsn::plan

@@ -1,0 +1,210 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <iosfwd>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels/pointwise.h"
+
+// A program with its steps fused and its buffers placed: what runs a sub-network's inference in
+// float32, without torch. Made from a Program (inference/planning.h), run by plan/run.h.
+//
+// A value is one sample's activations. Where it has channels in front, (C, *), it may lie with
+// those of a position beside each other, (*, C), which is how convolutions and pools read it.
+
+namespace nsn::plan {
+
+using Shape = std::vector<int64_t>;
+
+/// Elements: the product of the extents.
+int64_t numel(const Shape& shape);
+
+using kernels::Function;
+
+/// "relu", "gelu", ...
+const char* name_of(Function function);
+
+/// A tensor of the plan's table, by its place there.
+using TensorPlace = size_t;
+/// A value, by its place among those of the plan.
+using ValuePlace = size_t;
+
+/// What is done to each element z of a product or convolution before it is stored:
+/// after(function(scale * z + shift) + residual), each where it is there.
+struct Epilogue {
+  /// Of the output features.
+  std::optional<TensorPlace> scale, shift;
+  std::optional<Function> function;
+  /// A value as large as the output, which lies as it does.
+  std::optional<ValuePlace> residual;
+  std::optional<Function> after;
+};
+
+/// rows of x times W^T. Weight: panels.
+struct Multiply {
+  int64_t rows, in, out;
+  TensorPlace weight;
+  Epilogue epilogue;
+};
+
+/// Extents of (height, width); what has one dimension has height 1.
+using Pair = std::array<int64_t, 2>;
+
+/// (*in_size, in) to (*out_size, out). Weight: panels, or, in groups, (taps, in / groups, out).
+struct Convolve {
+  Pair in_size, out_size, kernel, stride, padding, dilation;
+  int64_t in, out, groups;
+  TensorPlace weight;
+  Epilogue epilogue;
+};
+
+/// torch's ConvTranspose2d, positions beside channels. Weight: (taps, in, out).
+struct ConvolveTransposed {
+  Pair in_size, out_size, kernel, stride, padding, dilation;
+  int64_t in, out;
+  TensorPlace weight;
+  Epilogue epilogue;
+};
+
+/// The largest, or the mean, padding counted, of a window.
+struct Pool {
+  Pair in_size, out_size, kernel, stride, padding;
+  int64_t channels;
+  bool is_max;
+};
+
+/// (positions, channels) to (channels).
+struct GlobalAverage {
+  int64_t positions, channels;
+};
+
+struct Upsample {
+  Pair in_size;
+  int64_t factor, channels;
+  bool is_bilinear;
+};
+
+/// (x - mean) / sqrt(variance + eps) of each row, or without `centred` x / sqrt(mean square + eps).
+struct NormalizeRows {
+  int64_t rows, columns;
+  double eps;
+  bool centred;
+  std::optional<TensorPlace> weight, bias;
+};
+
+/// The same over groups of channels and all positions, (positions, channels).
+struct NormalizeGroups {
+  int64_t positions, channels, groups;
+  double eps;
+  std::optional<TensorPlace> weight, bias;
+};
+
+/// scale * x + shift along the middle one of (outer, extent, inner).
+struct ScaleAndShift {
+  int64_t outer, extent, inner;
+  std::optional<TensorPlace> scale, shift;
+};
+
+struct Apply {
+  int64_t count;
+  Function function;
+};
+
+/// value * function(gate), the halves of the middle one of (outer, 2 * extent, inner).
+struct Gate {
+  int64_t outer, extent, inner;
+  Function function;
+};
+
+/// Of two values, or of one and a tensor.
+struct Add {
+  int64_t count;
+  std::optional<TensorPlace> tensor;
+};
+
+/// `before` zeros in front of each of `outer` parts of `count` elements.
+struct Pad {
+  int64_t outer, before, count;
+};
+
+/// (rows, columns) to (columns, rows).
+struct Transpose {
+  int64_t rows, columns;
+};
+
+/// A value as it is, where it has to lie elsewhere.
+struct Copy {
+  int64_t count;
+};
+
+/// Rows of a table, for each of `count` numbers of the plan's input, which holds int64.
+struct Embed {
+  int64_t count, columns, rows;
+  TensorPlace table;
+};
+
+/// softmax(Q K^T / sqrt(head_dim) + mask) V: (positions, 3 * heads * head_dim) to
+/// (positions, heads * head_dim).
+struct Attend {
+  int64_t positions, heads, head_dim;
+  bool causal;
+};
+
+/// What the plan's user computes, by a number of his.
+struct Call {
+  size_t number;
+};
+
+using Kernel = std::variant<Multiply, Convolve, ConvolveTransposed, Pool, GlobalAverage, Upsample,
+                            NormalizeRows, NormalizeGroups, ScaleAndShift, Apply, Gate, Add, Pad,
+                            Transpose, Copy, Embed, Attend, Call>;
+
+/// "multiply", "convolve", ...
+const char* name_of(const Kernel& kernel);
+
+/// Where a value's elements are.
+enum class Memory { kInput, kOutput, kArena };
+
+struct Value {
+  /// As it lies: (height, width, channels), (positions, features).
+  Shape shape;
+  Memory memory = Memory::kArena;
+  /// In the arena: elements from its begin, of one sample.
+  int64_t offset = 0;
+};
+
+struct Step {
+  /// The block that it begins with, for people.
+  std::string block;
+  Kernel kernel;
+  std::vector<ValuePlace> inputs;
+  ValuePlace output;
+};
+
+/// The values that a step reads, its residual among them.
+std::vector<ValuePlace> read_by(const Step& step);
+
+/// In the order in which they run. Value 0 is the input; the output is what kOutput says.
+struct Plan {
+  std::vector<Value> values;
+  std::vector<Step> steps;
+  /// Elements of the arena for one sample.
+  int64_t arena = 0;
+  /// Floating-point operations of a sample, two for each multiply-add of products, convolutions
+  /// and attention.
+  int64_t flops = 0;
+
+  /// Sets the offsets of all values in the arena, so that those whose lives do not overlap share
+  /// memory.
+  void place();
+};
+
+/// For people, one line a step with the byte at which its value lies, and the arena behind them.
+std::ostream& operator<<(std::ostream& stream, const Plan& plan);
+
+}  // namespace nsn::plan

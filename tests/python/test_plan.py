@@ -1,0 +1,174 @@
+"""Plans: what is fused, where values lie, and packs that run them; numbers are in test_pack.py."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import nsn
+from random_networks import KINDS
+from test_describe import run
+from test_extract import difference, random_cases
+
+
+def network(
+    blocks: Mapping[str, Any], shape: Sequence[int] = (4, 6, 6), **arguments: Any
+) -> nsn.Network:
+    return nsn.Network(input=tuple(shape), blocks=blocks, subnetworks={}, **arguments).eval()
+
+
+def kernels(net: nsn.Network, name: str = "base") -> list[str]:
+    return [step["kernel"] for step in json.loads(net.description.plan(name))["steps"]]
+
+
+def test_what_stands_behind_a_convolution_is_its_epilogue() -> None:
+    net = network(
+        {
+            "stem": nsn.Conv2d(4, 8, 3, padding=1),
+            "body": nsn.Residual(
+                {
+                    "conv": nsn.Conv2d(8, 8, 3, padding=1, scale=True),
+                    "norm": nsn.BatchNorm(8),
+                    "drop": nsn.Dropout(0.5),
+                }
+            ),
+            "relu": nsn.Activation("relu"),
+            "pool": nsn.GlobalAvgPool(),
+            "out": nsn.Dense(8, 3, activation="gelu"),
+        }
+    )
+    assert net.description.plan_text("base").splitlines() == [
+        "%0: (4, 6, 6)",
+        "%1 = transpose(%0) -> (6, 6, 4) at 1152",
+        "%2 = convolve(%1, kernel 3x3, padding 1x1, shifted) -> (6, 6, 8) at 0  # stem",
+        "%3 = convolve(%2, kernel 3x3, padding 1x1, scaled, shifted, + %2, relu) -> (6, 6, 8) "
+        "at 1152  # body.conv",
+        "%4 = global_average(%3) -> (8) at 0  # pool",
+        "%5 = multiply(%4, shifted, gelu) -> (3) the output  # out",
+        "arena: 2304 bytes a sample; 62256 FLOPs a sample",
+    ]
+    # What is folded is one scale and shift.
+    forms = [entry["form"] for entry in net.pack().entries]
+    assert forms.count("folded") == 1
+
+
+def relu() -> nsn.Activation:
+    return nsn.Activation("relu")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shape", "found"),
+    [
+        # A norm behind an activation.
+        (
+            {"a": nsn.Dense(6, 6, activation="relu"), "b": nsn.BatchNorm(6)},
+            (6,),
+            ["multiply", "scale_and_shift"],
+        ),
+        # A norm along positions, not features.
+        ({"a": nsn.Dense(6, 6), "b": nsn.BatchNorm(5)}, (5, 6), ["multiply", "scale_and_shift"]),
+        # A second activation has no sum in front of it.
+        (
+            {"a": nsn.Dense(6, 6), "b": relu(), "c": nsn.Activation("tanh")},
+            (6,),
+            ["multiply", "apply"],
+        ),
+        # What two read stays as it is.
+        (
+            {
+                "a": nsn.Dense(6, 6),
+                "b": nsn.Residual({"c": relu(), "d": nsn.Dense(6, 6)}),
+            },
+            (6,),
+            ["multiply", "apply", "multiply"],
+        ),
+        # Nothing to do but to hand over.
+        ({"a": nsn.Dropout(0.5)}, (6,), ["copy"]),
+        ({"a": nsn.Flatten()}, (2, 3), ["copy"]),
+    ],
+)
+def test_what_is_no_epilogue(
+    blocks: dict[str, Any], shape: tuple[int, ...], found: list[str]
+) -> None:
+    net = network(blocks, shape)
+    assert kernels(net) == found
+    x = torch.randn(3, *shape)
+    assert difference(net.pack().view("base")(x), net.view("base")(x)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_networks(kind: str) -> None:
+    for seed, net, _ in random_cases(kind):
+        description = net.float().description
+        for name in description.names:
+            plan = json.loads(description.plan(name))
+            made, outputs = {0}, []
+            for step in plan["steps"]:
+                assert made.issuperset(step["inputs"]), (seed, name)
+                made.add(step["value"])
+                if step["offset"] is None:
+                    outputs.append(step["value"])
+                else:
+                    assert step["offset"] % 64 == 0
+                    assert (
+                        step["offset"] + 4 * torch.Size(step["shape"]).numel()
+                        <= plan["arena_bytes"]
+                    )
+            assert len(outputs) == 1, (seed, name)
+            program = json.loads(description.program(name))["steps"]
+            assert len(plan["steps"]) <= 2 * len(program) + 1, (seed, name)
+
+
+def test_a_large_batch_is_run_in_parts() -> None:
+    net = network(
+        {"conv": nsn.Conv2d(3, 40, 3, padding=1), "pool": nsn.GlobalAvgPool()}, (3, 32, 32)
+    )
+    arena = json.loads(net.description.plan("base"))["arena_bytes"]
+    x = torch.randn(19, 3, 32, 32)
+    assert arena * len(x) > 3 * 2**20
+    whole = net.pack().view("base")(x)
+    assert difference(whole, net.view("base")(x)) < 1e-5
+    assert torch.equal(whole[7:8], net.pack().view("base")(x[7:8]))
+    assert net.pack().view("base")(x[:0]).shape == (0, 40)
+
+
+def test_numbers_that_are_embedded() -> None:
+    net = nsn.Network(
+        input=(4,),
+        dtype=torch.int64,
+        blocks={"embedding": nsn.Embedding(7, 6), "out": nsn.Dense(6, 3)},
+        subnetworks={},
+    ).eval()
+    view = net.pack().view("base")
+    x = torch.randint(0, 7, (5, 4))
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        assert difference(view(x.to(dtype)), net.view("base")(x)) < 1e-6
+    for wrong in (7, -1):
+        x[3, 2] = wrong
+        with pytest.raises(ValueError, match=rf"nsn.Pack: the input holds {wrong}, but .* 0 to 6"):
+            view(x)
+
+
+def test_describe_shows_plans() -> None:
+    shown = run("describe", "demo", "--plan").stdout
+    assert shown.startswith("base:\n%0: (784)\n%1 = multiply(%0, shifted, relu) -> (784) at 0")
+    assert re.search(
+        r"sub2:\n%0: \(784\)\n%1 = multiply\(%0, shifted\) -> \(10\) the output", shown
+    )
+    plans = json.loads(run("describe", "demo", "--plan", "--json").stdout)
+    assert [step["kernel"] for step in plans["sub1"]["steps"]] == ["multiply", "multiply"]
+    both = run("describe", "demo", "--plan", "--program")
+    assert both.returncode == 2 and "Give one of them" in both.stderr
+
+
+def test_other_dtypes_have_no_plan() -> None:
+    net = network({"a": nsn.Dense(6, 6)}, (6,)).double()
+    with pytest.raises(ValueError, match=r"plans are of float32.*parameters of float64.*program"):
+        net.description.plan_text("base")
+    with pytest.raises(ValueError, match="no sub-network 'x'"):
+        net.description.plan("x")
+    with pytest.raises(TypeError, match=r"nsn.Description.plan: name must be"):
+        net.description.plan(1)  # type: ignore[arg-type]
