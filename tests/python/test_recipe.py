@@ -15,7 +15,7 @@ from nsn.training.images import Images
 from nsn.training.loop import Run, evaluate
 from nsn.training.recipe import load_recipe, shipped
 from nsn.training.report import best_epoch, compare
-from nsn.training.tables import difference
+from nsn.training.tables import difference, split_values
 from nsn.training.text import Windows
 
 SMALL = """
@@ -489,3 +489,22 @@ def test_the_documented_recipe_is_one(tmp_path: Path) -> None:
 )
 def test_the_first_value_that_differs_is_named(there: object, here: object, text: str) -> None:
     assert difference(there, here) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("1", ["1"]),
+        ("none,mutual", ["none", "mutual"]),
+        ("{ a = 1, b = 2 },{ a = 3 }", ["{ a = 1, b = 2 }", "{ a = 3 }"]),
+        (
+            '{rule="weighted",weights={a=1.0,b=2.0}},x',
+            ['{rule="weighted",weights={a=1.0,b=2.0}}', "x"],
+        ),
+        ("[[1, 2], [3, 4]],[5]", ["[[1, 2], [3, 4]]", "[5]"]),
+        ("'a,]b',\"c,'d\"", ["'a,]b'", '"c,\'d"']),
+        (",", ["", ""]),
+    ],
+)
+def test_values_are_split_at_commas_of_their_own(text: str, parts: list[str]) -> None:
+    assert split_values(text) == parts

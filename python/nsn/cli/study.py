@@ -1,6 +1,5 @@
 """``nsn study``."""
 
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +25,7 @@ from nsn.training.study import (
     summary,
     tasks_of,
 )
+from nsn.training.tables import split_values
 
 
 class _Way(StrEnum):
@@ -97,8 +97,7 @@ def study(
         key, equals, values = each.partition("=")
         if not equals or not values:
             raise InputError(f"--vary: expected KEY=A,B,.., but got '{each}'.")
-        # Commas inside of brackets are the value's own.
-        for value in re.split(r",(?![^{\[]*[}\]])", values):
+        for value in split_values(values):
             change = f"{key}={value}"
             variants[change] = _load(recipe, [*changes, change], data)
     if way is not None and not vary:

@@ -227,6 +227,21 @@ def check_schedule(schedule: dict[str, Any]) -> None:
             raise InputError(f"recipe: schedule.{key} must be a positive number, but is {value!r}.")
 
 
+def split_values(text: str) -> list[str]:
+    """The parts between commas, but those within brackets, braces or quotes: TOML values."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote or letter in "\"'":
+            quote = "" if letter == quote else quote or letter
+        elif letter == "," and depth == 0:
+            parts.append("")
+            continue
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        parts[-1] += letter
+    return parts
+
+
 def override(values: dict[str, Any], override: str) -> None:
     """Does what ``--set`` says, "key.path=value"."""
     path, equals, text = override.partition("=")
