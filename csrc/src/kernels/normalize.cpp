@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/level.h"
 
@@ -29,13 +30,12 @@ HWY_INLINE void add(const float* x, int64_t count, float shift, Sums& to) {
     auto sum = hn::Zero(wide), squares = hn::Zero(wide);
     over_columns(std::min(kInFloat, count - begin), [&](auto d, int64_t at) HWY_ATTR {
       const auto y = hn::Sub(hn::LoadU(d, x + begin + at), hn::Set(d, shift));
-      if constexpr (hn::MaxLanes(d) == 1) {
-        const double one = hn::GetLane(y);
-        to.sum += one;
-        to.squares += one * one;
-      } else {
+      if constexpr (std::is_same_v<decltype(d), decltype(wide)>) {
         sum = hn::Add(sum, y);
         squares = hn::MulAdd(y, y, squares);
+      } else {
+        to.sum += hn::GetLane(hn::SumOfLanes(d, y));
+        to.squares += hn::GetLane(hn::SumOfLanes(d, hn::Mul(y, y)));
       }
     });
     to.sum += hn::GetLane(hn::SumOfLanes(wide, sum));

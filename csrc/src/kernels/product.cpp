@@ -16,37 +16,57 @@ namespace nsn::kernels::HWY_NAMESPACE {
 
 namespace {
 
-/// Where `rows` rows begin, from the one at `first` on.
+/// The rows of a tile, from the one at `first` on.
 template <size_t rows>
-HWY_INLINE void begin_rows(const Product& p, int64_t first, int64_t tap,
-                           const float* (&from)[rows]) {
-  if (p.positions == nullptr) {
-    for (size_t r = 0; r < rows; ++r) {
-      from[r] = p.x + (first + static_cast<int64_t>(r)) * p.x_stride;
-    }
-    return;
-  }
-  const Positions& at = *p.positions;
-  const int64_t below = tap / at.kernel_width * at.dilation[0] - at.padding[0];
-  const int64_t right = tap % at.kernel_width * at.dilation[1] - at.padding[1];
-  int64_t column = first % at.out_width, line = first / at.out_width % at.out_height;
-  int64_t sample = first / at.out_width / at.out_height;
+HWY_INLINE void begin_rows(const Product& p, int64_t first, const float* (&from)[rows]) {
   for (size_t r = 0; r < rows; ++r) {
-    const int64_t h = line * at.stride[0] + below, w = column * at.stride[1] + right;
-    const bool inside = h >= 0 && h < at.height && w >= 0 && w < at.width;
-    from[r] = inside ? p.x + ((sample * at.height + h) * at.width + w) * p.in : at.zeros;
-    if (++column < at.out_width) continue;
-    column = 0;
-    if (++line < at.out_height) continue;
-    line = 0;
-    ++sample;
+    from[r] = p.x + (first + static_cast<int64_t>(r)) * p.x_stride;
   }
 }
+
+/// Where the windows of a tile's output positions begin: the input position of the first tap, which
+/// may lie outside, and the element at which its channels would begin.
+template <size_t rows>
+struct Windows {
+  const float* from[rows];
+  int64_t line[rows], column[rows];
+
+  HWY_INLINE Windows(const Product& p, int64_t first) {
+    const Positions& at = *p.positions;
+    int64_t out_column = first % at.out_width, out_line = first / at.out_width % at.out_height;
+    int64_t sample = first / at.out_width / at.out_height;
+    for (size_t r = 0; r < rows; ++r) {
+      line[r] = out_line * at.stride[0] - at.padding[0];
+      column[r] = out_column * at.stride[1] - at.padding[1];
+      from[r] = p.x + ((sample * at.height + line[r]) * at.width + column[r]) * p.in;
+      if (++out_column < at.out_width) continue;
+      out_column = 0;
+      if (++out_line < at.out_height) continue;
+      out_line = 0;
+      ++sample;
+    }
+  }
+
+  /// The channels that a tap reads, `below` and `right` of the first: zeros outside.
+  HWY_INLINE void at(const Product& p, int64_t below, int64_t right,
+                     const float* (&to)[rows]) const {
+    const Positions& at = *p.positions;
+    const int64_t step = (below * at.width + right) * p.in;
+    const auto height = static_cast<uint64_t>(at.height), width = static_cast<uint64_t>(at.width);
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < rows; ++r) {
+      // As unsigned numbers those below 0 are large.
+      const bool inside = static_cast<uint64_t>(line[r] + below) < height &&
+                          static_cast<uint64_t>(column[r] + right) < width;
+      to[r] = inside ? from[r] + step : at.zeros;
+    }
+  }
+};
 
 /// `rows` rows times `vectors` vectors of output features, from `feature` on.
 template <size_t rows, size_t vectors>
 HWY_INLINE void tile(const Product& p, int64_t first, int64_t feature, const float* weights,
-                     int64_t width, int64_t taps) {
+                     int64_t width) {
   const D d;
   V sum[rows][vectors];
   HWY_UNROLL(8)
@@ -54,10 +74,19 @@ HWY_INLINE void tile(const Product& p, int64_t first, int64_t feature, const flo
     HWY_UNROLL(8)
     for (size_t v = 0; v < vectors; ++v) sum[r][v] = hn::Zero(d);
   }
-  for (int64_t tap = 0; tap < taps; ++tap, weights += p.packed_in * width) {
-    const float* from[rows];
-    begin_rows(p, first, tap, from);
+  const float* from[rows];
+  if (p.positions == nullptr) {
+    begin_rows(p, first, from);
     multiply(sum, from, /*step=*/1, weights, width, p.in);
+  } else {
+    const Positions& at = *p.positions;
+    const Windows<rows> windows(p, first);
+    for (int64_t i = 0; i < at.kernel_height; ++i) {
+      for (int64_t j = 0; j < at.kernel_width; ++j, weights += p.packed_in * width) {
+        windows.at(p, i * at.dilation[0], j * at.dilation[1], from);
+        multiply(sum, from, /*step=*/1, weights, width, p.in);
+      }
+    }
   }
   HWY_UNROLL(8)
   for (size_t v = 0; v < vectors; ++v) {
@@ -95,7 +124,7 @@ void run_packed(const Product& p, const ParallelFor& parallel_for) {
       const int64_t end_row = std::min(first + tasks.block_rows, p.rows);
       over_rows(first, end_row, [&](auto rows, int64_t row) HWY_ATTR {
         over_panel<rows()>(width, used, [&](auto vectors, int64_t at) HWY_ATTR {
-          tile<rows(), vectors()>(p, row, feature + at, weights + at, width, taps);
+          tile<rows(), vectors()>(p, row, feature + at, weights + at, width);
         });
       });
     }

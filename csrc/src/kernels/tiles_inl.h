@@ -53,9 +53,13 @@ constexpr size_t sums_for(size_t rows, size_t vectors) {
   return sums;
 }
 
+/// Whether masked loads and stores leave alone what the mask leaves out.
+constexpr bool kHasMasks = HWY_MAX_BYTES >= 32;
+
 /// The first `count` of a vector's elements; no more is read.
 HWY_INLINE V load_part(D d, const float* from, int64_t count) {
   if (count >= static_cast<int64_t>(kLanes)) return hn::LoadU(d, from);
+  if constexpr (kHasMasks) return hn::MaskedLoad(hn::FirstN(d, count), d, from);
   HWY_ALIGN float part[kLanes] = {};
   for (int64_t i = 0; i < count; ++i) part[i] = from[i];
   return hn::Load(d, part);
@@ -64,6 +68,10 @@ HWY_INLINE V load_part(D d, const float* from, int64_t count) {
 HWY_INLINE void store_part(D d, V value, float* to, int64_t count) {
   if (count >= static_cast<int64_t>(kLanes)) {
     hn::StoreU(value, d, to);
+    return;
+  }
+  if constexpr (kHasMasks) {
+    hn::BlendedStore(value, hn::FirstN(d, count), d, to);
     return;
   }
   HWY_ALIGN float part[kLanes];
