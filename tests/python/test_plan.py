@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -131,8 +131,39 @@ def test_a_large_batch_is_run_in_parts() -> None:
     assert arena * len(x) > 3 * 2**20
     whole = net.pack().view("base")(x)
     assert difference(whole, net.view("base")(x)) < 1e-5
-    assert torch.equal(whole[7:8], net.pack().view("base")(x[7:8]))
+    assert difference(whole[7:8], net.pack().view("base")(x[7:8])) < 1e-6
     assert net.pack().view("base")(x[:0]).shape == (0, 40)
+
+
+@pytest.fixture(params=[2, 3])
+def several_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("several_threads")
+def test_threads_have_parts_of_their_own() -> None:
+    net = network(
+        {"conv": nsn.Conv2d(3, 20, 3, padding=1, activation="relu"), "pool": nsn.GlobalAvgPool()},
+        (3, 16, 16),
+    )
+    view = net.pack().view("base")
+    for batch in (1, 2, 3, 4, 5, 31, 200):
+        x = torch.randn(batch, 3, 16, 16)
+        assert difference(view(x), net.view("base")(x)) < 1e-5, batch
+    # What is wrong in one thread's part is said by the call.
+    words = nsn.Network(
+        input=(64,),
+        dtype=torch.int64,
+        blocks={"embedding": nsn.Embedding(9, 64), "out": nsn.Dense(64, 64)},
+        subnetworks={},
+    ).eval()
+    x = torch.randint(0, 9, (40, 64))
+    x[39, 63] = 9
+    with pytest.raises(ValueError, match="the input holds 9"):
+        words.pack().view("base")(x)
 
 
 def test_numbers_that_are_embedded() -> None:

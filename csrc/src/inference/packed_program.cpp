@@ -1,6 +1,7 @@
 #include "inference/packed_program.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
@@ -206,35 +207,68 @@ class PlannedProgram : public PackedProgram {
     at::Tensor y = at::detail::empty_cpu(shape, at::kFloat);
     const int64_t batch = x.size(0);
     if (batch == 0) return y;
-    // Parts of a large batch whose activations stay in a cache; a block of one's own sees it whole.
-    constexpr int64_t kArena = (int64_t{1} << 20) / sizeof(float);
-    const int64_t most =
-        blocks_.empty() ? std::max<int64_t>(1, kArena / std::max<int64_t>(1, plan_.arena)) : batch;
-    const int64_t parts = (batch + most - 1) / most, share = (batch + parts - 1) / parts;
-    const Arena arena(plan_.arena * share);
-    static const kernels::ParallelFor spread = parallel_for;
-    plan::Run run{&tensors_, 0, nullptr, nullptr, arena.data(), &spread, {}};
-    if (!blocks_.empty()) {
-      run.call = [this](size_t number, int64_t samples, const float* from, float* to) {
-        call(number, samples, from, to);
-      };
-    }
     const auto* input = static_cast<const char*>(x.const_data_ptr());
     auto* output = y.mutable_data_ptr<float>();
-    for (int64_t begin = 0; begin < batch; begin += share) {
-      run.samples = std::min(share, batch - begin);
-      run.input = input + begin * in_ * static_cast<int64_t>(x.element_size());
-      run.output = output + begin * out_;
-      try {
-        plan::run(plan_, run);
-      } catch (const std::out_of_range& error) {
-        TORCH_CHECK_VALUE(false, "nsn::Pack: ", error.what(), ". Give numbers of its rows.");
+    const Parts parts = parts_of(batch);
+    const auto run_parts = [&](int64_t first, int64_t last, const kernels::ParallelFor& spread) {
+      const Arena arena(plan_.arena * parts.samples);
+      plan::Run run{&tensors_, 0, nullptr, nullptr, arena.data(), &spread, {}};
+      if (!blocks_.empty()) {
+        run.call = [this](size_t number, int64_t samples, const float* from, float* to) {
+          call(number, samples, from, to);
+        };
       }
+      for (int64_t part = first; part < last; ++part) {
+        const int64_t begin = part * parts.samples;
+        run.samples = std::min(parts.samples, batch - begin);
+        run.input = input + begin * in_ * static_cast<int64_t>(x.element_size());
+        run.output = output + begin * out_;
+        plan::run(plan_, run);
+      }
+    };
+    static const kernels::ParallelFor over_threads = parallel_for;
+    static const kernels::ParallelFor serial = [](int64_t count, int64_t /*grain*/,
+                                                  const kernels::Task& task) {
+      if (count > 0) task(0, count);
+    };
+    try {
+      if (parts.side_by_side) {
+        at::parallel_for(0, parts.count, 1,
+                         [&](int64_t first, int64_t last) { run_parts(first, last, serial); });
+      } else {
+        run_parts(0, parts.count, over_threads);
+      }
+    } catch (const std::out_of_range& error) {
+      TORCH_CHECK_VALUE(false, "nsn::Pack: ", error.what(), ". Give numbers of its rows.");
     }
     return y;
   }
 
  private:
+  /// How a batch is cut.
+  struct Parts {
+    int64_t samples, count;
+    /// Whether threads have parts of their own, and not parts of each step.
+    bool side_by_side;
+  };
+
+  Parts parts_of(int64_t batch) const {
+    // The activations of a part stay in a cache; a block of one's own sees the whole batch.
+    constexpr int64_t kArena = (int64_t{1} << 20) / sizeof(float);
+    int64_t most = batch;
+    if (blocks_.empty()) most = std::max<int64_t>(1, kArena / std::max<int64_t>(1, plan_.arena));
+    // Each thread then reads all weights, which have to stay in its cache, and has to have enough
+    // to do.
+    constexpr int64_t kWeights = (int64_t{1} << 19) / sizeof(float), kFlops = int64_t{1} << 17;
+    const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+    const bool side_by_side = blocks_.empty() && threads > 1 && batch > 1 &&
+                              plan_.weights <= kWeights && plan_.flops * batch >= threads * kFlops;
+    int64_t count = (batch + most - 1) / most;
+    if (side_by_side) count = (count + threads - 1) / threads * threads;
+    const int64_t samples = (batch + count - 1) / count;
+    return {samples, (batch + samples - 1) / samples, side_by_side};
+  }
+
   static plan::Tensor tensor_of(const PlanTensor& place) {
     const PackedSlice& slice = *place.slice;
     if (slice.panels != nullptr) {

@@ -85,7 +85,7 @@ class Planner {
     plan::Multiply kernel{
         rows, in.back(), out.back(), tensor(read("weight", PackedForm::kProduct)), {}};
     kernel.epilogue = epilogue(out.size(), /*channels_last=*/false);
-    result_.plan.flops += 2 * rows * in.back() * out.back();
+    count(in.back() * out.back(), rows);
     makes(kernel, {x}, /*channels_last=*/false);
   }
 
@@ -105,8 +105,8 @@ class Planner {
                           tensor(read("weight", form)),
                           {}};
     kernel.epilogue = epilogue(1, /*channels_last=*/true);
-    result_.plan.flops += 2 * plan::numel(out) * kernel.kernel[0] * kernel.kernel[1] * in[0] /
-                          std::max<int64_t>(1, p.groups);
+    count(kernel.kernel[0] * kernel.kernel[1] * in[0] / p.groups * out[0],
+          plan::numel(out) / out[0]);
     makes(kernel, {x}, /*channels_last=*/true);
   }
 
@@ -124,7 +124,7 @@ class Planner {
                                     tensor(read("weight", PackedForm::kTapsTransposed)),
                                     {}};
     kernel.epilogue = epilogue(1, /*channels_last=*/true);
-    result_.plan.flops += 2 * plan::numel(in) * kernel.kernel[0] * kernel.kernel[1] * out[0];
+    count(kernel.kernel[0] * kernel.kernel[1] * in[0] * out[0], plan::numel(in) / in[0]);
     makes(kernel, {x}, /*channels_last=*/true);
   }
 
@@ -401,6 +401,12 @@ class Planner {
   }
 
   // ---- kinds of kernels
+
+  /// Takes note of a weight, each element of which takes part in so many multiply-adds.
+  void count(int64_t weight, int64_t uses) {
+    result_.plan.weights += weight;
+    result_.plan.flops += 2 * weight * uses;
+  }
 
   template <typename Primitive>
   void pool(const Primitive& p, bool is_max) {

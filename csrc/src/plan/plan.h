@@ -196,8 +196,8 @@ struct Plan {
   /// Elements of the arena for one sample.
   int64_t arena = 0;
   /// Floating-point operations of a sample, two for each multiply-add of products, convolutions
-  /// and attention.
-  int64_t flops = 0;
+  /// and attention; and elements of the weights that products and convolutions read.
+  int64_t flops = 0, weights = 0;
 
   /// Sets the offsets of all values in the arena, so that those whose lives do not overlap share
   /// memory.
