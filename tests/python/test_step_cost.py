@@ -54,6 +54,18 @@ def test_calls_and_allocations_of_a_step() -> None:
         assert 0 < counts[name] <= EXPECTED[name] * MARGIN, (name, counts, EXPECTED)
 
 
+def test_a_packed_call_allocates_its_output_alone() -> None:
+    output = subprocess.run(
+        [PROGRAM.with_name("packed_cost")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    counts = json.loads(output)
+    assert len(counts) == 6 and all(count == 0 for count in counts.values()), counts
+
+
 def test_instructions_of_a_step(tmp_path: Path) -> None:
     valgrind = shutil.which("valgrind")
     if valgrind is None:

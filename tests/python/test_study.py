@@ -424,3 +424,33 @@ def test_a_summary_has_the_seeds_that_are_whole(recipe: Path, tmp_path: Path) ->
         }
     assert summary(chosen, [1, 2], results)["seeds"] == [1]
     assert results.key(Task(chosen, 1)) != results.key(Task(chosen.alone("base"), 1))
+
+
+@pytest.mark.parametrize("options", ["momentum = 0.9\nnesterov = true", "momentum = 0.0"])
+@pytest.mark.parametrize(
+    "sampling", ["kind = 'random'", "kind = 'from_epoch'\nfirst = { base = 1 }"]
+)
+def test_fused_optimizers_where_parameters_begin_apart(
+    recipe: Path, sampling: str, options: str
+) -> None:
+    text = recipe.read_text().replace("[network]", f"[sampling]\n{sampling}\n[network]")
+    recipe.write_text(text.replace("lr = 0.1", f"lr = 0.1\nfused = false\n{options}"))
+    runs = []
+    for fused in ("true", "false"):
+        chosen = load_recipe(str(recipe), [f"optimizer.fused={fused}", "epochs=3"])
+        run_ = loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)
+        run_.train()
+        runs.append(run_.network)
+    for a, b in zip(runs[0].parameters(), runs[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_fused_momentum_with_dampening_is_refused(recipe: Path) -> None:
+    text = recipe.read_text().replace("[network]", "[sampling]\nkind = 'random'\n[network]")
+    more = "lr = 0.1\nfused = true\nmomentum = 0.9\ndampening = 0.1"
+    recipe.write_text(text.replace("lr = 0.1", more))
+    chosen = load_recipe(str(recipe))
+    with pytest.raises(
+        InputError, match=r"recipe: optimizer.dampening: .* Leave dampening or fused"
+    ):
+        loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)

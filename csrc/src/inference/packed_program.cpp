@@ -1,5 +1,6 @@
 #include "inference/packed_program.h"
 
+#include <ATen/DimVector.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
@@ -202,8 +203,8 @@ class PlannedProgram : public PackedProgram {
     const at::Tensor x = (is_integral_ ? given.to(at::kLong) : given).contiguous();
     TORCH_CHECK_VALUE(x.device().is_cpu(), "nsn::Pack: the pack is on the CPU, but the input on ",
                       x.device(), ". Move the input, or pack where the network has been moved.");
-    std::vector<int64_t> shape{x.size(0)};
-    shape.insert(shape.end(), output_.begin(), output_.end());
+    at::DimVector shape{x.size(0)};
+    shape.append(output_.begin(), output_.end());
     at::Tensor y = at::detail::empty_cpu(shape, at::kFloat);
     const int64_t batch = x.size(0);
     if (batch == 0) return y;

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <type_traits>
 
 // Products and convolutions with a weight in panels, float32.
 
@@ -54,9 +55,26 @@ struct Product {
   const Positions* positions = nullptr;
 };
 
+/// A reference to what is called with (begin, end); made without memory of its own, and valid as
+/// long as that.
+class Task {
+ public:
+  template <typename Function>
+    requires(!std::is_same_v<Function, Task>)
+  Task(const Function& function)  // NOLINT(google-explicit-constructor)
+      : function_(&function), call_([](const void* own, int64_t begin, int64_t end) {
+          (*static_cast<const Function*>(own))(begin, end);
+        }) {}
+
+  void operator()(int64_t begin, int64_t end) const { call_(function_, begin, end); }
+
+ private:
+  const void* function_;
+  void (*call_)(const void* own, int64_t begin, int64_t end);
+};
+
 /// Calls a task for parts [begin, end) of [0, count), no smaller than `grain` but for the last, on
 /// one thread or on several at once, and returns when all is done.
-using Task = std::function<void(int64_t begin, int64_t end)>;
 using ParallelFor = std::function<void(int64_t count, int64_t grain, const Task& task)>;
 
 void run(const Product& product, const ParallelFor& parallel_for);

@@ -157,6 +157,8 @@ class Recipe:
             raise InputError(
                 f"recipe: optimizer: torch.optim.{name} refuses its options: {error}."
             ) from None
+        if name == "SGD" and self.values["sampling"]["kind"] != "all":
+            _start_momentum(optimizer)
         return optimizer
 
     def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
@@ -177,6 +179,23 @@ class Recipe:
             progress = (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup)
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         return 1.0
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Starts momentum at zero for torch's fused SGD, which fails where parameters begin apart.
+
+    In a step it wants either all of them to have momentum already, or none.
+    """
+    for group in optimizer.param_groups:
+        if not group["fused"] or not group["momentum"]:
+            continue
+        if group["dampening"]:
+            raise InputError(
+                "recipe: optimizer.dampening: torch's fused SGD cannot begin with it where "
+                "sampling lets parameters begin apart. Leave dampening or fused out."
+            )
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def shipped() -> list[str]:
