@@ -45,11 +45,12 @@ class Pack:
     """A snapshot of a network's weights for the fastest inference, made by :meth:`Network.pack`.
 
     It holds one copy of the weights that its sub-networks use. A sub-network of float32 on the CPU
-    runs as a plan (:meth:`Description.plan_text` shows it): norms, activations and residual sums in
-    the pass of the product or convolution in front of them, buffers in one arena of the thread.
+    runs as a plan (:meth:`Description.plan_text` shows it): batch norms, scales, activations and
+    residual sums are part of the product or convolution in front of them, and buffers lie in one
+    arena of the thread; others run their program step by step, on copies.
     Products and convolutions without groups read panels of the weight; one copy serves all batch
     sizes, and all leading slices of a weight, while a slice that is none (of heads, of gated
-    halves) has its own. Norms and scales are folded; whatever else is read is copied as it is.
+    halves) has its own. Whatever else is read is copied as it is.
 
     What the network does afterwards changes nothing here: :meth:`stale` tells whether it did, and
     :meth:`refresh` packs anew, for all views made of this pack. ``print(pack)`` shows what it

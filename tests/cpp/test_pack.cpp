@@ -164,6 +164,63 @@ TEST(Pack, BlocksOfOnesOwnMayRunPacks) {
   }
 }
 
+TEST(Pack, BlocksOfOnesOwnGetWhatTheirProgramSays) {
+  torch::manual_seed(1);
+  const auto own = [](int64_t in) {
+    return WrappedOptions("Mine",
+                          torch::nn::Sequential(torch::nn::Flatten(), torch::nn::Linear(in, 4)));
+  };
+  const std::vector<Network> networks{
+      Network(NetworkOptions()
+                  .input({2, 3})
+                  .block("flat", FlattenOptions())
+                  .block("own", WrappedOptions("Linear", torch::nn::Linear(6, 4)))),
+      Network(NetworkOptions()
+                  .input({2, 5, 5})
+                  .block("conv", Conv2dOptions(2, 1, 3))
+                  .block("own", own(9))),
+      Network(NetworkOptions()
+                  .input({2, 5, 4})
+                  .block("conv", Conv2dOptions(2, 3, 3).padding(1))
+                  .block("own", own(60))),
+  };
+  for (const Network& net : networks) {
+    auto shape = net->description().input();
+    shape.insert(shape.begin(), 7);
+    const at::Tensor batch = at::randn(shape);
+    expect_close(Pack(net).view("base")(batch), net->view("base")(batch), 1e-6);
+  }
+}
+
+/// A block of one's own that does not do what its fit says, or throws.
+struct Wrong : Block {
+  explicit Wrong(int64_t kept) : features(kept) {}
+  std::string type() const override { return "Wrong"; }
+  at::Tensor forward(const at::Tensor& x, at::TensorList /*parameters*/, const LanePass& /*lane*/,
+                     const BlockPass& /*pass*/) const override {
+    if (features < 0) throw std::out_of_range("my own");
+    return x.narrow(1, 0, features);
+  }
+  int64_t features;
+};
+
+TEST(Pack, WhatABlockOfOnesOwnDoesWrongIsSaid) {
+  const auto net = [](int64_t features) {
+    return Network(NetworkOptions()
+                       .input({5})
+                       .block("own", std::make_shared<const Wrong>(features))
+                       .block("output", DenseOptions(5, 3)));
+  };
+  // One that would broadcast.
+  const Pack narrow(net(1)), throws(net(-1)), right(net(5));
+  const at::Tensor x = at::randn({4, 5});
+  expect_throws_with([&] { narrow.view("base")(x); },
+                     {"block 'own' must give a float32 output of shape (4, 5), but gave (4, 1)",
+                      "Change its `fit`"});
+  EXPECT_THROW(throws.view("base")(x), std::out_of_range);
+  EXPECT_NO_THROW(right.view("base")(x));
+}
+
 TEST(Pack, RefusesWhatIsNotThere) {
   const Network net = network();
   expect_throws_with([&] { Pack(net, {"sub9"}); }, {"no sub-network 'sub9'"});

@@ -22,7 +22,6 @@
 #include <algorithm>
 #include <limits>
 #include <sstream>
-#include <stdexcept>
 #include <vector>
 
 #include "guarded.h"
@@ -219,6 +218,26 @@ TEST(Plan, NormsAreTorchs) {
   }
 }
 
+TEST(Plan, NormsShowWhatHasExploded) {
+  const at::Tensor x = at::randn({1, 1, 20}) * 1e25;
+  EXPECT_TRUE(at::isnan(make(plan::NormalizeRows{1, 20, 1e-5, true, {}, {}}, x, {1, 20}))
+                  .all()
+                  .item<bool>());
+  at::Tensor row = at::randn({1, 1, 20});
+  row[0][0][7] = 3e38;
+  EXPECT_TRUE(at::isnan(make(plan::NormalizeRows{1, 20, 1e-5, true, {}, {}}, row, {1, 20}))
+                  .all()
+                  .item<bool>());
+  EXPECT_TRUE(at::isnan(make(plan::NormalizeGroups{1, 20, 2, 1e-5, {}, {}}, row, {1, 20}))
+                  .any()
+                  .item<bool>());
+}
+
+TEST(Plan, MeansOfManyPositionsAreExact) {
+  const at::Tensor x = at::full({1, 224 * 224, 19}, 0.1);
+  expect_close(make(plan::GlobalAverage{224 * 224, 19}, x, {19}), at::full({1, 19}, 0.1), 1e-7);
+}
+
 TEST(Plan, FunctionsAreTorchs) {
   const at::Tensor x = at::cat(
       {at::randn({1, 200}) * 3.0, at::rand({1, 100}) * 0.02 - 0.01, at::randn({1, 37}) * 60.0}, 1);
@@ -245,6 +264,9 @@ TEST(Plan, FunctionsAreTorchs) {
     EXPECT_TRUE(at::isnan(y).all().item<bool>()) << plan::name_of(function);
   }
   // Beyond what an exponential of float32 holds.
+  const at::Tensor low = at::tensor({-3e38F, -1e35F, -100.0F}).view({1, 3});
+  expect_same_bits(make(plan::Apply{3, Function::kSilu}, low, {3}), at::silu(low));
+  expect_same_bits(make(plan::Apply{3, Function::kSigmoid}, low, {3}), at::zeros({1, 3}));
   const at::Tensor far =
       make(plan::Apply{2, Function::kTanh}, at::tensor({1e30F, -1e30F}).view({1, 2}), {2});
   expect_close(far, at::tensor({1.0F, -1.0F}).view({1, 2}), 0.0);
@@ -285,9 +307,9 @@ TEST(Plan, WhatMovesElements) {
   expect_same_bits(make(plan::Embed{7, 5, 6, 0}, numbers.to(at::kLong), {7, 5}, {table}),
                    table.narrow(1, 0, 5).index_select(0, numbers.flatten()).view({3, 7, 5}));
   EXPECT_THROW(make(plan::Embed{1, 5, 6, 0}, at::full({1, 1}, 6, at::kLong), {1, 5}, {table}),
-               std::out_of_range);
+               plan::NoSuchRow);
   EXPECT_THROW(make(plan::Embed{1, 5, 6, 0}, at::full({1, 1}, -1, at::kLong), {1, 5}, {table}),
-               std::out_of_range);
+               plan::NoSuchRow);
 }
 
 TEST(Plan, ValuesThatLiveAtTheSameTimeLieApart) {

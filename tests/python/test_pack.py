@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import threading
 from collections.abc import Callable
 
@@ -41,6 +42,13 @@ def test_packed_views_give_what_views_give_in_float32(seed: int) -> None:
     x = case.x.float() if case.x.is_floating_point() else case.x
     double = copy.deepcopy(net).double()
     pack = net.pack()
+    primitives = {
+        step["primitive"]
+        for name in case.names
+        for step in json.loads(net.description.program(name))["steps"]
+    }
+    if "product" in primitives:  # plans read panels
+        assert "product" in {entry["form"] for entry in pack.entries}, seed
     for name in case.names:
         exact = double.view(name)(case.x)
         view = net.view(name)(x)

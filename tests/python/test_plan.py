@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import nsn
 from random_networks import KINDS
@@ -85,9 +86,6 @@ def relu() -> nsn.Activation:
             (6,),
             ["multiply", "apply", "multiply"],
         ),
-        # Nothing to do but to hand over.
-        ({"a": nsn.Dropout(0.5)}, (6,), ["copy"]),
-        ({"a": nsn.Flatten()}, (2, 3), ["copy"]),
     ],
 )
 def test_what_is_no_epilogue(
@@ -97,6 +95,18 @@ def test_what_is_no_epilogue(
     assert kernels(net) == found
     x = torch.randn(3, *shape)
     assert difference(net.pack().view("base")(x), net.view("base")(x)) < 1e-5
+
+
+@pytest.mark.parametrize("block", [nsn.Dropout(0.5), nsn.Flatten()])
+def test_nothing_to_do_but_to_hand_over(block: Any) -> None:
+    net = nsn.Network(
+        input=(2, 3),
+        blocks={"a": nsn.Dense(3, 3), "b": block},
+        subnetworks={"small": ["b"]},
+    ).eval()
+    assert kernels(net, "small") == ["copy"]
+    x = torch.randn(4, 2, 3)
+    assert torch.equal(net.pack().view("small")(x), net.view("small")(x))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,6 +193,58 @@ def test_numbers_that_are_embedded() -> None:
             view(x)
 
 
+def test_the_tensors_say_whether_there_is_a_plan() -> None:
+    def forms(net: nsn.Network) -> list[str]:
+        return [entry["form"] for entry in net.pack().entries]
+
+    net = nsn.Network(
+        input=(6,), blocks={"a": nsn.Dense(6, 6)}, subnetworks={}, dtype=torch.float64
+    ).eval()
+    assert forms(net) == ["copy", "copy"]
+    assert forms(net.float()) == ["product", "copy"]
+    net.double()
+    assert net.description.to_json()
+    assert forms(net.float()) == ["product", "copy"]
+
+
+def test_the_input_has_the_dtype_that_is_computed_in() -> None:
+    # Whose only tensors are buffers.
+    net = network({"norm": nsn.BatchNorm(4, affine=False)}, (4,))
+    x = torch.randn(3, 4)
+    view = net.pack().view("base")
+    assert difference(view(x), net.view("base")(x)) < 1e-6
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        with pytest.raises(ValueError, match=r"nsn.Pack: the input has dtype .* to\(\)"):
+            view(x.to(dtype))
+
+
+def test_an_input_without_memory_is_refused() -> None:
+    view = network({"a": nsn.Dense(4, 3)}, (4,)).pack().view("base")
+    x = torch.randn(3, 4)
+    with (
+        FakeTensorMode() as mode,
+        pytest.raises(ValueError, match="nsn.Pack: the input has no memory"),
+    ):
+        view(mode.from_tensor(x))
+    with pytest.raises(ValueError, match="nsn.Pack: the input has no memory"):
+        view(torch._efficientzerotensor((3, 4)))
+    for transform in (torch.func.functionalize, torch.func.vmap):
+        with pytest.raises(ValueError, match=r"nsn.Pack: .* a transform of torch.func"):
+            transform(view)(x if transform is torch.func.functionalize else x[None])
+    with pytest.raises(ValueError, match="of layout Sparse"):
+        view(x.to_sparse())
+    with pytest.raises(ValueError, match="the input is on meta"):
+        view(x.to("meta"))
+
+
+def test_nothing_is_enlarged_by_one() -> None:
+    net = network({"up": nsn.Upsample(1, mode="bilinear"), "conv": nsn.Conv2d(2, 2, 1)}, (2, 3, 3))
+    assert "upsample" not in kernels(net)
+    x = torch.zeros(1, 2, 3, 3)
+    x[0, 0, 1, 1] = torch.inf
+    assert torch.equal(net.pack().view("base")(x).isfinite(), net.view("base")(x).isfinite())
+
+
 def test_describe_shows_plans() -> None:
     shown = run("describe", "demo", "--plan").stdout
     assert shown.startswith("base:\n%0: (784)\n%1 = multiply(%0, shifted, relu) -> (784) at 0")
@@ -197,8 +259,10 @@ def test_describe_shows_plans() -> None:
 
 def test_other_dtypes_have_no_plan() -> None:
     net = network({"a": nsn.Dense(6, 6)}, (6,)).double()
-    with pytest.raises(ValueError, match=r"plans are of float32.*parameters of float64.*program"):
+    with pytest.raises(ValueError, match=r"plans have parameters of float32.*of float64 .*program"):
         net.description.plan_text("base")
+    with pytest.raises(ValueError, match="packs run step by step"):
+        network({"pool": nsn.GlobalAvgPool()}).description.plan_text("base")
     with pytest.raises(ValueError, match="no sub-network 'x'"):
         net.description.plan("x")
     with pytest.raises(TypeError, match=r"nsn.Description.plan: name must be"):

@@ -9,12 +9,12 @@
 
 #include <algorithm>
 #include <new>
-#include <stdexcept>
 #include <utility>
 
 #include "inference/evaluate.h"
 #include "inference/planning.h"
 #include "nsn/blocks/block.h"
+#include "operations/autograd.h"
 #include "operations/lanes.h"
 #include "operations/parallel.h"
 #include "plan/run.h"
@@ -56,6 +56,8 @@ class OwnBlock {
                          path_};
     return block_->joint(inputs, pass)[0];
   }
+
+  const std::string& path() const { return path_; }
 
  private:
   std::string path_, name_;
@@ -127,8 +129,8 @@ class PlainProgram : public PackedProgram {
   size_t output_;
 };
 
-/// Memory of this thread on a cache line, kept from call to call. A run takes it along, so that one
-/// within another's block has its own.
+/// Memory of this thread on a cache line, kept from call to call unless it is large. A run takes it
+/// along, so that one within another's block has its own.
 class Arena {
  public:
   explicit Arena(int64_t elements) : memory_(std::move(kept())) {
@@ -136,7 +138,8 @@ class Arena {
     if (memory_.size < needed) memory_ = Memory(needed);
   }
   ~Arena() {
-    if (kept().size < memory_.size) kept() = std::move(memory_);
+    constexpr size_t kMost = size_t{1} << 21;  // 8 MB
+    if (kept().size < memory_.size && memory_.size <= kMost) kept() = std::move(memory_);
   }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -183,12 +186,9 @@ class PlannedProgram : public PackedProgram {
       : output_(program.shape_of(program.output())),
         is_integral_(!at::isFloatingType(program.dtype())) {
     Planned planned = make_plan(program, subnetwork, tensors);
-    for (const Step* step : planned.calls) blocks_.emplace_back(*step, name, subnetwork, tensors);
-    for (const plan::Step& step : planned.plan.steps) {
-      if (std::holds_alternative<plan::Call>(step.kernel)) {
-        call_shapes_.emplace_back(planned.plan.values[step.inputs[0]].shape,
-                                  planned.plan.values[step.output].shape);
-      }
+    for (const Step* step : planned.calls) {
+      blocks_.emplace_back(*step, name, subnetwork, tensors);
+      call_shapes_.emplace_back(program.shape_of(step->inputs[0]), step->shape);
     }
     plan_ = std::move(planned.plan);
     in_ = plan::numel(program.input());
@@ -200,15 +200,27 @@ class PlannedProgram : public PackedProgram {
   }
 
   at::Tensor operator()(const at::Tensor& given) const override {
+    TORCH_CHECK_VALUE(
+        given.device().is_cpu() && given.layout() == at::kStrided && !under_transform(given),
+        "nsn::Pack: the pack reads the memory of a dense batch on the CPU, but the "
+        "input is on ",
+        given.device(), ", of layout ", given.layout(),
+        ", or seen through a transform of torch.func. Bring it there, or use the "
+        "network's view.");
+    TORCH_CHECK_VALUE(is_integral_ || given.scalar_type() == at::kFloat,
+                      "nsn::Pack: the input has dtype ", given.scalar_type(),
+                      ", but the pack computes in float32. Convert the batch with to().");
     const at::Tensor x = (is_integral_ ? given.to(at::kLong) : given).contiguous();
-    TORCH_CHECK_VALUE(x.device().is_cpu(), "nsn::Pack: the pack is on the CPU, but the input on ",
-                      x.device(), ". Move the input, or pack where the network has been moved.");
     at::DimVector shape{x.size(0)};
     shape.append(output_.begin(), output_.end());
     at::Tensor y = at::detail::empty_cpu(shape, at::kFloat);
     const int64_t batch = x.size(0);
     if (batch == 0) return y;
     const auto* input = static_cast<const char*>(x.const_data_ptr());
+    TORCH_CHECK_VALUE(
+        input != nullptr || x.numel() == 0,
+        "nsn::Pack: the input has no memory, as a fake or zero tensor has none. Pass a "
+        "batch that has, such as its clone().");
     auto* output = y.mutable_data_ptr<float>();
     const Parts parts = parts_of(batch);
     const auto run_parts = [&](int64_t first, int64_t last, const kernels::ParallelFor& spread) {
@@ -239,7 +251,7 @@ class PlannedProgram : public PackedProgram {
       } else {
         run_parts(0, parts.count, over_threads);
       }
-    } catch (const std::out_of_range& error) {
+    } catch (const plan::NoSuchRow& error) {
       TORCH_CHECK_VALUE(false, "nsn::Pack: ", error.what(), ". Give numbers of its rows.");
     }
     return y;
@@ -290,7 +302,15 @@ class PlannedProgram : public PackedProgram {
     const auto& [in, out] = call_shapes_[number];
     // A copy: the block may keep what it gets.
     const at::Tensor x = batch_of(in, const_cast<float*>(from)).clone();
-    batch_of(out, to).copy_(blocks_[number]({x}));
+    const at::Tensor result = batch_of(out, to), y = blocks_[number]({x});
+    TORCH_CHECK_VALUE(
+        y.defined() && y.sizes() == result.sizes() && y.scalar_type() == at::kFloat,
+        "nsn::Pack: block '", blocks_[number].path(), "' must give a float32 output of ", "shape ",
+        to_string(result.sizes().vec()), ", but gave ",
+        y.defined() ? to_string(y.sizes().vec()) + " of " + c10::toString(y.scalar_type())
+                    : "an undefined tensor",
+        ". Change its `fit` (or `output_shape`), or what it computes.");
+    result.copy_(y);
   }
 
   plan::Plan plan_;

@@ -76,7 +76,7 @@ const PackedSlice* PackedTensors::read_folded(const Operand* bias,
     key += std::string("/") + name_of(step->primitive);
     for (const Operand& operand : step->operands) add(operand);
     const Operand* mean = step->operand("running_mean");
-    if (mean != nullptr) named = mean;
+    if (mean != nullptr && (named == nullptr || named == bias)) named = mean;
     if (named == nullptr && !step->operands.empty()) named = &step->operands.front();
   }
   auto& copy = copies_[key];

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "inference/planning.h"
@@ -14,12 +15,16 @@ namespace {
 
 plan::Plan plan_of(const Description& description, const std::string& subnetwork) {
   const Program program = lower(description, subnetwork);
-  TORCH_CHECK_VALUE(
-      description.parameter_dtype() == at::kFloat && detail::has_plan(program),
-      "nsn: plans are of float32 from the input on, or of numbers that are embedded and "
-      "nothing else, but the network has the input's dtype ",
-      description.dtype(), " and parameters of ", description.parameter_dtype(),
-      ". Look at its program instead, which packs run step by step.");
+  const auto& parameters = description.parameters();
+  const bool is_float =
+      std::any_of(parameters.begin(), parameters.end(),
+                  [](const auto& each) { return at::isFloatingType(each.dtype); }) &&
+      description.parameter_dtype() == at::kFloat;
+  TORCH_CHECK_VALUE(is_float && detail::has_plan(program),
+                    "nsn: plans have parameters of float32, and numbers that are embedded and "
+                    "nothing else, but the network has parameters of ",
+                    description.parameter_dtype(), " and an input of ", description.dtype(),
+                    ". Look at its program instead, which packs run step by step.");
   detail::PackedTensors tensors;
   return detail::make_plan(program, description.index_of(subnetwork), tensors).plan;
 }

@@ -139,6 +139,7 @@ class Planner {
 
   void operator()(const primitives::Upsample& p) {
     const Shape& in = shape(0);
+    if (p.factor == 1) return same(step().inputs[0]);
     const ValuePlace x = input(0, true);
     makes(plan::Upsample{size_of(in), p.factor, in[0], p.mode == "bilinear"}, {x}, true);
   }
@@ -331,7 +332,7 @@ class Planner {
 
   // ---- epilogues
 
-  /// The step that alone reads the value, if it has not been run.
+  /// The step that alone reads the value, which is behind the one that makes it.
   std::optional<size_t> only_reader(size_t value) const {
     if (value == program_.output() || readers_[value].size() != 1) return {};
     return readers_[value][0];
@@ -478,11 +479,14 @@ bool is_only_embedded(const Program& program, size_t value) {
 }  // namespace
 
 bool has_plan(const Program& program) {
-  const bool embeds = std::any_of(
-      program.steps().begin(), program.steps().end(),
-      [](const Step& step) { return std::holds_alternative<primitives::Embed>(step.primitive); });
-  return embeds || !at::isFloatingType(program.dtype()) ? is_only_embedded(program, 0)
-                                                        : program.dtype() == at::kFloat;
+  bool embeds = !at::isFloatingType(program.dtype());
+  for (const Step& step : program.steps()) {
+    embeds = embeds || std::holds_alternative<primitives::Embed>(step.primitive);
+    // Numbers that a block of one's own makes have no place in an arena of float32.
+    const auto* call = std::get_if<primitives::Call>(&step.primitive);
+    if (call != nullptr && call->fit->output.is_integral) return false;
+  }
+  return !embeds || is_only_embedded(program, 0);
 }
 
 Planned make_plan(const Program& program, size_t subnetwork, PackedTensors& tensors) {

@@ -26,7 +26,8 @@ struct Planned {
   std::vector<const Step*> calls;
 };
 
-/// Whether plans can hold it: of float32, or of numbers that are embedded and nothing else.
+/// Whether plans can hold it: numbers are the input alone, and embedded, all else is floating. That
+/// it is of float32 is what the tensors say.
 bool has_plan(const Program& program);
 
 /// Fuses the steps of a program, and says what it will read of `tensors` in the name of

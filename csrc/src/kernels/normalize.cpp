@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "kernels/level.h"
@@ -57,7 +58,11 @@ HWY_INLINE Scaling scaling_of(const SumsFrom& sums_from, double count, double ep
   const Sums sums = sums_from(result.shift);
   const double rest = centred ? sums.sum / count : 0.0;
   result.rest = static_cast<float>(rest);
-  result.factor = static_cast<float>(1.0 / std::sqrt(sums.squares / count - rest * rest + eps));
+  const double variance = sums.squares / count - rest * rest;
+  // Of what float32 does not hold there is no norm, and not zeros, which would hide it.
+  result.factor = centred && !std::isfinite(variance)
+                      ? std::numeric_limits<float>::quiet_NaN()
+                      : static_cast<float>(1.0 / std::sqrt(variance + eps));
   return result;
 }
 

@@ -110,12 +110,26 @@ void transposed_convolution(const TransposedConvolution& pass) {
 }
 
 void mean_of_positions(const MeanOfPositions& pass) {
-  std::fill_n(pass.y, pass.channels, 0.0F);
-  for (int64_t p = 0; p < pass.positions; ++p) {
-    add_scaled(1.0F, pass.x + p * pass.channels, pass.channels, pass.y);
-  }
-  const auto count = static_cast<float>(pass.positions);
-  for (int64_t c = 0; c < pass.channels; ++c) pass.y[c] /= count;
+  // Sums of so many positions are kept in float32, and added up in float64.
+  constexpr int64_t kInFloat = 64;
+  over_columns(pass.channels, [&](auto d, int64_t at) HWY_ATTR {
+    constexpr size_t kLanes = hn::MaxLanes(decltype(d)());
+    double total[kLanes] = {};
+    HWY_ALIGN float part[kLanes];
+    for (int64_t begin = 0; begin < pass.positions; begin += kInFloat) {
+      auto sum = hn::Zero(d);
+      const int64_t end = std::min(pass.positions, begin + kInFloat);
+      for (int64_t p = begin; p < end; ++p) {
+        sum = hn::Add(sum, hn::LoadU(d, pass.x + p * pass.channels + at));
+      }
+      hn::Store(sum, d, part);
+      for (size_t i = 0; i < kLanes; ++i) total[i] += part[i];
+    }
+    for (size_t i = 0; i < kLanes; ++i) {
+      pass.y[at + static_cast<int64_t>(i)] =
+          static_cast<float>(total[i] / static_cast<double>(pass.positions));
+    }
+  });
 }
 
 void enlarge(const Enlarge& pass) {

@@ -34,6 +34,7 @@ class Attributes {
   }
   void operator()(const ConvolveTransposed& k) const {
     window(k);
+    if (k.dilation != Pair{1, 1}) pair("dilation", k.dilation);
     after(k.epilogue);
   }
   void operator()(const Pool& k) const {

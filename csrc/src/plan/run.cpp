@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 #include <string>
 
 #include "kernels/cross_entropy.h"
@@ -168,8 +167,8 @@ class Runner {
     const Tensor& table = tensor(k.table);
     for (int64_t i = 0; i < samples() * k.count; ++i) {
       if (numbers[i] < 0 || numbers[i] >= k.rows) {
-        throw std::out_of_range("the input holds " + std::to_string(numbers[i]) +
-                                ", but the table has the rows 0 to " + std::to_string(k.rows - 1));
+        throw NoSuchRow("the input holds " + std::to_string(numbers[i]) +
+                        ", but the table has the rows 0 to " + std::to_string(k.rows - 1));
       }
       std::copy_n(table.data + numbers[i] * table.packed_in, k.columns, y_ + i * k.columns);
     }
@@ -184,26 +183,33 @@ class Runner {
     };
     const int64_t work = 2 * k.positions * k.positions * k.head_dim;
     const int64_t grain = std::max<int64_t>(1, kLeastElements / std::max<int64_t>(1, work));
+    // Some rows of the scores at a time.
+    constexpr int64_t kRows = 64;
     (*run_.parallel_for)(heads, grain, [&](int64_t begin, int64_t end) {
       thread_local std::vector<float> memory;
-      const auto needed = static_cast<size_t>(k.positions * k.positions);
+      const auto needed = static_cast<size_t>(std::min(kRows, k.positions) * k.positions);
       if (memory.size() < needed) memory.resize(needed);
       float* scores = memory.data();
       for (int64_t h = begin; h < end; ++h) {
         const float* q = x_ + h / k.heads * k.positions * in + h % k.heads * k.head_dim;
         float* y = y_ + h / k.heads * k.positions * out + h % k.heads * k.head_dim;
-        kernels::run(kernels::MatrixProduct{k.positions, k.positions, k.head_dim, q, in, 1, q + out,
-                                            1, in, scores, k.positions},
-                     serial);
-        for (int64_t i = 0; i < k.positions; ++i) {
-          float* row = scores + i * k.positions;
-          const int64_t seen = k.causal ? i + 1 : k.positions;
-          kernels::row_softmax(row, row, seen, factor);
-          std::fill(row + seen, row + k.positions, 0.0F);
+        for (int64_t first = 0; first < k.positions; first += kRows) {
+          const int64_t rows = std::min(kRows, k.positions - first);
+          // No row of them sees more.
+          const int64_t most = k.causal ? first + rows : k.positions;
+          kernels::run(kernels::MatrixProduct{rows, most, k.head_dim, q + first * in, in, 1,
+                                              q + out, 1, in, scores, most},
+                       serial);
+          for (int64_t i = 0; i < rows; ++i) {
+            float* row = scores + i * most;
+            const int64_t seen = k.causal ? first + i + 1 : most;
+            kernels::row_softmax(row, row, seen, factor);
+            std::fill(row + seen, row + most, 0.0F);
+          }
+          kernels::run(kernels::MatrixProduct{rows, k.head_dim, most, scores, most, 1, q + 2 * out,
+                                              in, 1, y + first * out, out},
+                       serial);
         }
-        kernels::run(kernels::MatrixProduct{k.positions, k.head_dim, k.positions, scores,
-                                            k.positions, 1, q + 2 * out, in, 1, y, out},
-                     serial);
       }
     });
   }

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <stdexcept>
 #include <vector>
 
 #include "kernels/product.h"
@@ -33,8 +34,12 @@ struct Run {
   std::function<void(size_t number, int64_t samples, const float* x, float* y)> call;
 };
 
-/// Throws std::out_of_range where a number of the input is no row of the table that it is embedded
-/// by.
+/// A number of the input is no row of the table that it is embedded by; `what` says which.
+struct NoSuchRow : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Throws NoSuchRow.
 void run(const Plan& plan, const Run& run);
 
 }  // namespace nsn::plan

@@ -111,7 +111,7 @@ def describe(
     if program and plan:
         raise InputError("--program, --plan: show different things. Give one of them.")
     if program or plan:
-        with given("--plan: "):
+        with given("--plan: " if plan else ""):
             _show_steps(description, plan, as_json)
         return
     if as_json:

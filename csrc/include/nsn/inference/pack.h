@@ -19,13 +19,13 @@ class PackedView;
 /// A snapshot of a network's weights, laid out for inference: the fastest way to run sub-networks,
 /// at the price of one copy of the weights that they use.
 ///
-/// - A sub-network of float32 on the CPU runs as a plan (nsn/inference/plan.h): norms, activations
-///   and residual sums in the pass of the product or convolution in front of them, buffers in one
-///   arena of the thread. Others run their program step by step.
+/// - A sub-network of float32 on the CPU runs as a plan (nsn/inference/plan.h): batch norms, scales,
+///   activations and residual sums are part of the product or convolution in front of them, and
+///   buffers lie in one arena of the thread. Others run their program step by step, on copies.
 /// - Products (Dense, TiedOutput, those of Attention) and convolutions without groups read panels
 ///   of the weight. One copy serves all batch sizes, and all leading slices of a weight; a slice
 ///   that is none (of heads, of gated halves) has its own.
-/// - Batch norms, scales and shifts behind them are one scale and shift.
+/// - In a plan batch norms, scales and shifts behind one another are one scale and shift.
 /// - Whatever else a sub-network reads is copied as it is.
 ///
 /// What the network does afterwards changes nothing here; `stale` tells whether it did, and
