@@ -130,7 +130,12 @@ void bind_network(py::module_& m) {
         return text.str();
       });
   py::class_<PackedView>(m, "PackedView")
-      .def("__call__", &PackedView::operator(), ReleaseGil())
+      .def("__call__", py::overload_cast<const at::Tensor&>(&PackedView::operator(), py::const_),
+           ReleaseGil())
+      .def("__call__",
+           py::overload_cast<const at::Tensor&, const at::Tensor&>(&PackedView::operator(),
+                                                                   py::const_),
+           ReleaseGil())
       .def_property_readonly("name", &PackedView::name);
 
   m.def("share", &nsn::share, ReleaseGil());

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nsn import _C
-from nsn.checks import expect_batch, expect_name, names_of
+from nsn.checks import expect, expect_batch, expect_name, names_of
 from nsn.parameters import ParameterTable, network_in
 from nsn.summary import PackEntry
 from nsn.view import refuse_tracing
@@ -27,11 +27,24 @@ class PackedView:
         """The sub-network's name."""
         return self._view.name
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The sub-network's output: ``(B, *input)`` to ``(B, *output)``, without gradients."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The sub-network's output: ``(B, *input)`` to ``(B, *output)``, without gradients.
+
+        Args:
+            x: a batch.
+            out: None, or where the output goes, and what is returned: contiguous, of the weights'
+                dtype, and no memory of ``x``.
+
+        Raises:
+            ValueError: where x has another shape or dtype than described, or ``out`` does not fit.
+        """
         refuse_tracing()
         expect_batch("nsn.PackedView", x)
-        return self._view(x)
+        if out is None:
+            return self._view(x)
+        expect("nsn.PackedView: out", out, Tensor, "a tensor")
+        self._view(x, out)
+        return out
 
     def stale(self) -> bool:
         """As :meth:`Pack.stale`."""

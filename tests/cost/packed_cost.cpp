@@ -73,6 +73,11 @@ int main() {
       const auto sizes = view(x).sizes().vec();
       const int64_t output = allocations_of([&] { return at::empty(sizes); });
       const int64_t own = allocations_of([&] { return view(x); }) - output;
+      at::Tensor out = at::empty(sizes);
+      const int64_t into = allocations_of([&] { view(x, out); });
+      std::printf("%s\"%s/%lld/out\": %lld", separator, name.c_str(), static_cast<long long>(batch),
+                  static_cast<long long>(into));
+      separator = ", ";
       std::printf("%s\"%s/%lld\": %lld", separator, name.c_str(), static_cast<long long>(batch),
                   static_cast<long long>(own));
       separator = ", ";

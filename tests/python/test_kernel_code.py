@@ -156,7 +156,17 @@ def test_masks_are_made_by_vectors(
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 @pytest.mark.parametrize(
-    "kernel", ["gelu_float", "scale_float", "norm_sums", "norm_apply", "softmax_row"]
+    "kernel",
+    [
+        "gelu_float",
+        "norm_sums",
+        "norm_apply",
+        "softmax_row",
+        "scale_rows",
+        "apply_function",
+        "grouped_convolution",
+        "transposed_convolution",
+    ],
 )
 def test_rows_are_passed_by_vectors(code: Code, level: Level, kernel: str) -> None:
     loops = [

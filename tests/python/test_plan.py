@@ -176,6 +176,28 @@ def test_threads_have_parts_of_their_own() -> None:
         words.pack().view("base")(x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_output_may_be_the_callers(dtype: torch.dtype) -> None:
+    net = network({"a": nsn.Dense(4, 3), "b": nsn.Dense(3, 4)}, (4,)).to(dtype)
+    view = net.pack().view("base")
+    x = torch.randn(5, 4, dtype=dtype)
+    out = torch.empty(5, 4, dtype=dtype)
+    version = out._version
+    assert view(x, out=out) is out and torch.equal(out, view(x)) and out._version > version
+    name = str(dtype).removeprefix("torch.")
+    for wrong, message in (
+        (torch.empty(5, 3, dtype=dtype), rf"shape \(5, 4\) and dtype {name}.* has \(5, 3\)"),
+        (torch.empty(5, 4, dtype=torch.float16), "but has .*float16"),
+        (torch.empty(4, 5, dtype=dtype).t(), "must be a contiguous tensor"),
+        (torch.empty(5, 4, dtype=dtype, requires_grad=True), "without gradient"),
+        (x, "shares no memory with the input"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            view(x, out=wrong)
+    with pytest.raises(TypeError, match="nsn.PackedView: out must be a tensor, but is"):
+        view(x, out=[1.0])  # type: ignore[arg-type]
+
+
 def test_numbers_that_are_embedded() -> None:
     net = nsn.Network(
         input=(4,),

@@ -63,7 +63,7 @@ def test_a_packed_call_allocates_its_output_alone() -> None:
         check=True,
     ).stdout
     counts = json.loads(output)
-    assert len(counts) == 6 and all(count == 0 for count in counts.values()), counts
+    assert len(counts) == 12 and all(count == 0 for count in counts.values()), counts
 
 
 def test_instructions_of_a_step(tmp_path: Path) -> None:

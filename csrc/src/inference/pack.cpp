@@ -1,5 +1,6 @@
 #include "nsn/inference/pack.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
@@ -199,7 +200,9 @@ int64_t Pack::bytes() const {
 PackedView::PackedView(std::shared_ptr<const Pack::State> state, size_t index)
     : state_(std::move(state)), index_(index) {}
 
-at::Tensor PackedView::operator()(const at::Tensor& x) const {
+/// Calls `run(program, x)` with an x that has been checked.
+template <typename Run>
+void PackedView::run(const at::Tensor& x, const Run& run) const {
   const at::NoGradGuard no_grad;
   const detail::WithoutAutocast guard(at::kCPU);
   const auto snapshot = state_->now();
@@ -208,7 +211,27 @@ at::Tensor PackedView::operator()(const at::Tensor& x) const {
     detail::check_dtype(x, parameter, dtype);
   }
   // Kernels read memory: a sign that torch has yet to apply would be lost.
-  return (*snapshot->programs[index_])(x.is_neg() ? x.resolve_neg() : x);
+  run(*snapshot->programs[index_], x.is_neg() ? x.resolve_neg() : x);
+}
+
+at::Tensor PackedView::operator()(const at::Tensor& x) const {
+  at::Tensor y;
+  run(x, [&](const detail::PackedProgram& program, const at::Tensor& checked) {
+    y = program(checked);
+  });
+  return y;
+}
+
+void PackedView::operator()(const at::Tensor& x, const at::Tensor& out) const {
+  TORCH_CHECK_VALUE(
+      out.defined() && !out.requires_grad() && !out.is_neg() && out.is_contiguous() &&
+          at::get_overlap_status(x, out) == at::MemOverlapStatus::No,
+      "nsn::PackedView: `out` must be a contiguous tensor without gradient that shares "
+      "no memory with the input. Make it by at::empty of the output's shape.");
+  run(x, [&](const detail::PackedProgram& program, const at::Tensor& checked) {
+    program(checked, out);
+  });
+  if (!out.is_inference()) out.unsafeGetTensorImpl()->bump_version();
 }
 
 const std::string& PackedView::name() const { return state_->names[index_]; }

@@ -68,6 +68,15 @@ class OwnBlock {
   std::vector<const PackedSlice*> slices_;
 };
 
+void check_out(const at::Tensor& out, at::IntArrayRef shape, at::ScalarType dtype,
+               at::Device device) {
+  TORCH_CHECK_VALUE(out.sizes() == shape && out.scalar_type() == dtype && out.device() == device,
+                    "nsn::PackedView: `out` must have shape ", to_string(shape.vec()),
+                    " and dtype ", dtype, " on ", device, ", but has ",
+                    to_string(out.sizes().vec()), " and ", out.scalar_type(), " on ", out.device(),
+                    ". Make it by at::empty of these.");
+}
+
 /// Step by step: any device and dtype.
 class PlainProgram : public PackedProgram {
  public:
@@ -113,6 +122,12 @@ class PlainProgram : public PackedProgram {
       values[i + 1] = evaluate(step.primitive, std::move(inputs), operands);
     }
     return own_memory(std::move(values[output_]));
+  }
+
+  void operator()(const at::Tensor& x, const at::Tensor& out) const override {
+    const at::Tensor y = (*this)(x);
+    check_out(out, y.sizes(), y.scalar_type(), y.device());
+    out.copy_(y);
   }
 
  private:
@@ -199,7 +214,13 @@ class PlannedProgram : public PackedProgram {
     });
   }
 
-  at::Tensor operator()(const at::Tensor& given) const override {
+  at::Tensor operator()(const at::Tensor& x) const override {
+    at::Tensor y = at::detail::empty_cpu(shape_of(x), at::kFloat);
+    (*this)(x, y);
+    return y;
+  }
+
+  void operator()(const at::Tensor& given, const at::Tensor& y) const override {
     TORCH_CHECK_VALUE(
         given.device().is_cpu() && given.layout() == at::kStrided && !under_transform(given),
         "nsn::Pack: the pack reads the memory of a dense batch on the CPU, but the "
@@ -211,11 +232,9 @@ class PlannedProgram : public PackedProgram {
                       "nsn::Pack: the input has dtype ", given.scalar_type(),
                       ", but the pack computes in float32. Convert the batch with to().");
     const at::Tensor x = (is_integral_ ? given.to(at::kLong) : given).contiguous();
-    at::DimVector shape{x.size(0)};
-    shape.append(output_.begin(), output_.end());
-    at::Tensor y = at::detail::empty_cpu(shape, at::kFloat);
+    check_out(y, shape_of(x), at::kFloat, at::kCPU);
     const int64_t batch = x.size(0);
-    if (batch == 0) return y;
+    if (batch == 0) return;
     const auto* input = static_cast<const char*>(x.const_data_ptr());
     TORCH_CHECK_VALUE(
         input != nullptr || x.numel() == 0,
@@ -254,10 +273,15 @@ class PlannedProgram : public PackedProgram {
     } catch (const plan::NoSuchRow& error) {
       TORCH_CHECK_VALUE(false, "nsn::Pack: ", error.what(), ". Give numbers of its rows.");
     }
-    return y;
   }
 
  private:
+  at::DimVector shape_of(const at::Tensor& x) const {
+    at::DimVector shape{x.size(0)};
+    shape.append(output_.begin(), output_.end());
+    return shape;
+  }
+
   /// How a batch is cut.
   struct Parts {
     int64_t samples, count;

@@ -22,6 +22,9 @@ class PackedProgram {
   /// y for a batch x: (B, *input).
   virtual at::Tensor operator()(const at::Tensor& x) const = 0;
 
+  /// The same into `out`, contiguous. Throws c10::ValueError where it has another shape or dtype.
+  virtual void operator()(const at::Tensor& x, const at::Tensor& out) const = 0;
+
  protected:
   PackedProgram() = default;
 };

@@ -34,6 +34,10 @@ HWY_INLINE void add(const float* x, int64_t count, float shift, Sums& to) {
       if constexpr (std::is_same_v<decltype(d), decltype(wide)>) {
         sum = hn::Add(sum, y);
         squares = hn::MulAdd(y, y, squares);
+      } else if constexpr (hn::MaxLanes(d) == 1) {
+        const double one = hn::GetLane(y);
+        to.sum += one;
+        to.squares += one * one;
       } else {
         to.sum += hn::GetLane(hn::SumOfLanes(d, y));
         to.squares += hn::GetLane(hn::SumOfLanes(d, hn::Mul(y, y)));

@@ -89,13 +89,27 @@ void add_all(const Sum& pass) {
   });
 }
 
-void scale_all(const ScaleRows& pass) {
-  for (int64_t row = 0; row < pass.rows; ++row) {
-    over_columns(pass.columns, [&](auto d, int64_t at) HWY_ATTR {
-      auto y = hn::LoadU(d, pass.x + row * pass.columns + at);
-      if (pass.scale != nullptr) y = hn::Mul(y, hn::LoadU(d, pass.scale + at));
-      if (pass.shift != nullptr) y = hn::Add(y, hn::LoadU(d, pass.shift + at));
-      hn::StoreU(y, d, pass.out + row * pass.columns + at);
+void scale_rows(const ScaleRows& pass) {
+  const auto over_rows = [&](const auto& scaled) HWY_ATTR {
+    for (int64_t row = 0; row < pass.rows; ++row) {
+      over_columns(pass.columns, [&](auto d, int64_t at) HWY_ATTR {
+        const int64_t place = row * pass.columns + at;
+        hn::StoreU(scaled(d, hn::LoadU(d, pass.x + place), at), d, pass.out + place);
+      });
+    }
+  };
+  const float *scale = pass.scale, *shift = pass.shift;
+  if (scale == nullptr && shift == nullptr) {
+    over_rows([](auto /*d*/, auto x, int64_t /*at*/) HWY_ATTR { return x; });
+  } else if (shift == nullptr) {
+    over_rows([=](auto d, auto x, int64_t at)
+                  HWY_ATTR { return hn::Mul(hn::LoadU(d, scale + at), x); });
+  } else if (scale == nullptr) {
+    over_rows([=](auto d, auto x, int64_t at)
+                  HWY_ATTR { return hn::Add(hn::LoadU(d, shift + at), x); });
+  } else {
+    over_rows([=](auto d, auto x, int64_t at) HWY_ATTR {
+      return hn::MulAdd(hn::LoadU(d, scale + at), x, hn::LoadU(d, shift + at));
     });
   }
 }
@@ -108,7 +122,7 @@ namespace nsn::kernels {
 
 void run(const Apply& pass) { NSN_AT_LEVEL(apply_function)(pass); }
 void run(const Sum& pass) { NSN_AT_LEVEL(add_all)(pass); }
-void run(const ScaleRows& pass) { NSN_AT_LEVEL(scale_all)(pass); }
+void run(const ScaleRows& pass) { NSN_AT_LEVEL(scale_rows)(pass); }
 
 }  // namespace nsn::kernels
 #endif

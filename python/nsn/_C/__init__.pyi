@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor, dtype
 
@@ -99,7 +99,10 @@ class Pack:
     def entries(self) -> list[PackEntry]: ...
 
 class PackedView:
+    @overload
     def __call__(self, x: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, x: Tensor, out: Tensor) -> None: ...
     @property
     def name(self) -> str: ...
 

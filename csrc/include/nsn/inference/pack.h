@@ -19,7 +19,8 @@ class PackedView;
 /// A snapshot of a network's weights, laid out for inference: the fastest way to run sub-networks,
 /// at the price of one copy of the weights that they use.
 ///
-/// - A sub-network of float32 on the CPU runs as a plan (nsn/inference/plan.h): batch norms, scales,
+/// - A sub-network of float32 on the CPU runs as a plan (nsn/inference/plan.h): batch norms,
+/// scales,
 ///   activations and residual sums are part of the product or convolution in front of them, and
 ///   buffers lie in one arena of the thread. Others run their program step by step, on copies.
 /// - Products (Dense, TiedOutput, those of Attention) and convolutions without groups read panels
@@ -86,6 +87,11 @@ class NSN_API PackedView {
   /// the weights' dtype under autocast too.
   at::Tensor operator()(const at::Tensor& x) const;
 
+  /// The same into memory of the caller's, (B, *output), contiguous and of the weights' dtype, that
+  /// shares none with x. A plan without blocks of one's own then allocates nothing, but for the
+  /// first call on a thread. Throws c10::ValueError where `out` does not fit.
+  void operator()(const at::Tensor& x, const at::Tensor& out) const;
+
   /// The sub-network's name.
   const std::string& name() const;
 
@@ -95,6 +101,9 @@ class NSN_API PackedView {
  private:
   friend class Pack;
   PackedView(std::shared_ptr<const Pack::State> state, size_t index);
+
+  template <typename Run>
+  void run(const at::Tensor& x, const Run& run) const;
 
   std::shared_ptr<const Pack::State> state_;
   size_t index_;  // among those of the pack
