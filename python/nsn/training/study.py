@@ -197,7 +197,8 @@ def run_all(
             "command goes on; use fewer --jobs."
         ) from None
     except BaseException:
-        processes = list((pool._processes or {}).values())  # shutdown forgets them
+        # Shutdown forgets them, and one that was about to start when this came is not known to it.
+        processes = {*(pool._processes or {}).values(), *multiprocessing.active_children()}
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
