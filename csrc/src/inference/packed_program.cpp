@@ -259,10 +259,7 @@ class PlannedProgram : public PackedProgram {
       }
     };
     static const kernels::ParallelFor over_threads = parallel_for;
-    static const kernels::ParallelFor serial = [](int64_t count, int64_t /*grain*/,
-                                                  const kernels::Task& task) {
-      if (count > 0) task(0, count);
-    };
+    static const kernels::ParallelFor serial = kernels::serially;
     try {
       if (parts.side_by_side) {
         at::parallel_for(0, parts.count, 1,

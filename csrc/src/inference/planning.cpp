@@ -1,7 +1,6 @@
 #include "inference/planning.h"
 
 #include <c10/util/Exception.h>
-#include <c10/util/accumulate.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
@@ -235,10 +234,10 @@ class Planner {
   Shape own_shape() const { return program_.shape_of(at_ + 1); }
 
   /// A dimension of a batch, counted from the end where negative, as one of a sample.
-  int64_t dimension_of(int64_t dimension) const {
-    const auto dims = static_cast<int64_t>(shape(0).size());
-    return dimension < 0 ? dimension + dims : dimension - 1;
+  static int64_t of_sample(int64_t dimension, size_t dims) {
+    return dimension < 0 ? dimension + static_cast<int64_t>(dims) : dimension - 1;
   }
+  int64_t dimension_of(int64_t dimension) const { return of_sample(dimension, shape(0).size()); }
 
   Pair kernel_size() const {
     const Shape weight = kept_shape(step().operand("weight")->slice);
@@ -342,10 +341,8 @@ class Planner {
   static bool is_affine(const Step& step, size_t dimension, size_t dims) {
     if (std::holds_alternative<primitives::BatchNorm>(step.primitive)) return dimension == 0;
     const auto* scaled = std::get_if<primitives::ScaleAndShift>(&step.primitive);
-    if (scaled == nullptr) return false;
-    const int64_t along = scaled->dimension < 0 ? scaled->dimension + static_cast<int64_t>(dims)
-                                                : scaled->dimension - 1;
-    return along == static_cast<int64_t>(dimension);
+    return scaled != nullptr &&
+           of_sample(scaled->dimension, dims) == static_cast<int64_t>(dimension);
   }
 
   /// What stands behind this step and can be its epilogue; those steps are done with.

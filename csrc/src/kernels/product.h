@@ -77,6 +77,11 @@ class Task {
 /// one thread or on several at once, and returns when all is done.
 using ParallelFor = std::function<void(int64_t count, int64_t grain, const Task& task)>;
 
+/// All of a task at once, on the thread that asks.
+inline void serially(int64_t count, int64_t /*grain*/, const Task& task) {
+  if (count > 0) task(0, count);
+}
+
 void run(const Product& product, const ParallelFor& parallel_for);
 
 }  // namespace nsn::kernels

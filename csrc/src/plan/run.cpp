@@ -177,10 +177,7 @@ class Runner {
   void operator()(const Attend& k) const {
     const int64_t out = k.heads * k.head_dim, in = 3 * out, heads = samples() * k.heads;
     const float factor = 1.0F / std::sqrt(static_cast<float>(k.head_dim));
-    const kernels::ParallelFor serial = [](int64_t count, int64_t /*grain*/,
-                                           const kernels::Task& task) {
-      if (count > 0) task(0, count);
-    };
+    const kernels::ParallelFor serial = kernels::serially;
     const int64_t work = 2 * k.positions * k.positions * k.head_dim;
     const int64_t grain = std::max<int64_t>(1, kLeastElements / std::max<int64_t>(1, work));
     // Some rows of the scores at a time.

@@ -19,10 +19,10 @@ class PackedView;
 /// A snapshot of a network's weights, laid out for inference: the fastest way to run sub-networks,
 /// at the price of one copy of the weights that they use.
 ///
-/// - A sub-network of float32 on the CPU runs as a plan (nsn/inference/plan.h): batch norms,
-/// scales,
-///   activations and residual sums are part of the product or convolution in front of them, and
-///   buffers lie in one arena of the thread. Others run their program step by step, on copies.
+/// - A sub-network of float32 on the CPU runs as a plan (nsn/inference/plan.h): its batch norms,
+///   scales, activations and residual sums are part of the product or convolution in front of
+///   them, and buffers lie in one arena of the thread. Others run their program step by step, on
+///   copies.
 /// - Products (Dense, TiedOutput, those of Attention) and convolutions without groups read panels
 ///   of the weight. One copy serves all batch sizes, and all leading slices of a weight; a slice
 ///   that is none (of heads, of gated halves) has its own.
