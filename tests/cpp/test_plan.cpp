@@ -47,28 +47,34 @@ at::Tensor make(const plan::Kernel& kernel, const at::Tensor& x, const Shape& ou
   plan::Plan plan;
   plan.values = {{x.sizes().slice(1).vec(), plan::Memory::kInput}, {out, plan::Memory::kOutput}};
   plan.steps.push_back({"", kernel, {0}, 1});
-  // Other values lie in the arena.
-  std::vector<float> arena;
-  const int64_t samples = x.size(0);
-  for (const at::Tensor& other : others) {
-    plan.values.push_back({other.sizes().slice(1).vec(), plan::Memory::kArena,
-                           static_cast<int64_t>(arena.size()) / samples});
-    const auto* data = other.const_data_ptr<float>();
-    arena.insert(arena.end(), data, data + other.numel());
-  }
   if (std::holds_alternative<plan::Add>(kernel) && !others.empty()) {
     plan.steps[0].inputs.push_back(2);
+  }
+  plan.place();
+  // Other values lie in the arena.
+  for (const at::Tensor& other : others) {
+    plan.values.push_back({other.sizes().slice(1).vec(), plan::Memory::kArena, plan.arena});
+    plan.arena += other.numel() / x.size(0);
+  }
+  const int64_t samples = x.size(0), threads = 3;
+  std::vector<float> memory(static_cast<size_t>(plan::memory_for(plan, samples, threads)));
+  for (size_t i = 0; i < others.size(); ++i) {
+    const auto* data = others[i].const_data_ptr<float>();
+    std::copy_n(data, others[i].numel(),
+                memory.begin() + plan.zeros + plan.values[2 + i].offset * samples);
   }
   std::vector<plan::Tensor> table;
   for (const at::Tensor& tensor : tensors) {
     const bool has_taps = tensor.dim() == 3;
-    table.push_back({tensor.const_data_ptr<float>(),
+    table.push_back({nullptr, tensor.const_data_ptr<float>(),
                      has_taps ? tensor.size(1) : (tensor.dim() == 2 ? tensor.size(1) : 0),
                      has_taps ? tensor.size(2) : 0});
   }
   Random random(1);
-  Guarded y(samples * plan::numel(out), random);
-  plan::run(plan, {&table, samples, x.const_data_ptr(), y.data(), arena.data(), &kInParts, {}});
+  Guarded y(samples * plan.outputs, random);
+  const auto wrong = plan::run(
+      plan, {&table, samples, x.const_data_ptr(), y.data(), memory.data(), threads, &kInParts, {}});
+  if (wrong) throw *wrong;
   y.expect_untouched();
   std::vector<int64_t> sizes{samples};
   sizes.insert(sizes.end(), out.begin(), out.end());
@@ -109,7 +115,7 @@ TEST(Plan, PoolsAreTorchs) {
     const Pair out = g.out({1, 1});
     const at::Tensor x = at::randn({2, channels, g.size[0], g.size[1]});
     for (const bool is_max : {true, false}) {
-      const plan::Pool kernel{g.size, out, g.kernel, g.stride, g.padding, channels, is_max};
+      const plan::Pool kernel{{g.size, out, g.kernel, g.stride, g.padding}, channels, is_max};
       const at::Tensor y = first(make(kernel, last(x), {out[0], out[1], channels}));
       const at::Tensor expected = is_max ? at::max_pool2d(x, g.kernel, g.stride, g.padding)
                                          : at::avg_pool2d(x, g.kernel, g.stride, g.padding);
@@ -122,7 +128,7 @@ TEST(Plan, APoolPassesNaN) {
   at::Tensor x = at::zeros({1, 20, 2, 2});
   x[0][3][1][0] = std::numeric_limits<float>::quiet_NaN();
   x[0][17][0][1] = std::numeric_limits<float>::quiet_NaN();
-  const plan::Pool kernel{{2, 2}, {1, 1}, {2, 2}, {2, 2}, {0, 0}, 20, true};
+  const plan::Pool kernel{{{2, 2}, {1, 1}, {2, 2}, {2, 2}, {0, 0}}, 20, true};
   const at::Tensor y = make(kernel, last(x), {1, 1, 20}).flatten();
   for (int64_t c = 0; c < 20; ++c) EXPECT_EQ(at::isnan(y[c]).item<bool>(), c == 3 || c == 17);
 }
@@ -138,8 +144,8 @@ TEST(Plan, ConvolutionsInGroupsAreTorchs) {
     const at::Tensor weight = at::randn({out, in / groups, g.kernel[0], g.kernel[1]});
     const at::Tensor bias = at::randn({out}), scale = at::randn({out});
     const at::Tensor residual = at::randn({2, out, size[0], size[1]});
-    plan::Convolve kernel{g.size, size, g.kernel, g.stride, g.padding, g.dilation,
-                          in,     out,  groups,   0,        {}};
+    const plan::Window window{g.size, size, g.kernel, g.stride, g.padding, g.dilation};
+    plan::Convolve kernel{window, in, out, groups, 0, {}};
     kernel.epilogue = {1, 2, Function::kRelu, 2, Function::kTanh};
     const at::Tensor y = first(
         make(kernel, last(x), {size[0], size[1], out},
@@ -165,8 +171,8 @@ TEST(Plan, TransposedConvolutionsAreTorchs) {
     const at::Tensor expected =
         at::conv_transpose2d(x, weight, {}, g.stride, g.padding, more, 1, g.dilation);
     const Pair size{expected.size(2), expected.size(3)};
-    const plan::ConvolveTransposed kernel{g.size,     size, g.kernel, g.stride, g.padding,
-                                          g.dilation, in,   out,      0,        {}};
+    const plan::Window window{size, g.size, g.kernel, g.stride, g.padding, g.dilation};
+    const plan::ConvolveTransposed kernel{window, in, out, 0, {}};
     const at::Tensor y = first(make(kernel, last(x), {size[0], size[1], out},
                                     {weight.flatten(2).permute({2, 0, 1}).contiguous()}));
     expect_close(y, expected, 1e-5, "seed " + std::to_string(seed));

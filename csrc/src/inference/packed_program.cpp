@@ -206,8 +206,6 @@ class PlannedProgram : public PackedProgram {
       call_shapes_.emplace_back(program.shape_of(step->inputs[0]), step->shape);
     }
     plan_ = std::move(planned.plan);
-    in_ = plan::numel(program.input());
-    out_ = plan::numel(output_);
     tensors_.resize(planned.tensors.size());
     tensors.when_filled([this, places = std::move(planned.tensors)] {
       for (const size_t i : c10::irange(places.size())) tensors_[i] = tensor_of(places[i]);
@@ -233,43 +231,26 @@ class PlannedProgram : public PackedProgram {
                       ", but the pack computes in float32. Convert the batch with to().");
     const at::Tensor x = (is_integral_ ? given.to(at::kLong) : given).contiguous();
     check_out(y, shape_of(x), at::kFloat, at::kCPU);
-    const int64_t batch = x.size(0);
+    const int64_t batch = x.size(0), threads = at::in_parallel_region() ? 1 : at::get_num_threads();
     if (batch == 0) return;
-    const auto* input = static_cast<const char*>(x.const_data_ptr());
+    const void* input = x.const_data_ptr();
     TORCH_CHECK_VALUE(
         input != nullptr || x.numel() == 0,
         "nsn::Pack: the input has no memory, as a fake or zero tensor has none. Pass a "
         "batch that has, such as its clone().");
-    auto* output = y.mutable_data_ptr<float>();
-    const Parts parts = parts_of(batch);
-    const auto run_parts = [&](int64_t first, int64_t last, const kernels::ParallelFor& spread) {
-      const Arena arena(plan_.arena * parts.samples);
-      plan::Run run{&tensors_, 0, nullptr, nullptr, arena.data(), &spread, {}};
-      if (!blocks_.empty()) {
-        run.call = [this](size_t number, int64_t samples, const float* from, float* to) {
-          call(number, samples, from, to);
-        };
-      }
-      for (int64_t part = first; part < last; ++part) {
-        const int64_t begin = part * parts.samples;
-        run.samples = std::min(parts.samples, batch - begin);
-        run.input = input + begin * in_ * static_cast<int64_t>(x.element_size());
-        run.output = output + begin * out_;
-        plan::run(plan_, run);
-      }
-    };
+    const Arena memory(plan::memory_for(plan_, batch, threads));
     static const kernels::ParallelFor over_threads = parallel_for;
-    static const kernels::ParallelFor serial = kernels::serially;
-    try {
-      if (parts.side_by_side) {
-        at::parallel_for(0, parts.count, 1,
-                         [&](int64_t first, int64_t last) { run_parts(first, last, serial); });
-      } else {
-        run_parts(0, parts.count, over_threads);
-      }
-    } catch (const plan::NoSuchRow& error) {
-      TORCH_CHECK_VALUE(false, "nsn::Pack: ", error.what(), ". Give numbers of its rows.");
+    plan::Run run{&tensors_,     batch,   input,         y.mutable_data_ptr<float>(),
+                  memory.data(), threads, &over_threads, {}};
+    if (plan_.calls) {
+      run.call = [this](size_t number, int64_t samples, const float* from, float* to) {
+        call(number, samples, from, to);
+      };
     }
+    const auto wrong = plan::run(plan_, run);
+    TORCH_CHECK_VALUE(!wrong, "nsn::Pack: the input holds ", wrong->number,
+                      ", but the table has the rows 0 to ", wrong->rows - 1,
+                      ". Give numbers of its rows.");
   }
 
  private:
@@ -279,39 +260,13 @@ class PlannedProgram : public PackedProgram {
     return shape;
   }
 
-  /// How a batch is cut.
-  struct Parts {
-    int64_t samples, count;
-    /// Whether threads have parts of their own, and not parts of each step.
-    bool side_by_side;
-  };
-
-  Parts parts_of(int64_t batch) const {
-    // The activations of a part stay in a cache; a block of one's own sees the whole batch.
-    constexpr int64_t kArena = (int64_t{1} << 20) / sizeof(float);
-    int64_t most = batch;
-    if (blocks_.empty()) most = std::max<int64_t>(1, kArena / std::max<int64_t>(1, plan_.arena));
-    // Each thread then reads all weights, which have to stay in its cache, and has to have enough
-    // to do.
-    constexpr int64_t kWeights = (int64_t{1} << 19) / sizeof(float), kFlops = int64_t{1} << 17;
-    const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-    const bool side_by_side = blocks_.empty() && threads > 1 && batch > 1 &&
-                              plan_.weights <= kWeights && plan_.flops * batch >= threads * kFlops;
-    int64_t count = (batch + most - 1) / most;
-    if (side_by_side) count = (count + threads - 1) / threads * threads;
-    const int64_t samples = (batch + count - 1) / count;
-    return {samples, (batch + samples - 1) / samples, side_by_side};
-  }
-
   static plan::Tensor tensor_of(const PlanTensor& place) {
     const PackedSlice& slice = *place.slice;
-    if (slice.panels != nullptr) {
-      return {slice.panels->data(), slice.panels->in(), slice.panels->out()};
-    }
+    if (slice.panels) return {&*slice.panels};
     const at::Tensor plain = place.row ? slice.plain[*place.row] : slice.plain;
     const auto* data = plain.const_data_ptr<float>();
-    if (plain.dim() == 3) return {data, plain.size(1), plain.size(2)};
-    return {data, plain.dim() == 2 ? plain.stride(0) : 0, 0};
+    if (plain.dim() == 3) return {nullptr, data, plain.size(1), plain.size(2)};
+    return {nullptr, data, plain.dim() == 2 ? plain.stride(0) : 0, 0};
   }
 
   void call(size_t number, int64_t samples, const float* from, float* to) const {
@@ -337,7 +292,6 @@ class PlannedProgram : public PackedProgram {
   plan::Plan plan_;
   Shape output_;
   bool is_integral_;
-  int64_t in_ = 0, out_ = 0;
   std::vector<plan::Tensor> tensors_;
   std::vector<OwnBlock> blocks_;
   /// Of what they read and make, for one sample.

@@ -114,8 +114,7 @@ void PackedTensors::fill(Copy& copy, at::TensorList table) {
     }
     case PackedForm::kProduct:
     case PackedForm::kConvolution:
-      // One dimension as the second of two.
-      copy.panels.emplace(slice.dim() == 3 ? slice.unsqueeze(2) : slice);
+      copy.panels.emplace(slice);
       return;
     case PackedForm::kTaps:
     case PackedForm::kTapsTransposed:
@@ -134,7 +133,7 @@ void PackedTensors::fill(at::TensorList table) {
   for (Use& use : uses_) {
     const PackedForm form = use.copy->form;
     if (use.copy->panels) {
-      use.slice = {{}, &*use.copy->panels};
+      use.slice.panels = use.copy->panels->leading(use.kept[0], use.kept[1]);
     } else if (form == PackedForm::kTaps || form == PackedForm::kTapsTransposed) {
       use.slice.plain = use.copy->plain;
     } else {

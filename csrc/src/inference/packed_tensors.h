@@ -28,8 +28,7 @@ enum class PackedForm { kProduct, kConvolution, kTaps, kTapsTransposed, kFolded,
 struct PackedSlice {
   /// The slice, where it is not in panels.
   at::Tensor plain;
-  /// The panels, whose leading features are meant; null where there are none.
-  const PackedWeight* panels = nullptr;
+  std::optional<kernels::Panels> panels;
 };
 
 /// The tensors of a pack: one copy of each slice that its sub-networks need, in the form in which

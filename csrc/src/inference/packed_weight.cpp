@@ -1,29 +1,20 @@
 #include "inference/packed_weight.h"
 
-#include <ATen/ops/zeros.h>
-
-#include <algorithm>
-
-#include "kernels/product.h"
+#include <ATen/ops/empty.h>
 
 namespace nsn::detail {
 
-PackedWeight::PackedWeight(const at::Tensor& weight) : out_(weight.size(0)), in_(weight.size(1)) {
-  using kernels::kHalfPanel;
-  using kernels::kPanel;
-  at::Tensor taps = weight.unsqueeze(1);  // (out, taps, in)
-  if (weight.dim() == 4) taps = weight.flatten(2).permute({0, 2, 1});
-  const int64_t inner = taps.size(1) * in_;
-  panels_ =
-      at::zeros({(out_ + kHalfPanel - 1) / kHalfPanel * kHalfPanel * inner}, weight.options());
-  for (int64_t first = 0; first < out_; first += kPanel) {
-    const int64_t count = std::min(kPanel, out_ - first);
-    const int64_t width = kernels::panel_width(count);
-    panels_.narrow(0, first * inner, inner * width)
-        .view({taps.size(1), in_, width})
-        .narrow(2, 0, count)
-        .copy_(taps.narrow(0, first, count).permute({1, 2, 0}));
+PackedWeight::PackedWeight(const at::Tensor& weight) {
+  // (out, in, taps); a matrix has one tap.
+  const at::Tensor taps = weight.dim() == 2 ? weight.unsqueeze(2) : weight.flatten(2);
+  kernels::WeightSource source{taps.const_data_ptr<float>(), {}, {}};
+  for (const size_t d : {0U, 1U, 2U}) {
+    source.sizes[d] = taps.size(static_cast<int64_t>(d));
+    source.strides[d] = taps.stride(static_cast<int64_t>(d));
   }
+  sizes_ = source.sizes;
+  panels_ = at::empty({kernels::panel_elements(sizes_[0], sizes_[1], sizes_[2])}, weight.options());
+  kernels::fill_panels(source, panels_.mutable_data_ptr<float>());
 }
 
 }  // namespace nsn::detail

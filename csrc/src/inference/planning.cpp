@@ -92,38 +92,23 @@ class Planner {
     const Shape in = shape(0), out = own_shape();
     const ValuePlace x = input(0, true);
     const auto form = p.groups == 1 ? PackedForm::kConvolution : PackedForm::kTaps;
-    plan::Convolve kernel{size_of(in),
-                          size_of(out),
-                          kernel_size(),
-                          pair_of(p.stride, 1),
-                          pair_of(p.padding, 0),
-                          pair_of(p.dilation, 1),
-                          in[0],
-                          out[0],
-                          p.groups,
-                          tensor(read("weight", form)),
-                          {}};
+    const plan::Window window{size_of(in),          size_of(out),          kernel_size(),
+                              pair_of(p.stride, 1), pair_of(p.padding, 0), pair_of(p.dilation, 1)};
+    plan::Convolve kernel{window, in[0], out[0], p.groups, tensor(read("weight", form)), {}};
     kernel.epilogue = epilogue(1, /*channels_last=*/true);
-    count(kernel.kernel[0] * kernel.kernel[1] * in[0] / p.groups * out[0],
-          plan::numel(out) / out[0]);
+    count(window.taps() * in[0] / p.groups * out[0], plan::numel(out) / out[0]);
     makes(kernel, {x}, /*channels_last=*/true);
   }
 
   void operator()(const primitives::TransposedConvolution& p) {
     const Shape in = shape(0), out = own_shape();
     const ValuePlace x = input(0, true);
-    plan::ConvolveTransposed kernel{size_of(in),
-                                    size_of(out),
-                                    kernel_size(),
-                                    pair_of(p.stride, 1),
-                                    pair_of(p.padding, 0),
-                                    pair_of(p.dilation, 1),
-                                    in[0],
-                                    out[0],
-                                    tensor(read("weight", PackedForm::kTapsTransposed)),
-                                    {}};
+    const plan::Window window{size_of(out),         size_of(in),           kernel_size(),
+                              pair_of(p.stride, 1), pair_of(p.padding, 0), pair_of(p.dilation, 1)};
+    plan::ConvolveTransposed kernel{
+        window, in[0], out[0], tensor(read("weight", PackedForm::kTapsTransposed)), {}};
     kernel.epilogue = epilogue(1, /*channels_last=*/true);
-    count(kernel.kernel[0] * kernel.kernel[1] * in[0] * out[0], plan::numel(in) / in[0]);
+    count(window.taps() * in[0] * out[0], plan::numel(in) / in[0]);
     makes(kernel, {x}, /*channels_last=*/true);
   }
 
@@ -410,9 +395,9 @@ class Planner {
   void pool(const Primitive& p, bool is_max) {
     const Shape in = shape(0);
     const ValuePlace x = input(0, true);
-    makes(plan::Pool{size_of(in), size_of(own_shape()), pair_of(p.kernel, 1), pair_of(p.stride, 1),
-                     pair_of(p.padding, 0), in[0], is_max},
-          {x}, true);
+    const plan::Window window{size_of(in), size_of(own_shape()), pair_of(p.kernel, 1),
+                              pair_of(p.stride, 1), pair_of(p.padding, 0)};
+    makes(plan::Pool{window, in[0], is_max}, {x}, true);
   }
 
   void normalize_rows(double eps, bool centred) {

@@ -185,14 +185,14 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
   constexpr int64_t kBlockRows = 128;
   // Parts of the inputs, of equal size, of which a panel fits into a cache of the second level, and
   // all rows that are laid out into memory that a thread may keep.
-  constexpr int64_t kMostInputs = 1024, kLeastInputs = 64, kMostLaid = int64_t{1} << 22;
+  constexpr int64_t kLeastInputs = 64, kMostLaid = int64_t{1} << 22;
   const bool lies_in_rows = t.x_step == 1;
   const int64_t most_inputs = lies_in_rows ? kMostInputs
                                            : std::clamp(kMostLaid / std::max<int64_t>(1, t.rows),
                                                         kLeastInputs, kMostInputs);
   const int64_t parts = std::max<int64_t>(1, (p.k + most_inputs - 1) / most_inputs);
   const int64_t share = (p.k + parts - 1) / parts;
-  const Tasks tasks(t.rows, t.columns, share, kBlockRows);
+  const Tasks tasks(t.rows, (t.columns + kPanel - 1) / kPanel, share, kBlockRows);
   const bool lies_in_panels = t.w_column == 1 && reads_as_it_lies(t.rows) && p.alpha == 1.0F;
   float* laid = lies_in_rows ? nullptr : memory_of_thread<0>(t.rows * share);
   for (int64_t part = 0; part < parts; ++part) {
@@ -209,7 +209,7 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
     }
     parallel_for(
         tasks.blocks * tasks.panels, tasks.grain, [&](int64_t begin, int64_t end) HWY_ATTR {
-          float* panel = memory_of_thread<1>(k * kPanel);
+          float* panel = p.panel != nullptr ? p.panel : memory_of_thread<1>(k * kPanel);
           // The tasks of one panel at a time, which is laid out for all of them.
           for (int64_t next; begin < end; begin = next) {
             const int64_t block = begin % tasks.blocks, column = begin / tasks.blocks * kPanel;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/product.h"
@@ -7,6 +8,12 @@
 // Products of matrices as they lie, float32.
 
 namespace nsn::kernels {
+
+/// Inputs that are multiplied at a time.
+constexpr int64_t kMostInputs = 1024;
+
+/// Elements that the panel of a product of so many inputs takes.
+constexpr int64_t panel_memory(int64_t k) { return std::min(k, kMostInputs) * kPanel; }
 
 /// c = alpha a b, or c += alpha a b. The operands are laid out for it on the way, one of them in
 /// panels.
@@ -22,6 +29,9 @@ struct MatrixProduct {
   int64_t c_row;
   float alpha = 1.0F;
   bool adds = false;
+  /// What the panel is laid out in, `panel_memory(k)` elements, where one thread computes all;
+  /// null: memory that the threads keep.
+  float* panel = nullptr;
 };
 void run(const MatrixProduct& product, const ParallelFor& parallel_for);
 

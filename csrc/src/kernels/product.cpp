@@ -32,16 +32,18 @@ struct Windows {
   int64_t line[rows], column[rows];
 
   HWY_INLINE Windows(const Product& p, int64_t first) {
-    const Positions& at = *p.positions;
-    int64_t out_column = first % at.out_width, out_line = first / at.out_width % at.out_height;
-    int64_t sample = first / at.out_width / at.out_height;
+    const Window& at = *p.positions->window;
+    const auto [height, width] = at.in_size;
+    const auto [out_height, out_width] = at.out_size;
+    int64_t out_column = first % out_width, out_line = first / out_width % out_height;
+    int64_t sample = first / out_width / out_height;
     for (size_t r = 0; r < rows; ++r) {
       line[r] = out_line * at.stride[0] - at.padding[0];
       column[r] = out_column * at.stride[1] - at.padding[1];
-      from[r] = p.x + ((sample * at.height + line[r]) * at.width + column[r]) * p.in;
-      if (++out_column < at.out_width) continue;
+      from[r] = p.x + ((sample * height + line[r]) * width + column[r]) * p.in;
+      if (++out_column < out_width) continue;
       out_column = 0;
-      if (++out_line < at.out_height) continue;
+      if (++out_line < out_height) continue;
       out_line = 0;
       ++sample;
     }
@@ -50,23 +52,36 @@ struct Windows {
   /// The channels that a tap reads, `below` and `right` of the first: zeros outside.
   HWY_INLINE void at(const Product& p, int64_t below, int64_t right,
                      const float* (&to)[rows]) const {
-    const Positions& at = *p.positions;
-    const int64_t step = (below * at.width + right) * p.in;
-    const auto height = static_cast<uint64_t>(at.height), width = static_cast<uint64_t>(at.width);
+    const auto& in_size = p.positions->window->in_size;
+    const int64_t step = (below * in_size[1] + right) * p.in;
+    const auto height = static_cast<uint64_t>(in_size[0]),
+               width = static_cast<uint64_t>(in_size[1]);
     HWY_UNROLL(8)
     for (size_t r = 0; r < rows; ++r) {
       // As unsigned numbers those below 0 are large.
       const bool inside = static_cast<uint64_t>(line[r] + below) < height &&
                           static_cast<uint64_t>(column[r] + right) < width;
-      to[r] = inside ? from[r] + step : at.zeros;
+      to[r] = inside ? from[r] + step : p.positions->zeros;
     }
   }
 };
 
-/// `rows` rows times `vectors` vectors of output features, from `feature` on.
+/// Adds the products of one tap: the rows that begin at `from`, times the weights of `tap` from
+/// feature `at` of the panel on.
 template <size_t rows, size_t vectors>
-HWY_INLINE void tile(const Product& p, int64_t first, int64_t feature, const float* weights,
-                     int64_t width) {
+HWY_INLINE void add_tap(V (&sum)[rows][vectors], const float* (&from)[rows], const Panel& panel,
+                        int64_t tap, int64_t at) {
+  for (size_t s = 0; s < panel.segment_count; ++s) {
+    const auto& [weights, in, tap_stride] = panel.segments[s];
+    multiply(sum, from, /*step=*/1, weights + tap * tap_stride + at, panel.width, in);
+    HWY_UNROLL(8)
+    for (size_t r = 0; r < rows; ++r) from[r] += in;
+  }
+}
+
+/// `rows` rows times `vectors` vectors of a panel's features, from the one `begin` on.
+template <size_t rows, size_t vectors>
+HWY_INLINE void tile(const Product& p, int64_t first, const Panel& panel, int64_t begin) {
   const D d;
   V sum[rows][vectors];
   HWY_UNROLL(8)
@@ -77,20 +92,22 @@ HWY_INLINE void tile(const Product& p, int64_t first, int64_t feature, const flo
   const float* from[rows];
   if (p.positions == nullptr) {
     begin_rows(p, first, from);
-    multiply(sum, from, /*step=*/1, weights, width, p.in);
+    add_tap(sum, from, panel, 0, begin);
   } else {
-    const Positions& at = *p.positions;
+    const Window& at = *p.positions->window;
     const Windows<rows> windows(p, first);
-    for (int64_t i = 0; i < at.kernel_height; ++i) {
-      for (int64_t j = 0; j < at.kernel_width; ++j, weights += p.packed_in * width) {
+    int64_t tap = 0;
+    for (int64_t i = 0; i < at.kernel[0]; ++i) {
+      for (int64_t j = 0; j < at.kernel[1]; ++j) {
         windows.at(p, i * at.dilation[0], j * at.dilation[1], from);
-        multiply(sum, from, /*step=*/1, weights, width, p.in);
+        add_tap(sum, from, panel, tap++, begin);
       }
     }
   }
   HWY_UNROLL(8)
   for (size_t v = 0; v < vectors; ++v) {
-    const int64_t at = feature + static_cast<int64_t>(v * kLanes), features = p.out - at;
+    const int64_t of_panel = begin + static_cast<int64_t>(v * kLanes);
+    const int64_t features = panel.features - of_panel, at = panel.feature + of_panel;
     if (features <= 0) break;
     const auto& [scale, bias, relu] = p.epilogue;
     const V factor = scale == nullptr ? hn::Zero(d) : load_part(d, scale + at, features);
@@ -110,21 +127,18 @@ HWY_INLINE void tile(const Product& p, int64_t first, int64_t feature, const flo
 void run_packed(const Product& p, const ParallelFor& parallel_for) {
   // The rows of a block and a panel fit into a cache of the second level.
   constexpr int64_t kBlockBytes = int64_t{1} << 18;
-  const int64_t taps =
-      p.positions == nullptr ? 1 : p.positions->kernel_height * p.positions->kernel_width;
+  const int64_t taps = p.positions == nullptr ? 1 : p.positions->window->taps();
   const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * p.in * taps;
-  const Tasks tasks(p.rows, p.out, p.in * taps, kBlockBytes / std::max<int64_t>(1, row_bytes));
+  const Tasks tasks(p.rows, p.weight->size(), p.in * taps,
+                    kBlockBytes / std::max<int64_t>(1, row_bytes));
   parallel_for(tasks.blocks * tasks.panels, tasks.grain, [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t feature = task % tasks.panels * kPanel;
+      const Panel& panel = (*p.weight)[task % tasks.panels];
       const int64_t first = task / tasks.panels * tasks.block_rows;
-      const int64_t width = panel_width(p.packed_out - feature);
-      const float* weights = p.panels + feature * p.packed_in * taps;
-      const int64_t used = std::min(width, p.out - feature);
       const int64_t end_row = std::min(first + tasks.block_rows, p.rows);
       over_rows(first, end_row, [&](auto rows, int64_t row) HWY_ATTR {
-        over_panel<rows()>(width, used, [&](auto vectors, int64_t at) HWY_ATTR {
-          tile<rows(), vectors()>(p, row, feature + at, weights + at, width);
+        over_panel<rows()>(panel.width, panel.features, [&](auto vectors, int64_t at) HWY_ATTR {
+          tile<rows(), vectors()>(p, row, panel, at);
         });
       });
     }

@@ -1,21 +1,15 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <type_traits>
 
+#include "kernels/panels.h"
+#include "kernels/window.h"
+
 // Products and convolutions with a weight in panels, float32.
 
 namespace nsn::kernels {
-
-/// Output features of a panel; the last one may have half as many.
-constexpr int64_t kPanel = 32, kHalfPanel = 16;
-
-/// The width of the panel that begins where so many features are left.
-constexpr int64_t panel_width(int64_t features) {
-  return features > kHalfPanel ? kPanel : kHalfPanel;
-}
 
 /// What is done to each element z of a product: relu(scale * z + bias), each where it is there.
 struct Epilogue {
@@ -28,25 +22,19 @@ struct Epilogue {
 /// The rows that a convolution of two dimensions multiplies: for each output position and each tap
 /// of its kernel the channels of one position of the input, or zeros outside of it.
 struct Positions {
+  const Window* window;
   /// As many zeros as there are channels.
   const float* zeros;
-  int64_t height, width, out_height, out_width, kernel_height, kernel_width;
-  std::array<int64_t, 2> stride, padding, dilation;
 };
 
-/// y = epilogue(x W[:out, :in]^T), or the convolution W[:out, :in] * x.
-///
-/// W: (packed_out, packed_in) or (packed_out, packed_in, taps), in panels (taps, packed_in, width)
-/// of 32 output features one behind the other; the last has width 16 where it has no more than 16
-/// features. Features that there are not are zeros. Larger than the slice that is used, or as
-/// large.
+/// y = epilogue(x W^T), or the convolution W * x.
 struct Product {
   /// Matrix: (rows, in), `x_stride` elements from row to row. Convolution: (B, H, W, in),
   /// contiguous.
   const float* x;
-  int64_t x_stride, rows, in, out;
-  const float* panels;
-  int64_t packed_in, packed_out;
+  int64_t x_stride, rows, in;
+  /// (out, in), or (out, in, taps).
+  const Panels* weight;
   Epilogue epilogue;
   /// (rows, out), `y_stride` elements from row to row.
   float* y;

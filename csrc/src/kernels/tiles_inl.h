@@ -170,8 +170,7 @@ struct Tasks {
   /// So many of them are worth a thread.
   int64_t grain;
 
-  Tasks(int64_t rows, int64_t columns, int64_t inner, int64_t most_rows)
-      : panels((columns + kPanel - 1) / kPanel) {
+  Tasks(int64_t rows, int64_t panels, int64_t inner, int64_t most_rows) : panels(panels) {
     constexpr auto kStep = static_cast<int64_t>(kRows);
     const int64_t most = std::max(kStep, most_rows / kStep * kStep);
     // Blocks of equal size, so that threads get equal shares.

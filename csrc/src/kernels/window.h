@@ -12,6 +12,10 @@ namespace nsn::kernels {
 struct Window {
   std::array<int64_t, 2> in_size, out_size, kernel, stride, padding;
   std::array<int64_t, 2> dilation = {1, 1};
+
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+  int64_t inputs() const { return in_size[0] * in_size[1]; }
+  int64_t outputs() const { return out_size[0] * out_size[1]; }
 };
 
 /// The largest element of a window, or the mean, which counts padding as zeros.

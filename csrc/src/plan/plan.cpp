@@ -10,8 +10,6 @@ namespace nsn::plan {
 
 namespace {
 
-/// What vectors of all levels divide, so that each value begins on a cache line.
-constexpr int64_t kLine = 16;
 constexpr auto kBytes = static_cast<int64_t>(sizeof(float));
 
 void write(std::ostream& stream, const Shape& shape) {
@@ -27,19 +25,17 @@ class Attributes {
 
   void operator()(const Multiply& k) const { after(k.epilogue); }
   void operator()(const Convolve& k) const {
-    window(k);
-    if (k.dilation != Pair{1, 1}) pair("dilation", k.dilation);
+    window(k.window);
     if (k.groups != 1) stream_ << ", groups " << k.groups;
     after(k.epilogue);
   }
   void operator()(const ConvolveTransposed& k) const {
-    window(k);
-    if (k.dilation != Pair{1, 1}) pair("dilation", k.dilation);
+    window(k.window);
     after(k.epilogue);
   }
   void operator()(const Pool& k) const {
     stream_ << (k.is_max ? ", max" : ", mean");
-    window(k);
+    window(k.window);
   }
   void operator()(const Upsample& k) const {
     stream_ << ", " << (k.is_bilinear ? "bilinear" : "nearest");
@@ -57,11 +53,11 @@ class Attributes {
   void pair(const char* name, const Pair& extents) const {
     stream_ << ", " << name << ' ' << extents[0] << 'x' << extents[1];
   }
-  template <typename Window>
-  void window(const Window& k) const {
-    pair("kernel", k.kernel);
-    if (k.stride != Pair{1, 1}) pair("stride", k.stride);
-    if (k.padding != Pair{0, 0}) pair("padding", k.padding);
+  void window(const Window& at) const {
+    pair("kernel", at.kernel);
+    if (at.stride != Pair{1, 1}) pair("stride", at.stride);
+    if (at.padding != Pair{0, 0}) pair("padding", at.padding);
+    if (at.dilation != Pair{1, 1}) pair("dilation", at.dilation);
   }
   void after(const Epilogue& epilogue) const {
     if (epilogue.scale) stream_ << ", scaled";
@@ -131,6 +127,21 @@ std::vector<ValuePlace> read_by(const Step& step) {
 }
 
 void Plan::place() {
+  scratch = zeros = outputs = 0;
+  embeds = calls = false;
+  inputs = numel(values[0].shape);
+  for (const Value& value : values) {
+    if (value.memory == Memory::kOutput) outputs = numel(value.shape);
+  }
+  for (const Step& step : steps) {
+    embeds = embeds || std::holds_alternative<Embed>(step.kernel);
+    calls = calls || std::holds_alternative<Call>(step.kernel);
+    if (const auto* attend = std::get_if<Attend>(&step.kernel)) {
+      scratch = std::max(scratch, in_lines(attend->scores()) + in_lines(attend->panel()));
+    } else if (const auto* convolve = std::get_if<Convolve>(&step.kernel)) {
+      zeros = std::max(zeros, in_lines(convolve->in));
+    }
+  }
   struct Life {
     ValuePlace value;
     size_t first, last;
@@ -140,7 +151,7 @@ void Plan::place() {
   for (size_t i = 0; i < steps.size(); ++i) {
     const ValuePlace output = steps[i].output;
     if (values[output].memory != Memory::kArena) continue;
-    Life life{output, i, i, (numel(values[output].shape) + kLine - 1) / kLine * kLine};
+    Life life{output, i, i, in_lines(numel(values[output].shape))};
     for (size_t later = i + 1; later < steps.size(); ++later) {
       const auto read = read_by(steps[later]);
       if (std::find(read.begin(), read.end(), output) != read.end()) life.last = later;

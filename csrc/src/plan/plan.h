@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +10,9 @@
 #include <variant>
 #include <vector>
 
+#include "kernels/matrix_product.h"
 #include "kernels/pointwise.h"
+#include "kernels/window.h"
 
 // A program with its steps fused and its buffers placed: what runs a sub-network's inference in
 // float32, without torch. Made from a Program (inference/planning.h), run by plan/run.h.
@@ -23,6 +26,12 @@ using Shape = std::vector<int64_t>;
 
 /// Elements: the product of the extents.
 int64_t numel(const Shape& shape);
+
+/// So many elements, and as many more as make whole cache lines.
+constexpr int64_t in_lines(int64_t elements) {
+  constexpr int64_t kLine = 64 / sizeof(float);
+  return (elements + kLine - 1) / kLine * kLine;
+}
 
 using kernels::Function;
 
@@ -54,18 +63,20 @@ struct Multiply {
 
 /// Extents of (height, width); what has one dimension has height 1.
 using Pair = std::array<int64_t, 2>;
+using kernels::Window;
 
 /// (*in_size, in) to (*out_size, out). Weight: panels, or, in groups, (taps, in / groups, out).
 struct Convolve {
-  Pair in_size, out_size, kernel, stride, padding, dilation;
+  Window window;
   int64_t in, out, groups;
   TensorPlace weight;
   Epilogue epilogue;
 };
 
-/// torch's ConvTranspose2d, positions beside channels. Weight: (taps, in, out).
+/// torch's ConvTranspose2d, positions beside channels: (*out_size, in) to (*in_size, out), the
+/// window being that of the convolution whose transpose it is. Weight: (taps, in, out).
 struct ConvolveTransposed {
-  Pair in_size, out_size, kernel, stride, padding, dilation;
+  Window window;
   int64_t in, out;
   TensorPlace weight;
   Epilogue epilogue;
@@ -73,7 +84,7 @@ struct ConvolveTransposed {
 
 /// The largest, or the mean, padding counted, of a window.
 struct Pool {
-  Pair in_size, out_size, kernel, stride, padding;
+  Window window;
   int64_t channels;
   bool is_max;
 };
@@ -153,6 +164,12 @@ struct Embed {
 struct Attend {
   int64_t positions, heads, head_dim;
   bool causal;
+
+  /// Rows of the scores that are computed at a time.
+  int64_t rows() const { return std::min<int64_t>(64, positions); }
+  /// Elements of these scores, and of what their products compute in.
+  int64_t scores() const { return rows() * positions; }
+  int64_t panel() const { return kernels::panel_memory(std::max(positions, head_dim)); }
 };
 
 /// What the plan's user computes, by a number of his.
@@ -193,14 +210,19 @@ std::vector<ValuePlace> read_by(const Step& step);
 struct Plan {
   std::vector<Value> values;
   std::vector<Step> steps;
-  /// Elements of the arena for one sample.
-  int64_t arena = 0;
+  /// Elements of the arena for one sample; of the memory that a thread computes in beside it; and
+  /// of the zeros that convolutions read outside of images.
+  int64_t arena = 0, scratch = 0, zeros = 0;
+  /// Elements of the input and of the output of a sample.
+  int64_t inputs = 0, outputs = 0;
+  /// Whether its input is embedded, and whether it calls its user.
+  bool embeds = false, calls = false;
   /// Floating-point operations of a sample, two for each multiply-add of products, convolutions
   /// and attention; and elements of the weights that products and convolutions read.
   int64_t flops = 0, weights = 0;
 
-  /// Sets the offsets of all values in the arena, so that those whose lives do not overlap share
-  /// memory.
+  /// Sets what follows from values and steps: offsets in the arena, so that those values whose
+  /// lives do not overlap share memory, how much memory there has to be, and what stands above.
   void place();
 };
 

@@ -1,13 +1,12 @@
 #include "plan/run.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <string>
 
 #include "kernels/cross_entropy.h"
 #include "kernels/matrix_product.h"
 #include "kernels/normalize.h"
-#include "kernels/window.h"
 
 namespace nsn::plan {
 
@@ -16,67 +15,103 @@ namespace {
 /// Elements of a pass below which a second thread costs more than it brings.
 constexpr int64_t kLeastElements = int64_t{1} << 15;
 
+/// The most samples of a part, whose activations are to stay in a cache. What a plan calls sees the
+/// whole batch.
+int64_t most_samples(const Plan& plan, int64_t batch) {
+  if (plan.calls) return batch;
+  constexpr int64_t kArena = (int64_t{1} << 20) / sizeof(float);
+  return std::clamp<int64_t>(kArena / std::max<int64_t>(1, plan.arena), 1, batch);
+}
+
+/// Whether threads may have parts of their own. Each then reads all weights, which have to stay in
+/// its cache.
+bool may_be_side_by_side(const Plan& plan, int64_t threads) {
+  constexpr int64_t kWeights = (int64_t{1} << 19) / sizeof(float);
+  return threads > 1 && !plan.calls && plan.weights <= kWeights;
+}
+
+/// How a batch is cut.
+struct Parts {
+  int64_t samples, count;
+  /// Whether threads have parts of their own, and not parts of each step.
+  bool side_by_side;
+};
+
+Parts parts_of(const Plan& plan, int64_t batch, int64_t threads) {
+  // Each thread has to have enough to do.
+  constexpr int64_t kFlops = int64_t{1} << 17;
+  const bool side_by_side =
+      batch > 1 && may_be_side_by_side(plan, threads) && plan.flops * batch >= threads * kFlops;
+  const int64_t most = most_samples(plan, batch);
+  int64_t count = (batch + most - 1) / most;
+  if (side_by_side) count = (count + threads - 1) / threads * threads;
+  const int64_t samples = (batch + count - 1) / count;
+  return {samples, (batch + samples - 1) / samples, side_by_side};
+}
+
+/// Runs one part of a batch.
 class Runner {
  public:
-  Runner(const Plan& plan, const Run& run) : plan_(plan), run_(run) {}
+  /// `memory`: the arena, and behind it the scratch memory of each thread.
+  Runner(const Plan& plan, const Run& run, const float* zeros, float* memory)
+      : plan_(plan),
+        run_(run),
+        zeros_(zeros),
+        arena_(memory),
+        scratch_(memory + plan.arena * run.samples) {}
 
-  void step(const Step& step) {
-    step_ = &step;
-    x_ = step.inputs.empty() ? nullptr : read(step.inputs[0]);
-    y_ = write(step.output);
-    std::visit(*this, step.kernel);
+  std::optional<NoSuchRow> operator()() {
+    for (const Step& step : plan_.steps) {
+      step_ = &step;
+      x_ = step.inputs.empty() ? nullptr : read(step.inputs[0]);
+      y_ = write(step.output);
+      std::visit(*this, step.kernel);
+      if (no_such_row_) break;
+    }
+    return no_such_row_;
   }
 
   void operator()(const Multiply& k) const {
-    const Tensor& weight = tensor(k.weight);
-    kernels::run(
-        kernels::Product{x_, k.in, samples() * k.rows, k.in, k.out, weight.data, weight.packed_in,
-                         weight.packed_out, fused(k.epilogue), y_, k.out},
-        *run_.parallel_for);
+    kernels::run(kernels::Product{x_, k.in, samples() * k.rows, k.in, tensor(k.weight).panels,
+                                  fused(k.epilogue), y_, k.out},
+                 *run_.parallel_for);
     rest(k.epilogue, k.rows * k.out);
   }
 
   void operator()(const Convolve& k) const {
+    const Window& at = k.window;
     const Tensor& weight = tensor(k.weight);
     if (k.groups > 1) {
-      each_sample(in_size(k) * k.in, out_size(k) * k.out, window_work(k, k.in / k.groups * k.out),
-                  [&](const float* x, float* y) {
-                    kernels::run(kernels::GroupedConvolution{window(k), k.in, k.out, k.groups,
-                                                             weight.packed_in, weight.packed_out, x,
-                                                             weight.data, y});
-                  });
-      plain(k.epilogue, out_size(k), k.out);
+      const int64_t work = at.outputs() * at.taps() * k.in / k.groups * k.out;
+      each_sample(at.inputs() * k.in, at.outputs() * k.out, work, [&](const float* x, float* y) {
+        kernels::run(kernels::GroupedConvolution{at, k.in, k.out, k.groups, weight.packed_in,
+                                                 weight.packed_out, x, weight.data, y});
+      });
+      plain(k.epilogue, at.outputs(), k.out);
       return;
     }
-    thread_local std::vector<float> zeros;
-    if (zeros.size() < static_cast<size_t>(k.in)) zeros.resize(static_cast<size_t>(k.in));
-    const kernels::Positions positions{zeros.data(),  k.in_size[0], k.in_size[1], k.out_size[0],
-                                       k.out_size[1], k.kernel[0],  k.kernel[1],  k.stride,
-                                       k.padding,     k.dilation};
-    kernels::run(kernels::Product{x_, k.in, samples() * out_size(k), k.in, k.out, weight.data,
-                                  weight.packed_in, weight.packed_out, fused(k.epilogue), y_, k.out,
-                                  &positions},
+    const kernels::Positions positions{&at, zeros_};
+    kernels::run(kernels::Product{x_, k.in, samples() * at.outputs(), k.in, weight.panels,
+                                  fused(k.epilogue), y_, k.out, &positions},
                  *run_.parallel_for);
-    rest(k.epilogue, out_size(k) * k.out);
+    rest(k.epilogue, at.outputs() * k.out);
   }
 
   void operator()(const ConvolveTransposed& k) const {
+    const Window& at = k.window;
     const Tensor& weight = tensor(k.weight);
-    // The convolution whose transpose it is goes the other way.
-    const kernels::Window window{k.out_size, k.in_size, k.kernel, k.stride, k.padding, k.dilation};
-    each_sample(in_size(k) * k.in, out_size(k) * k.out, window_work(k, k.in * k.out),
-                [&](const float* x, float* y) {
-                  kernels::run(kernels::TransposedConvolution{
-                      window, k.in, k.out, weight.packed_in, weight.packed_out, x, weight.data, y});
-                });
-    plain(k.epilogue, out_size(k), k.out);
+    const int64_t work = at.outputs() * at.taps() * k.in * k.out;
+    each_sample(at.outputs() * k.in, at.inputs() * k.out, work, [&](const float* x, float* y) {
+      kernels::run(kernels::TransposedConvolution{at, k.in, k.out, weight.packed_in,
+                                                  weight.packed_out, x, weight.data, y});
+    });
+    plain(k.epilogue, at.inputs(), k.out);
   }
 
   void operator()(const Pool& k) const {
-    const int64_t in = in_size(k) * k.channels, out = out_size(k) * k.channels;
-    each_sample(in, out, out * k.kernel[0] * k.kernel[1], [&](const float* x, float* y) {
-      kernels::run(kernels::PoolWindow{
-          {k.in_size, k.out_size, k.kernel, k.stride, k.padding}, k.channels, k.is_max, x, y});
+    const int64_t in = k.window.inputs() * k.channels, out = k.window.outputs() * k.channels;
+    each_sample(in, out, out * k.window.taps(), [&](const float* x, float* y) {
+      kernels::run(kernels::PoolWindow{k.window, k.channels, k.is_max, x, y});
     });
   }
 
@@ -88,7 +123,7 @@ class Runner {
   }
 
   void operator()(const Upsample& k) const {
-    const int64_t in = in_size(k) * k.channels, out = in * k.factor * k.factor;
+    const int64_t in = k.in_size[0] * k.in_size[1] * k.channels, out = in * k.factor * k.factor;
     each_sample(in, out, out, [&](const float* x, float* y) {
       kernels::run(kernels::Enlarge{k.in_size, k.factor, k.channels, k.is_bilinear, x, y});
     });
@@ -162,13 +197,13 @@ class Runner {
 
   void operator()(const Copy& k) const { std::copy_n(x_, samples() * k.count, y_); }
 
-  void operator()(const Embed& k) const {
+  void operator()(const Embed& k) {
     const auto* numbers = static_cast<const int64_t*>(run_.input);
     const Tensor& table = tensor(k.table);
     for (int64_t i = 0; i < samples() * k.count; ++i) {
       if (numbers[i] < 0 || numbers[i] >= k.rows) {
-        throw NoSuchRow("the input holds " + std::to_string(numbers[i]) +
-                        ", but the table has the rows 0 to " + std::to_string(k.rows - 1));
+        no_such_row_ = {numbers[i], k.rows};
+        return;
       }
       std::copy_n(table.data + numbers[i] * table.packed_in, k.columns, y_ + i * k.columns);
     }
@@ -178,24 +213,24 @@ class Runner {
     const int64_t out = k.heads * k.head_dim, in = 3 * out, heads = samples() * k.heads;
     const float factor = 1.0F / std::sqrt(static_cast<float>(k.head_dim));
     const kernels::ParallelFor serial = kernels::serially;
-    const int64_t work = 2 * k.positions * k.positions * k.head_dim;
-    const int64_t grain = std::max<int64_t>(1, kLeastElements / std::max<int64_t>(1, work));
-    // Some rows of the scores at a time.
-    constexpr int64_t kRows = 64;
-    (*run_.parallel_for)(heads, grain, [&](int64_t begin, int64_t end) {
-      thread_local std::vector<float> memory;
-      const auto needed = static_cast<size_t>(std::min(kRows, k.positions) * k.positions);
-      if (memory.size() < needed) memory.resize(needed);
-      float* scores = memory.data();
+    // As many parts as may be computed at once, each in memory of its own.
+    const int64_t work = std::max<int64_t>(1, 2 * k.positions * k.positions * k.head_dim);
+    const int64_t most =
+        std::min(run_.threads, (heads * work + kLeastElements - 1) / kLeastElements);
+    const int64_t parts = std::clamp<int64_t>(most, 1, heads);
+    (*run_.parallel_for)(parts, 1, [&](int64_t first_part, int64_t last_part) {
+      const int64_t begin = first_part * heads / parts, end = last_part * heads / parts;
+      float* scores = scratch_ + first_part * plan_.scratch;
+      float* panel = scores + in_lines(k.scores());
       for (int64_t h = begin; h < end; ++h) {
         const float* q = x_ + h / k.heads * k.positions * in + h % k.heads * k.head_dim;
         float* y = y_ + h / k.heads * k.positions * out + h % k.heads * k.head_dim;
-        for (int64_t first = 0; first < k.positions; first += kRows) {
-          const int64_t rows = std::min(kRows, k.positions - first);
+        for (int64_t first = 0; first < k.positions; first += k.rows()) {
+          const int64_t rows = std::min(k.rows(), k.positions - first);
           // No row of them sees more.
           const int64_t most = k.causal ? first + rows : k.positions;
           kernels::run(kernels::MatrixProduct{rows, most, k.head_dim, q + first * in, in, 1,
-                                              q + out, 1, in, scores, most},
+                                              q + out, 1, in, scores, most, 1.0F, false, panel},
                        serial);
           for (int64_t i = 0; i < rows; ++i) {
             float* row = scores + i * most;
@@ -204,7 +239,7 @@ class Runner {
             std::fill(row + seen, row + most, 0.0F);
           }
           kernels::run(kernels::MatrixProduct{rows, k.head_dim, most, scores, most, 1, q + 2 * out,
-                                              in, 1, y + first * out, out},
+                                              in, 1, y + first * out, out, 1.0F, false, panel},
                        serial);
         }
       }
@@ -222,27 +257,11 @@ class Runner {
 
   float* write(ValuePlace place) const {
     const Value& value = plan_.values[place];
-    return value.memory == Memory::kOutput ? run_.output : run_.arena + value.offset * samples();
+    return value.memory == Memory::kOutput ? run_.output : arena_ + value.offset * samples();
   }
   const float* read(ValuePlace place) const {
     return plan_.values[place].memory == Memory::kInput ? static_cast<const float*>(run_.input)
                                                         : write(place);
-  }
-
-  template <typename Kernel>
-  static int64_t in_size(const Kernel& k) {
-    return k.in_size[0] * k.in_size[1];
-  }
-  template <typename Kernel>
-  static int64_t out_size(const Kernel& k) {
-    return k.out_size[0] * k.out_size[1];
-  }
-  static kernels::Window window(const Convolve& k) {
-    return {k.in_size, k.out_size, k.kernel, k.stride, k.padding, k.dilation};
-  }
-  template <typename Kernel>
-  static int64_t window_work(const Kernel& k, int64_t a_tap) {
-    return out_size(k) * k.kernel[0] * k.kernel[1] * a_tap;
   }
 
   /// Calls `one(x, y)` for each sample, of which `in` and `out` elements lie in x and y.
@@ -317,6 +336,10 @@ class Runner {
 
   const Plan& plan_;
   const Run& run_;
+  const float* zeros_;
+  float* arena_;
+  float* scratch_;
+  std::optional<NoSuchRow> no_such_row_;
   const Step* step_ = nullptr;
   const float* x_ = nullptr;
   float* y_ = nullptr;
@@ -324,9 +347,52 @@ class Runner {
 
 }  // namespace
 
-void run(const Plan& plan, const Run& run) {
-  Runner runner(plan, run);
-  for (const Step& step : plan.steps) runner.step(step);
+int64_t memory_for(const Plan& plan, int64_t samples, int64_t threads) {
+  // Of all smaller batches too, so that no part is assumed to be smaller than the largest.
+  const int64_t most = most_samples(plan, samples);
+  if (!may_be_side_by_side(plan, threads)) {
+    return plan.zeros + plan.arena * most + plan.scratch * threads;
+  }
+  const int64_t share = std::min(most, (samples + threads - 1) / threads);
+  return plan.zeros + threads * (plan.arena * std::max<int64_t>(1, share) + plan.scratch);
+}
+
+std::optional<NoSuchRow> run(const Plan& plan, const Run& run) {
+  if (run.samples == 0) return {};
+  const Parts parts = parts_of(plan, run.samples, run.threads);
+  const float* zeros = run.memory;
+  std::fill_n(run.memory, plan.zeros, 0.0F);
+  const auto bytes = static_cast<int64_t>(plan.embeds ? sizeof(int64_t) : sizeof(float));
+  std::atomic<bool> is_wrong = false;
+  std::optional<NoSuchRow> wrong;
+  const auto run_parts = [&](int64_t first, int64_t last, Run part, float* memory) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = i * parts.samples;
+      part.samples = std::min(parts.samples, run.samples - begin);
+      part.input = static_cast<const char*>(run.input) + begin * plan.inputs * bytes;
+      part.output = run.output + begin * plan.outputs;
+      const auto found = Runner(plan, part, zeros, memory)();
+      if (!found) continue;
+      if (!is_wrong.exchange(true)) wrong = found;
+      return;
+    }
+  };
+  float* const memory = run.memory + plan.zeros;
+  if (!parts.side_by_side) {
+    run_parts(0, parts.count, run, memory);
+    return wrong;
+  }
+  static const kernels::ParallelFor serial = kernels::serially;
+  const int64_t slots = std::min(run.threads, parts.count);
+  const int64_t slot_size = plan.arena * parts.samples + plan.scratch;
+  (*run.parallel_for)(slots, 1, [&](int64_t first, int64_t last) {
+    Run part = run;
+    part.threads = 1;
+    part.parallel_for = &serial;
+    run_parts(first * parts.count / slots, last * parts.count / slots, part,
+              memory + first * slot_size);
+  });
+  return wrong;
 }
 
 }  // namespace nsn::plan

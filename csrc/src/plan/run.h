@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <stdexcept>
+#include <optional>
 #include <vector>
 
 #include "kernels/product.h"
@@ -13,13 +13,17 @@ namespace nsn::plan {
 
 /// One of the tensors of a plan's table.
 struct Tensor {
-  /// Panels as kernels/product.h has them, or elements in the order that the kernel says.
+  /// A product's or convolution's, in panels; else null.
+  const kernels::Panels* panels = nullptr;
+  /// Elements in the order that the kernel says.
   const float* data = nullptr;
-  /// The extents that lie there, of which a kernel may use the leading ones.
+  /// The extents that lie there, of which a kernel may use the leading ones: columns of a table, in
+  /// and out of taps.
   int64_t packed_in = 0, packed_out = 0;
 };
 
-/// What a call of a plan computes on. Nothing of it is kept.
+/// A call of a plan. Nothing of it is kept; running it allocates nothing, takes no lock and throws
+/// nothing but what `call` does.
 struct Run {
   const std::vector<Tensor>* tensors;
   int64_t samples;
@@ -27,19 +31,25 @@ struct Run {
   const void* input;
   /// (samples, *output).
   float* output;
-  /// samples * plan.arena elements, on a cache line.
-  float* arena;
+  /// As many elements as `memory_for` says, on a cache line.
+  float* memory;
+  /// How many threads `parallel_for` may use at once.
+  int64_t threads;
   const kernels::ParallelFor* parallel_for;
-  /// Computes a `Call`: x and y hold `samples` samples. Throws what it throws.
+  /// Computes a `Call`: x and y hold `samples` samples.
   std::function<void(size_t number, int64_t samples, const float* x, float* y)> call;
 };
 
-/// A number of the input is no row of the table that it is embedded by; `what` says which.
-struct NoSuchRow : std::runtime_error {
-  using std::runtime_error::runtime_error;
+/// Elements of the memory that a call of at most so many samples computes in. A large batch is run
+/// in parts, so that it does not grow with the batch, unless the plan has calls.
+int64_t memory_for(const Plan& plan, int64_t samples, int64_t threads);
+
+/// A number of the input that is no row of the table that it is embedded by.
+struct NoSuchRow {
+  int64_t number, rows;
 };
 
-/// Throws NoSuchRow.
-void run(const Plan& plan, const Run& run);
+/// Says what was wrong with the input, where something was; the output is then not complete.
+std::optional<NoSuchRow> run(const Plan& plan, const Run& run);
 
 }  // namespace nsn::plan

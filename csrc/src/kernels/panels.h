@@ -1,0 +1,81 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+// How weights of products and convolutions lie in memory: in panels of output features.
+//
+// A weight (out, in, taps), a product's having one tap, is cut into boxes: intervals of its output
+// features times intervals of its inputs. A box is panels of 32 features one behind the other, each
+// (taps, in, width); the last has width 16 where it has no more than 16 features. Features that
+// there are not are zeros. At batch 1 a product reads panels once from front to back, and with more
+// rows a panel stays in the cache. Leading slices are leading parts of the same panels, so that a
+// box alone serves them all; several boxes let each lie where it is wanted.
+
+namespace nsn::kernels {
+
+/// Output features of a panel; the last one of a box may have half as many.
+constexpr int64_t kPanel = 32, kHalfPanel = 16;
+
+/// The width of the panel that begins where so many features are left.
+constexpr int64_t panel_width(int64_t features) {
+  return features > kHalfPanel ? kPanel : kHalfPanel;
+}
+
+/// Elements of a box.
+constexpr int64_t panel_elements(int64_t out, int64_t in, int64_t taps) {
+  return (out + kHalfPanel - 1) / kHalfPanel * kHalfPanel * in * taps;
+}
+
+/// A weight as it lies elsewhere: (out, in, taps).
+struct WeightSource {
+  const float* data;
+  std::array<int64_t, 3> sizes, strides;
+};
+
+/// Copies it to the panels of one box.
+void fill_panels(const WeightSource& weight, float* box);
+
+/// Inputs of a panel beside each other: `in` of each tap, `tap_stride` elements from tap to tap.
+struct Segment {
+  const float* weights;
+  int64_t in, tap_stride;
+};
+
+/// Output features [feature, feature + features).
+struct Panel {
+  int64_t feature, features, width;
+  /// All inputs, in order.
+  const Segment* segments;
+  size_t segment_count;
+};
+
+/// A weight, or a leading slice of one, where its boxes lie.
+class Panels {
+ public:
+  /// Intervals by their ends, the first beginning at 0; boxes by the interval of features, then by
+  /// that of inputs, of which those that the slice does not touch are not read. `out` and `in`: of
+  /// the slice.
+  Panels(const std::vector<int64_t>& out_ends, const std::vector<int64_t>& in_ends,
+         const std::vector<const float*>& boxes, int64_t taps, int64_t out, int64_t in);
+  /// As one box.
+  Panels(const float* box, const std::array<int64_t, 3>& sizes, int64_t out, int64_t in)
+      : Panels({sizes[0]}, {sizes[1]}, {box}, sizes[2], out, in) {}
+
+  Panels(Panels&&) = default;
+  Panels& operator=(Panels&&) = default;
+  Panels(const Panels&) = delete;
+  Panels& operator=(const Panels&) = delete;
+  ~Panels() = default;
+
+  const Panel& operator[](int64_t i) const { return panels_[static_cast<size_t>(i)]; }
+  int64_t size() const { return static_cast<int64_t>(panels_.size()); }
+
+ private:
+  std::vector<Segment> segments_;
+  std::vector<Panel> panels_;
+};
+
+}  // namespace nsn::kernels
