@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test wheel clang fuzz tsan bench bench-ops bench-products docs format lint clean
+.PHONY: help setup build install demo test runtime wheel clang fuzz tsan bench bench-ops bench-products docs format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -45,7 +45,7 @@ build: $(BUILD)/build.ninja ## compile the library, binding, tests, examples and
 	@cmake --build $(BUILD) -j $(JOBS)
 
 .venv/.nsn: $(CORE_SOURCES) $(BUILD)/build.ninja
-	cmake --build $(BUILD) -j $(JOBS) --target nsn _C
+	cmake --build $(BUILD) -j $(JOBS) --target nsn nsn_runtime nsn-run _C
 	$(BIN)/python -m pip install -q --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
 
@@ -65,7 +65,7 @@ $(BUILD)/data/mnist/%: data/mnist/%.gz
 demo: install $(BUILD)/data/.checked ## train the paper's network on MNIST; ends with a table, leaves runs/demo
 	$(BIN)/nsn train demo --data data/mnist --out runs/demo
 
-test: install build tsan clang fuzz $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project), pytest, tsan, clang and fuzz
+test: install build runtime tsan clang fuzz $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project), pytest, runtime, tsan, clang and fuzz
 	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest
 
@@ -106,6 +106,31 @@ tsan: $(BUILD)/tsan/build.ninja ## build the library under ThreadSanitizer, and 
 	@# Where addresses are randomised over more bits than it knows, the sanitizer does not start.
 	OMP_NUM_THREADS=1 $$(setarch -R true 2>/dev/null && echo setarch -R) \
 	  $(BUILD)/tsan/tests/cpp/nsn_thread_tests
+
+# No torch, and no Python that has it.
+ALONE   := env -i PATH=/usr/local/bin:/usr/bin:/bin HOME=$(HOME)
+RUNTIME := $(BUILD)/runtime
+
+runtime: .venv/.system ## build the runtime without torch, test it, also under sanitizers, and fuzz its files
+	$(ALONE) cmake -S . -B $(RUNTIME)/plain -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON
+	$(ALONE) cmake --build $(RUNTIME)/plain -j $(JOBS)
+	$(ALONE) ctest --test-dir $(RUNTIME)/plain --output-on-failure --no-tests=error
+	$(ALONE) tests/runtime/outside.sh $(RUNTIME)/plain $(RUNTIME)/outside
+	$(ALONE) CXX=clang++ CC=clang cmake -S . -B $(RUNTIME)/asan -G Ninja -DNSN_RUNTIME_ONLY=ON \
+	  -DNSN_BUILD_TESTS=ON -DNSN_BUILD_FUZZERS=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
+	  -DNSN_SANITIZE=fuzzer-no-link,address,undefined
+	$(ALONE) cmake --build $(RUNTIME)/asan -j $(JOBS) --target nsn_runtime_tests nsn_write_sample fuzz_runtime
+	$(RUNTIME)/asan/tests/runtime/nsn_runtime_tests --gtest_brief=1
+	@mkdir -p $(RUNTIME)/corpus
+	for seed in 1 2 3 4 5 6 7 8 9 10; do \
+	  $(RUNTIME)/asan/tests/runtime/nsn_write_sample $(RUNTIME)/corpus/seed$$seed $$seed; done
+	$(RUNTIME)/asan/tests/runtime/fuzz_runtime $(RUNTIME)/corpus -artifact_prefix=$(RUNTIME)/ \
+	  -max_len=65536 -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=4096 -print_final_stats=1
+	$(ALONE) cmake -S . -B $(RUNTIME)/tsan -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON \
+	  -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -Wno-tsan" -DNSN_SANITIZE=thread
+	$(ALONE) cmake --build $(RUNTIME)/tsan -j $(JOBS) --target nsn_runtime_tests
+	$$(setarch -R true 2>/dev/null && echo setarch -R) $(RUNTIME)/tsan/tests/runtime/nsn_runtime_tests \
+	  --gtest_brief=1 --gtest_filter='Session.*:*Parts*'
 
 wheel: install ## make dist/nsn-*.whl, which installs where there is no compiler
 	@rm -rf dist

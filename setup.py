@@ -12,6 +12,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 # Shared with the Makefile, so that a checkout is compiled once.
 BUILD = Path(os.environ.get("NSN_BUILD_DIR", ROOT / "build"))
+TARGETS = ("nsn", "nsn_runtime", "nsn-run", "_C")
 
 
 class CMakeBuild(build_ext):
@@ -24,8 +25,8 @@ class CMakeBuild(build_ext):
         options = ["-DNSN_BUILD_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"]
         configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *options]
         subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(BUILD), "--target", "nsn", "_C"], check=True)
-        for component in ("core", "python"):
+        subprocess.run(["cmake", "--build", str(BUILD), "--target", *TARGETS], check=True)
+        for component in ("core", "runtime", "python"):
             install = ["cmake", "--install", str(BUILD), "--component", component]
             subprocess.run([*install, "--prefix", str(package)], check=True)
 

@@ -2,6 +2,29 @@
 # CMAKE_PREFIX_PATH names another; the rest from the system, else from a pinned source.
 include(FetchContent)
 
+# Of Highway the headers alone: which level runs is nsn's choice (csrc/src/kernels/level.h).
+find_path(NSN_HIGHWAY_INCLUDE hwy/foreach_target.h)
+if(NOT NSN_HIGHWAY_INCLUDE)
+  FetchContent_Declare(highway
+    GIT_REPOSITORY https://github.com/google/highway.git GIT_TAG 1.0.3 GIT_SHALLOW ON
+    SOURCE_SUBDIR headers-only)
+  FetchContent_MakeAvailable(highway)
+  set(NSN_HIGHWAY_INCLUDE ${highway_SOURCE_DIR})
+endif()
+
+if(NSN_BUILD_TESTS)
+  FetchContent_Declare(googletest
+    GIT_REPOSITORY https://github.com/google/googletest.git GIT_TAG v1.12.1 GIT_SHALLOW ON
+    FIND_PACKAGE_ARGS NAMES GTest)
+  FetchContent_MakeAvailable(googletest)
+endif()
+
+find_package(Threads REQUIRED)
+
+if(NSN_RUNTIME_ONLY)
+  return()
+endif()
+
 find_package(Python COMPONENTS Interpreter QUIET)
 if(Python_FOUND)
   execute_process(
@@ -19,20 +42,3 @@ FetchContent_Declare(nlohmann_json
   GIT_REPOSITORY https://github.com/nlohmann/json.git GIT_TAG v3.11.2 GIT_SHALLOW ON
   FIND_PACKAGE_ARGS 3.10)
 FetchContent_MakeAvailable(nlohmann_json)
-
-# Of Highway the headers alone: which level runs is nsn's choice (csrc/src/kernels/level.h).
-find_path(NSN_HIGHWAY_INCLUDE hwy/foreach_target.h)
-if(NOT NSN_HIGHWAY_INCLUDE)
-  FetchContent_Declare(highway
-    GIT_REPOSITORY https://github.com/google/highway.git GIT_TAG 1.0.3 GIT_SHALLOW ON
-    SOURCE_SUBDIR headers-only)
-  FetchContent_MakeAvailable(highway)
-  set(NSN_HIGHWAY_INCLUDE ${highway_SOURCE_DIR})
-endif()
-
-if(NSN_BUILD_TESTS)
-  FetchContent_Declare(googletest
-    GIT_REPOSITORY https://github.com/google/googletest.git GIT_TAG v1.12.1 GIT_SHALLOW ON
-    FIND_PACKAGE_ARGS NAMES GTest)
-  FetchContent_MakeAvailable(googletest)
-endif()

@@ -1,3 +1,4 @@
+#include <nsn/checkpoint/runtime_file.h>
 #include <nsn/checkpoint/tables.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -41,6 +42,13 @@ void bind_files(py::module_& m) {
       [](const nsn::Description& description, const std::vector<at::Tensor>& parameters,
          const std::string& path, const nsn::Metadata& metadata) {
         nsn::write_checkpoint(description, parameters, path, metadata);
+      },
+      ReleaseGil());
+  m.def(
+      "write_runtime",
+      [](const std::shared_ptr<nsn::Core>& core, const std::vector<at::Tensor>& parameters,
+         const std::string& path, const std::vector<std::string>& subnetworks) {
+        nsn::write_runtime(nsn::ParameterTable(core, parameters), path, subnetworks);
       },
       ReleaseGil());
   m.def("read_checkpoint",

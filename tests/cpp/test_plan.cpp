@@ -39,8 +39,8 @@ const kernels::ParallelFor kInParts = [](int64_t count, int64_t grain, const ker
   }
 };
 
-/// What one kernel makes of x, a batch. Tensors: float32, contiguous; of three dimensions (taps,
-/// in, out). Nothing behind the output is touched.
+/// What one kernel makes of x, a batch. Tensors: float32, contiguous; a weight is (taps, in,
+/// out). Nothing behind the output is touched.
 at::Tensor make(const plan::Kernel& kernel, const at::Tensor& x, const Shape& out,
                 const std::vector<at::Tensor>& tensors = {},
                 const std::vector<at::Tensor>& others = {}) {
@@ -65,10 +65,8 @@ at::Tensor make(const plan::Kernel& kernel, const at::Tensor& x, const Shape& ou
   }
   std::vector<plan::Tensor> table;
   for (const at::Tensor& tensor : tensors) {
-    const bool has_taps = tensor.dim() == 3;
     table.push_back({nullptr, tensor.const_data_ptr<float>(),
-                     has_taps ? tensor.size(1) : (tensor.dim() == 2 ? tensor.size(1) : 0),
-                     has_taps ? tensor.size(2) : 0});
+                     tensor.dim() > 1 ? tensor.size(-2) : 1, tensor.size(-1)});
   }
   Random random(1);
   Guarded y(samples * plan.outputs, random);

@@ -131,10 +131,10 @@ def test_all_ways_give_the_views_numbers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_float32_gives_the_views_numbers_too(name: str) -> None:
+def test_float32_gives_the_views_numbers_too(name: str, tmp_path: Path) -> None:
     net, x = prepared(CASES[name], torch.float32)
     exact = copy.deepcopy(net).double()
-    pack, joint = net.pack(), net(x, nsn.ALL)
+    pack, joint, files = net.pack(), net(x, nsn.ALL), exported(net, tmp_path, "runtime", x)
     for each in net.subnetworks:
         expected = exact.view(each)(x.double() if x.is_floating_point() else x)
         ways = {
@@ -142,6 +142,7 @@ def test_float32_gives_the_views_numbers_too(name: str) -> None:
             "view": net.view(each)(x),
             "packed": pack.view(each)(x),
             "extracted": net.extract(each)(x),
+            "runtime": files[each],
         }
         for way, found in ways.items():
             assert found.dtype == torch.float32

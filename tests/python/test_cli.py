@@ -633,7 +633,10 @@ def test_what_cannot_be_shipped(
     net = nsn.Network(input=(16,), blocks={"output": nsn.Dense(16, 10)})
     nsn.save(net, checkpoint)
     refusals: list[tuple[list[str | Path], str]] = [
-        (["export", checkpoint, "--format", "tflite"], "one of executorch, onnx, pt2, but is"),
+        (
+            ["export", checkpoint, "--format", "tflite"],
+            "one of executorch, onnx, pt2, runtime, but is",
+        ),
         (["export", checkpoint, "--format", "pt2", "--out", tmp_path], "exists already"),
         (["export", checkpoint, "--format", "pt2", "--subnetworks", "a"], "no sub-network 'a'"),
         (["export", tmp_path / "x", "--format", "pt2"], "No such file"),

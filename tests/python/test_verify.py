@@ -36,7 +36,10 @@ def test_all_ways_agree(shipped: Path) -> None:
     rows = rows_of(shipped / "cnn.safetensors", *(shipped / format for format in FORMATS))
     found = [(row.way, row.subnetwork) for row in rows]
     assert found[:15] == [(way, name) for way in WAYS for name in ("base", "half", "shallow")]
-    programs = ["executorch: portable", "executorch: xnnpack", "onnx: half.onnx", "pt2: half.pt2"]
+    programs = [
+        *("executorch: portable", "executorch: xnnpack", "onnx: half.onnx", "pt2: half.pt2"),
+        "runtime: network.nsnrt",
+    ]
     assert found[15:] == [(program, "half") for program in programs]
     for row in rows:
         assert row.ok and row.argmax == 1.0 and row.tolerance == TOLERANCES[torch.float32], row
@@ -56,6 +59,7 @@ HOLDERS = {
     "executorch": ["portable.pte", "xnnpack.pte"],
     "onnx": ["weights.bin"],
     "pt2": ["half.pt2"],
+    "runtime": ["network.nsnrt"],
 }
 
 
@@ -67,6 +71,10 @@ def damaged(shipped: Path, tmp_path: Path, format: str, file: str) -> Path:
     weight = network("cnn").extract("half").get_parameter("output.linear.weight").detach()
     whole = network("cnn").state_dict()["output.weight"]
     changed = content
+    if format == "runtime":  # whose rows lie in panels: all numbers behind the header
+        header = int.from_bytes(content[16:24], "little")
+        numbers = torch.frombuffer(bytearray(content[header:]), dtype=torch.float32)
+        changed = content[:header] + (-numbers).numpy().tobytes()
     for row in (*whole, *weight):
         old = row.numpy().tobytes()
         changed = changed.replace(old, (-row).numpy().tobytes())

@@ -14,6 +14,7 @@
 #include <nsn/blocks/pool.h>
 #include <nsn/blocks/wrapped.h>
 #include <nsn/checkpoint/checkpoint.h>
+#include <nsn/checkpoint/runtime_file.h>
 #include <nsn/description/description.h>
 #include <nsn/description/lower.h>
 #include <nsn/description/summary.h>
@@ -36,6 +37,8 @@
 #include <nsn/operations/cpu.h>
 #include <nsn/program/primitives.h>
 #include <nsn/program/program.h>
+#include <nsn/runtime/model.h>
+#include <nsn/runtime/session.h>
 #include <nsn/values/error.h>
 #include <nsn/values/layout.h>
 #include <nsn/values/merge.h>

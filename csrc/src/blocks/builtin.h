@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "blocks/options.h"
-#include "nsn/values/visibility.h"
+#include "nsn/visibility.h"
 
 // The one list of nsn's own types of blocks. Each is defined beside its block, as
 // `BlockType block_type_Dense()`; one that is not does not link.

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "nsn/values/error.h"
-#include "nsn/values/visibility.h"
+#include "nsn/visibility.h"
 
 // Files as the library reads and writes them; the one place that decides what a path may name, and
 // how what is new takes the place of what is old. The Python package writes its files by it too.

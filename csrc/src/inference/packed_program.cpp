@@ -266,7 +266,7 @@ class PlannedProgram : public PackedProgram {
     const at::Tensor plain = place.row ? slice.plain[*place.row] : slice.plain;
     const auto* data = plain.const_data_ptr<float>();
     if (plain.dim() == 3) return {nullptr, data, plain.size(1), plain.size(2)};
-    return {nullptr, data, plain.dim() == 2 ? plain.stride(0) : 0, 0};
+    return {nullptr, data, plain.size(0), plain.dim() == 2 ? plain.stride(0) : 0};
   }
 
   void call(size_t number, int64_t samples, const float* from, float* to) const {

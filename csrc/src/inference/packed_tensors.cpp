@@ -45,21 +45,29 @@ int64_t PackedTensors::Copy::bytes() const {
   return panels ? panels->nbytes() : static_cast<int64_t>(plain.nbytes());
 }
 
+size_t PackedTensors::copy_of(const std::string& key, const std::function<Copy()>& make) {
+  const auto [found, is_new] = places_.try_emplace(key, copies_.size());
+  if (is_new) copies_.push_back(make());
+  return found->second;
+}
+
+const PackedSlice* PackedTensors::use(size_t copy, Shape kept) {
+  uses_.push_back({copy, std::move(kept)});
+  return &uses_.back();
+}
+
 const PackedSlice* PackedTensors::read(const Operand& operand, PackedForm form, size_t subnetwork) {
   const bool widens = is_leading(operand.slice) && form != PackedForm::kExact;
   const std::string key = std::to_string(operand.place) + '/' +
                           std::to_string(static_cast<int>(form)) + '/' +
                           (widens ? "" : to_string(operand.slice));
-  auto& copy = copies_[key];
-  if (!copy) copy = std::make_unique<Copy>(Copy{operand.place, form, {}, operand.slice});
-  copy->users.insert(subnetwork);
+  const size_t place = copy_of(key, [&] { return Copy{operand.place, form, {}, operand.slice}; });
+  Copy& copy = copies_[place];
+  copy.users.insert(subnetwork);
   for (const size_t i : c10::irange(operand.slice.size())) {
-    if (widens && operand.slice[i].kept() > copy->slice[i].kept()) {
-      copy->slice[i] = operand.slice[i];
-    }
+    if (widens && operand.slice[i].kept() > copy.slice[i].kept()) copy.slice[i] = operand.slice[i];
   }
-  uses_.push_back({copy.get(), kept_shape(operand.slice), {}});
-  return &uses_.back().slice;
+  return use(place, kept_shape(operand.slice));
 }
 
 const PackedSlice* PackedTensors::read_folded(const Operand* bias,
@@ -79,17 +87,19 @@ const PackedSlice* PackedTensors::read_folded(const Operand* bias,
     if (mean != nullptr && (named == nullptr || named == bias)) named = mean;
     if (named == nullptr && !step->operands.empty()) named = &step->operands.front();
   }
-  auto& copy = copies_[key];
-  if (!copy) {
-    copy = std::make_unique<Copy>(
-        Copy{named->place, PackedForm::kFolded, {}, named->slice, bias, steps});
-  }
-  copy->users.insert(subnetwork);
-  uses_.push_back({copy.get(), {2, kept_shape(copy->slice)[0]}, {}});
-  return &uses_.back().slice;
+  const size_t place = copy_of(
+      key, [&] { return Copy{named->place, PackedForm::kFolded, {}, named->slice, bias, steps}; });
+  copies_[place].users.insert(subnetwork);
+  return use(place, {2, kept_shape(copies_[place].slice)[0]});
 }
 
-void PackedTensors::fill(Copy& copy, at::TensorList table) {
+bool PackedTensors::is_panels(size_t copy) const {
+  const PackedForm form = copies_[copy].form;
+  return form == PackedForm::kProduct || form == PackedForm::kConvolution;
+}
+
+at::Tensor PackedTensors::whole(size_t place, at::TensorList table) const {
+  const Copy& copy = copies_[place];
   const at::Tensor slice = slice_of(table[copy.place], copy.slice);
   switch (copy.form) {
     case PackedForm::kFolded: {
@@ -107,37 +117,37 @@ void PackedTensors::fill(Copy& copy, at::TensorList table) {
           both = own;
         }
       }
-      copy.plain = both.to(slice.scalar_type());
-      copy.bias = nullptr;
-      copy.folded.clear();
-      return;
+      return both.to(slice.scalar_type());
     }
-    case PackedForm::kProduct:
-    case PackedForm::kConvolution:
-      copy.panels.emplace(slice);
-      return;
     case PackedForm::kTaps:
     case PackedForm::kTapsTransposed:
-      copy.plain = in_taps(slice, copy.form == PackedForm::kTaps).contiguous();
-      return;
+      return in_taps(slice, copy.form == PackedForm::kTaps);
     default:
-      copy.plain = slice.clone(at::MemoryFormat::Contiguous);
+      return slice;
   }
 }
 
 void PackedTensors::fill(at::TensorList table) {
-  for (const auto& [key, copy] : copies_) {
-    static_cast<void>(key);
-    fill(*copy, table);
-  }
-  for (Use& use : uses_) {
-    const PackedForm form = use.copy->form;
-    if (use.copy->panels) {
-      use.slice.panels = use.copy->panels->leading(use.kept[0], use.kept[1]);
-    } else if (form == PackedForm::kTaps || form == PackedForm::kTapsTransposed) {
-      use.slice.plain = use.copy->plain;
+  for (const size_t i : c10::irange(copies_.size())) {
+    Copy& copy = copies_[i];
+    const at::Tensor all = whole(i, table);
+    if (is_panels(i)) {
+      copy.panels.emplace(all);
     } else {
-      use.slice.plain = merge::leading(use.copy->plain, use.kept);
+      copy.plain = all.clone(at::MemoryFormat::Contiguous);
+    }
+    // Steps and their operands are gone by the time that somebody could read them.
+    copy.bias = nullptr;
+    copy.folded.clear();
+  }
+  for (PackedSlice& use : uses_) {
+    const Copy& copy = copies_[use.copy];
+    if (copy.panels) {
+      use.panels = copy.panels->leading(use.kept[0], use.kept[1]);
+    } else if (copy.form == PackedForm::kTaps || copy.form == PackedForm::kTapsTransposed) {
+      use.plain = copy.plain;
+    } else {
+      use.plain = merge::leading(copy.plain, use.kept);
     }
   }
   for (const auto& then : then_) then();
@@ -161,10 +171,7 @@ std::vector<Pack::Entry> PackedTensors::entries(const Description& description) 
     }
   };
   std::vector<const Copy*> copies;
-  for (const auto& [key, copy] : copies_) {
-    static_cast<void>(key);
-    copies.push_back(copy.get());
-  }
+  for (const Copy& copy : copies_) copies.push_back(&copy);
   std::stable_sort(copies.begin(), copies.end(),
                    [](const Copy* a, const Copy* b) { return a->place < b->place; });
   std::vector<Pack::Entry> result;

@@ -24,11 +24,14 @@ namespace nsn::detail {
 /// one copy serves all leading slices unless it has to be exact.
 enum class PackedForm { kProduct, kConvolution, kTaps, kTapsTransposed, kFolded, kCopy, kExact };
 
-/// What a step reads: a slice of one of the pack's tensors. `fill` sets it.
+/// What a step reads: the leading part of one of the pack's copies.
 struct PackedSlice {
-  /// The slice, where it is not in panels.
-  at::Tensor plain;
-  std::optional<kernels::Panels> panels;
+  /// The copy, by its place among all, and the part of it.
+  size_t copy;
+  Shape kept;
+  /// The part, in panels or else as it is. `fill` sets it.
+  at::Tensor plain = {};
+  std::optional<kernels::Panels> panels = std::nullopt;
 };
 
 /// The tensors of a pack: one copy of each slice that its sub-networks need, in the form in which
@@ -50,6 +53,13 @@ class PackedTensors {
   /// Copies from the table of all parameters.
   void fill(at::TensorList table);
 
+  size_t size() const { return copies_.size(); }
+  /// Whether a copy is in panels.
+  bool is_panels(size_t copy) const;
+  /// What a copy holds, from the table of all parameters: of panels the weight, (out, in) or (out,
+  /// in, *kernel).
+  at::Tensor whole(size_t copy, at::TensorList table) const;
+
   std::vector<Pack::Entry> entries(const Description& description) const;
 
  private:
@@ -70,18 +80,15 @@ class PackedTensors {
     Shape shape() const;
     int64_t bytes() const;
   };
-  struct Use {
-    Copy* copy;
-    /// The part of the copy.
-    Shape kept;
-    PackedSlice slice;
-  };
 
-  static void fill(Copy& copy, at::TensorList table);
+  /// The copy of a key, which is new where there was none.
+  size_t copy_of(const std::string& key, const std::function<Copy()>& make);
+  const PackedSlice* use(size_t copy, Shape kept);
 
   /// By place, form and slice, the leading slices of one parameter being one.
-  std::map<std::string, std::unique_ptr<Copy>> copies_;
-  std::deque<Use> uses_;
+  std::map<std::string, size_t> places_;
+  std::deque<Copy> copies_;
+  std::deque<PackedSlice> uses_;
   std::vector<std::function<void()>> then_;
 };
 

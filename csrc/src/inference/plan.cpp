@@ -52,8 +52,9 @@ std::string plan_json(const Description& description, const std::string& subnetw
                      {"offset", value.memory == plan::Memory::kArena ? Json(kBytes * value.offset)
                                                                      : Json(nullptr)}});
   }
-  return Json{
-      {"steps", std::move(steps)}, {"arena_bytes", kBytes * plan.arena}, {"flops", plan.flops}}
+  return Json{{"steps", std::move(steps)},
+              {"arena_bytes", kBytes * plan.arena},
+              {"flops", static_cast<int64_t>(plan.flops)}}
       .dump(indent);
 }
 

@@ -72,6 +72,7 @@ class Planner {
       output = add(plan::Copy{plan::numel(shape)}, {output}, shape, "");
     }
     result_.plan.values[output].memory = plan::Memory::kOutput;
+    result_.plan.values[output].shape = program_.shape_of(program_.output());
     result_.plan.place();
     return std::move(result_);
   }
@@ -84,7 +85,6 @@ class Planner {
     plan::Multiply kernel{
         rows, in.back(), out.back(), tensor(read("weight", PackedForm::kProduct)), {}};
     kernel.epilogue = epilogue(out.size(), /*channels_last=*/false);
-    count(in.back() * out.back(), rows);
     makes(kernel, {x}, /*channels_last=*/false);
   }
 
@@ -96,7 +96,6 @@ class Planner {
                               pair_of(p.stride, 1), pair_of(p.padding, 0), pair_of(p.dilation, 1)};
     plan::Convolve kernel{window, in[0], out[0], p.groups, tensor(read("weight", form)), {}};
     kernel.epilogue = epilogue(1, /*channels_last=*/true);
-    count(window.taps() * in[0] / p.groups * out[0], plan::numel(out) / out[0]);
     makes(kernel, {x}, /*channels_last=*/true);
   }
 
@@ -108,7 +107,6 @@ class Planner {
     plan::ConvolveTransposed kernel{
         window, in[0], out[0], tensor(read("weight", PackedForm::kTapsTransposed)), {}};
     kernel.epilogue = epilogue(1, /*channels_last=*/true);
-    count(window.taps() * in[0] * out[0], plan::numel(in) / in[0]);
     makes(kernel, {x}, /*channels_last=*/true);
   }
 
@@ -197,7 +195,6 @@ class Planner {
   void operator()(const primitives::Attend& p) {
     const Shape& in = shape(0);
     const ValuePlace x = input(0, false);
-    result_.plan.flops += 4 * in[0] * in[0] * in[1] / 3;
     makes(plan::Attend{in[0], p.heads, in[1] / (3 * p.heads), p.causal}, {x}, false);
   }
 
@@ -384,12 +381,6 @@ class Planner {
   }
 
   // ---- kinds of kernels
-
-  /// Takes note of a weight, each element of which takes part in so many multiply-adds.
-  void count(int64_t weight, int64_t uses) {
-    result_.plan.weights += weight;
-    result_.plan.flops += 2 * weight * uses;
-  }
 
   template <typename Primitive>
   void pool(const Primitive& p, bool is_max) {

@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "nsn/values/visibility.h"
+#include "nsn/visibility.h"
 
 // Whether nsn's own kernels take a tensor: asked here alone, so that kernels of another device
 // would be known here.

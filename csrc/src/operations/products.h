@@ -5,7 +5,7 @@
 #include <array>
 #include <string_view>
 
-#include "nsn/values/visibility.h"
+#include "nsn/visibility.h"
 
 namespace nsn::detail {
 

@@ -72,6 +72,33 @@ class Attributes {
 
 }  // namespace
 
+namespace {
+
+/// The elements of a kernel's weight, and how often each takes part in a multiply-add of a sample.
+class Work {
+ public:
+  int64_t weight = 0;
+  double uses = 0;
+
+  void operator()(const Multiply& k) { set(k.in * k.out, k.rows); }
+  void operator()(const Convolve& k) {
+    set(k.window.taps() * (k.in / k.groups) * k.out, k.window.outputs());
+  }
+  void operator()(const ConvolveTransposed& k) {
+    set(k.window.taps() * k.in * k.out, k.window.outputs());
+  }
+  template <typename Other>
+  void operator()(const Other& /*k*/) {}
+
+ private:
+  void set(int64_t elements, int64_t positions) {
+    weight = elements;
+    uses = static_cast<double>(positions);
+  }
+};
+
+}  // namespace
+
 int64_t numel(const Shape& shape) {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
 }
@@ -127,7 +154,8 @@ std::vector<ValuePlace> read_by(const Step& step) {
 }
 
 void Plan::place() {
-  scratch = zeros = outputs = 0;
+  scratch = zeros = outputs = weights = 0;
+  flops = 0;
   embeds = calls = false;
   inputs = numel(values[0].shape);
   for (const Value& value : values) {
@@ -136,7 +164,13 @@ void Plan::place() {
   for (const Step& step : steps) {
     embeds = embeds || std::holds_alternative<Embed>(step.kernel);
     calls = calls || std::holds_alternative<Call>(step.kernel);
+    Work work;
+    std::visit(work, step.kernel);
+    weights += work.weight;
+    flops += 2 * static_cast<double>(work.weight) * work.uses;
     if (const auto* attend = std::get_if<Attend>(&step.kernel)) {
+      const auto positions = static_cast<double>(attend->positions);
+      flops += 4 * positions * positions * static_cast<double>(attend->heads * attend->head_dim);
       scratch = std::max(scratch, in_lines(attend->scores()) + in_lines(attend->panel()));
     } else if (const auto* convolve = std::get_if<Convolve>(&step.kernel)) {
       zeros = std::max(zeros, in_lines(convolve->in));
@@ -147,16 +181,16 @@ void Plan::place() {
     size_t first, last;
     int64_t size;
   };
+  std::vector<size_t> last_read(values.size(), 0);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    for (const ValuePlace value : read_by(steps[i])) last_read[value] = i;
+  }
   std::vector<Life> lives;
   for (size_t i = 0; i < steps.size(); ++i) {
     const ValuePlace output = steps[i].output;
     if (values[output].memory != Memory::kArena) continue;
-    Life life{output, i, i, in_lines(numel(values[output].shape))};
-    for (size_t later = i + 1; later < steps.size(); ++later) {
-      const auto read = read_by(steps[later]);
-      if (std::find(read.begin(), read.end(), output) != read.end()) life.last = later;
-    }
-    lives.push_back(life);
+    lives.push_back(
+        {output, i, std::max(i, last_read[output]), in_lines(numel(values[output].shape))});
   }
   // The largest first, each into the lowest gap among those that live at the same time.
   std::stable_sort(lives.begin(), lives.end(),
@@ -204,7 +238,8 @@ std::ostream& operator<<(std::ostream& stream, const Plan& plan) {
     stream << '\n';
   }
   const int64_t bytes = kBytes * plan.arena;
-  return stream << "arena: " << bytes << " bytes a sample; " << plan.flops << " FLOPs a sample\n";
+  return stream << "arena: " << bytes << " bytes a sample; " << static_cast<int64_t>(plan.flops)
+                << " FLOPs a sample\n";
 }
 
 }  // namespace nsn::plan

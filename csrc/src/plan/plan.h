@@ -219,7 +219,8 @@ struct Plan {
   bool embeds = false, calls = false;
   /// Floating-point operations of a sample, two for each multiply-add of products, convolutions
   /// and attention; and elements of the weights that products and convolutions read.
-  int64_t flops = 0, weights = 0;
+  double flops = 0;
+  int64_t weights = 0;
 
   /// Sets what follows from values and steps: offsets in the arena, so that those values whose
   /// lives do not overlap share memory, how much memory there has to be, and what stands above.

@@ -41,7 +41,8 @@ Parts parts_of(const Plan& plan, int64_t batch, int64_t threads) {
   // Each thread has to have enough to do.
   constexpr int64_t kFlops = int64_t{1} << 17;
   const bool side_by_side =
-      batch > 1 && may_be_side_by_side(plan, threads) && plan.flops * batch >= threads * kFlops;
+      batch > 1 && may_be_side_by_side(plan, threads) &&
+      plan.flops * static_cast<double>(batch) >= static_cast<double>(threads * kFlops);
   const int64_t most = most_samples(plan, batch);
   int64_t count = (batch + most - 1) / most;
   if (side_by_side) count = (count + threads - 1) / threads * threads;
@@ -205,7 +206,7 @@ class Runner {
         no_such_row_ = {numbers[i], k.rows};
         return;
       }
-      std::copy_n(table.data + numbers[i] * table.packed_in, k.columns, y_ + i * k.columns);
+      std::copy_n(table.data + numbers[i] * table.packed_out, k.columns, y_ + i * k.columns);
     }
   }
 

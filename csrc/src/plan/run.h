@@ -17,8 +17,8 @@ struct Tensor {
   const kernels::Panels* panels = nullptr;
   /// Elements in the order that the kernel says.
   const float* data = nullptr;
-  /// The extents that lie there, of which a kernel may use the leading ones: columns of a table, in
-  /// and out of taps.
+  /// The extents that lie there, of which a kernel may use the leading ones: in and out of taps,
+  /// rows and columns of a table.
   int64_t packed_in = 0, packed_out = 0;
 };
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "nsn/values/layout.h"
-#include "nsn/values/visibility.h"
+#include "nsn/visibility.h"
 
 namespace nsn::detail {
 

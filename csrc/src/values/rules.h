@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "nsn/values/merge.h"
-#include "nsn/values/visibility.h"
+#include "nsn/visibility.h"
 
 // The one table of merge rules that go by a name; it stands in merge.cpp. Reading, writing,
 // messages and Python follow from it.

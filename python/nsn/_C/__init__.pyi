@@ -172,6 +172,9 @@ def joint_loss(
 def write_checkpoint(
     description: Description, parameters: Sequence[Tensor], path: bytes, metadata: dict[str, str]
 ) -> None: ...
+def write_runtime(
+    core: Core, parameters: Sequence[Tensor], path: bytes, subnetworks: Sequence[str]
+) -> None: ...
 def read_checkpoint(
     path: bytes, functions: dict[str, Callable[..., Tensor]], only: str | None
 ) -> tuple[Description, list[Tensor], LoadReport]: ...

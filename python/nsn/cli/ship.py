@@ -93,7 +93,8 @@ def export(
 
     executorch: portable.pte and xnnpack.pte, with a method for each sub-network. onnx: a graph for
     each sub-network, over one file of weights. pt2: a file of torch.export for each sub-network.
-    Beside them, manifest.json has names, shapes, sizes and checksums.
+    runtime: network.nsnrt, for nsn's own runtime, which needs no LibTorch. Beside them,
+    manifest.json has names, shapes, sizes and checksums.
 
     Examples:
       nsn export runs/demo/model.safetensors --format onnx --out demo-onnx

@@ -46,7 +46,7 @@ class Export:
 
     Attributes:
         folder: where it is.
-        format: ``executorch``, ``onnx`` or ``pt2``.
+        format: ``executorch``, ``onnx``, ``pt2`` or ``runtime``.
         programs: all that runs.
         files: name to ``bytes`` and ``sha256``, of all files but the manifest.
         made_with: packages to the versions that wrote it.

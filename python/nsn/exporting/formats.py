@@ -10,15 +10,20 @@ from torch import Tensor
 import nsn
 from nsn import files
 from nsn.checks import names_of, shown
-from nsn.exporting import to_executorch, to_onnx, to_pt2
+from nsn.exporting import to_executorch, to_onnx, to_pt2, to_runtime
 from nsn.exporting.folder import Export, Program, write_manifest
 from nsn.exporting.job import Job, Progress, need
 from nsn.network import Network
 from nsn.parameters import network_in
 
-_WRITERS: dict[str, ModuleType] = {"executorch": to_executorch, "onnx": to_onnx, "pt2": to_pt2}
+_WRITERS: dict[str, ModuleType] = {
+    "executorch": to_executorch,
+    "onnx": to_onnx,
+    "pt2": to_pt2,
+    "runtime": to_runtime,
+}
 
-#: The formats, each an optional extra of the package, but for "pt2", which needs torch alone.
+#: The formats. "executorch" and "onnx" are optional extras of the package.
 FORMATS = tuple(_WRITERS)
 
 
@@ -35,13 +40,14 @@ def export(
 
     ``executorch``: ``portable.pte`` and ``xnnpack.pte``, each with a method for each sub-network.
     ``onnx``: ``<sub-network>.onnx`` for each, all over one ``weights.bin``. ``pt2``:
-    ``<sub-network>.pt2`` for each, of ``torch.export``, with its weights alone. Beside them a
+    ``<sub-network>.pt2`` for each, of ``torch.export``, with its weights alone. ``runtime``:
+    ``network.nsnrt``, one file of all, for nsn's runtime without LibTorch. Beside them a
     ``manifest.json``. docs/shipping.md says how to run them, and what is stored once.
 
     Args:
         network: what to export, as it evaluates; is not changed.
         folder: which must not exist; it is there complete, or not at all.
-        format: one of the three.
+        format: one of the four.
         subnetworks: the names of those to export; default: all that are listed.
         max_batch: the largest batch of ``executorch``, whose memory is planned for it; the others
             take any.

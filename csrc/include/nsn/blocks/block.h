@@ -16,7 +16,7 @@
 #include <nsn/operations/lanes.h>
 #include <nsn/values/layout.h>
 #include <nsn/values/merge.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // A block: a named layer that a sub-network keeps or drops as a whole. A block is a value: it knows
 // its options, shapes and formula, and holds no tensors. Its parameters come with each call, which

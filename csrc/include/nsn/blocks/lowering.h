@@ -8,7 +8,7 @@
 
 #include <nsn/blocks/block.h>
 #include <nsn/program/program.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

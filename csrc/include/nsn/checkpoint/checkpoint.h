@@ -5,7 +5,7 @@
 
 #include <nsn/checkpoint/tables.h>
 #include <nsn/network/network.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // Checkpoints: one safetensors file with the parameters under their names and, in its metadata, the
 // description, so that a network is loaded without its architecture in code. docs/checkpoint.md has

@@ -10,7 +10,7 @@
 #include <nsn/description/description.h>
 #include <nsn/network/load_report.h>
 #include <nsn/values/error.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // A description and the table of its parameters, in a file: what saving and loading a network is
 // made of (checkpoint.h).

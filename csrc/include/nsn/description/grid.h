@@ -8,7 +8,7 @@
 #include <vector>
 
 #include <nsn/description/subnetwork.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // Sub-networks by ranges: many that are not listed one by one.
 //

@@ -4,7 +4,7 @@
 
 #include <nsn/description/description.h>
 #include <nsn/program/program.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include <nsn/description/description.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

@@ -9,7 +9,7 @@
 #include <nsn/blocks/block.h>
 #include <nsn/description/description.h>
 #include <nsn/values/layout.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // A sub-network by itself, as values: its blocks, as narrow as it keeps them, and which part of
 // which of the network's tensors each of them reads.

@@ -12,7 +12,7 @@
 
 #include <nsn/extract/blocks.h>
 #include <nsn/program/program.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // A sub-network by itself, as a module.
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <variant>
 
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include <nsn/functional/linear.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn::functional {
 

@@ -7,7 +7,7 @@
 #include <nsn/functional/relu_dropout.h>
 #include <nsn/values/layout.h>
 #include <nsn/values/merge.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn::functional {
 

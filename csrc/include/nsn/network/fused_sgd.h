@@ -2,7 +2,7 @@
 
 #include <torch/optim/sgd.h>
 
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

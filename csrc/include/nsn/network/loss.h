@@ -10,7 +10,7 @@
 
 #include <nsn/network/outputs.h>
 #include <nsn/network/teach.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

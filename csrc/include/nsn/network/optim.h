@@ -9,7 +9,7 @@
 
 #include <nsn/network/decay.h>
 #include <nsn/network/network.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

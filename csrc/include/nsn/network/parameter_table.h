@@ -11,7 +11,7 @@
 
 #include <nsn/network/core.h>
 #include <nsn/network/load_report.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

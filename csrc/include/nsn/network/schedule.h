@@ -9,7 +9,7 @@
 #include <vector>
 
 #include <nsn/description/description.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // Schedules: which sub-networks run in which step, and with which weight.
 //

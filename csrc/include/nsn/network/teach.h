@@ -9,7 +9,7 @@
 #include <string>
 
 #include <nsn/description/description.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // Teachers: whose outputs sub-networks learn from, beside the targets; an option of joint_loss. A
 // learner's loss becomes

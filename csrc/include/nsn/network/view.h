@@ -7,7 +7,7 @@
 #include <vector>
 
 #include <nsn/network/parameter_table.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <nsn/network/network.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

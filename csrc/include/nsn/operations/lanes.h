@@ -7,7 +7,7 @@
 #include <vector>
 
 #include <nsn/operations/memory.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn {
 

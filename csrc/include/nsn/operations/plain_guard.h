@@ -1,6 +1,6 @@
 #pragma once
 
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 namespace nsn::functional {
 

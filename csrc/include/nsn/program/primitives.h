@@ -9,7 +9,7 @@
 
 #include <nsn/functional/activation.h>
 #include <nsn/values/layout.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // The small fixed set of operations that inference is made of. Each is a value that lists its
 // attributes; inputs and tensors come with the step that holds it (program.h). Shapes are those of

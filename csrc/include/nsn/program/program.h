@@ -9,7 +9,7 @@
 
 #include <nsn/program/primitives.h>
 #include <nsn/values/layout.h>
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // What one sub-network computes in inference: the one form that copies, exports and packs are made
 // from. `lower` (description/lower.h) makes it.

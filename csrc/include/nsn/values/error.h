@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // What nsn throws: c10::ValueError (a value is wrong), c10::TypeError (a kind is wrong), FileError
 // (the system refused a file) and c10::Error for the rest. Each message states the rule, what was

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // How much of a tensor a lane keeps. Activations and parameters are described alike: by one Axis a
 // dimension.

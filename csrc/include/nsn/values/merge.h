@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include <nsn/values/visibility.h>
+#include <nsn/visibility.h>
 
 // Merge rules: how the lanes' gradients of a shared parameter become one gradient.
 //

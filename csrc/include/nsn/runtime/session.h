@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include <nsn/runtime/model.h>
+
+namespace nsn::runtime {
+
+/// How a run ended.
+enum class Status {
+  kOk = 0,
+  kNoSuchSubnetwork,
+  /// The file ends before what the sub-network needs: append the rest, and call Model::grow.
+  kNotInFile,
+  /// More samples than the session was made for, or fewer than 0.
+  kBatchTooLarge,
+  /// float32 where the sub-network takes int64, or the other way round.
+  kWrongInputType,
+  /// The input holds a number that is no row of the table that it is embedded by.
+  kNoSuchRow,
+};
+
+/// What a status means, and the remedy.
+NSN_API const char* message(Status status) noexcept;
+
+/// Calls a task for parts of [0, count), each at least `grain` long but for the last, on threads of
+/// the caller's, and returns when all is done: `task(data, begin, end)`.
+using ParallelFor = std::function<void(int64_t count, int64_t grain,
+                                       void (*task)(const void* data, int64_t begin, int64_t end),
+                                       const void* data)>;
+
+struct SessionOptions {
+  /// The most samples of a run.
+  int64_t max_batch = 1;
+  /// How many compute a run: 1 is the caller's thread alone. More are the session's own, which wait
+  /// for the next run awake for a moment, and then asleep; or, with `parallel_for`, the caller's.
+  int threads = 1;
+  ParallelFor parallel_for = {};
+};
+
+/// The memory of one caller's runs, taken at once. Any number of them may run at the same time over
+/// one model, each by one thread at a time.
+///
+/// With one thread a run allocates nothing, takes no lock, calls the system for nothing and throws
+/// nothing. It may read weights from the disk, unless Model::load was called before.
+class NSN_API Session {
+ public:
+  /// Throws Error where an option is out of range, std::bad_alloc where there is no memory.
+  explicit Session(const Model& model, const SessionOptions& options = {});
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+  ~Session();
+
+  /// Computes a sub-network, by its place among the model's: input (samples, *input), output
+  /// (samples, *output), contiguous. The output is complete where the status is kOk.
+  Status run(size_t subnetwork, const float* input, float* output, int64_t samples = 1) noexcept;
+  Status run(size_t subnetwork, const int64_t* input, float* output, int64_t samples = 1) noexcept;
+
+  /// Bytes of its memory.
+  int64_t bytes() const noexcept;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace nsn::runtime

@@ -1,0 +1,210 @@
+#include "nsn/checkpoint/runtime_file.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <set>
+#include <stdexcept>
+#include <utility>
+
+#include "checkpoint/files.h"
+#include "inference/packed_tensors.h"
+#include "inference/planning.h"
+#include "kernels/panels.h"
+#include "nsn/description/lower.h"
+#include "operations/autocast.h"
+#include "operations/plain.h"
+#include "runtime/file.h"
+
+namespace nsn {
+
+namespace {
+
+using runtime::File;
+using runtime::FileTensor;
+
+/// What a tensor of a file is made of: a copy of the pack's tensors, or one of its two rows.
+struct Source {
+  size_t copy;
+  std::optional<int64_t> row;
+  auto operator<=>(const Source&) const = default;
+};
+
+void check_can_hold(const ParameterTable& table, const Program& program, const std::string& name) {
+  const Description& description = table.description();
+  for (const size_t i : c10::irange(table.size())) {
+    if (!table[i].defined() || !table[i].is_floating_point()) continue;
+    detail::check_plain(table[i], description.parameters()[i].name, "write_runtime");
+    TORCH_CHECK_VALUE(table[i].scalar_type() == at::kFloat, "nsn::write_runtime: parameter '",
+                      description.parameters()[i].name, "' is of ", table[i].scalar_type(),
+                      ", but a runtime file holds float32. Convert the network with to().");
+  }
+  for (const Step& step : program.steps()) {
+    TORCH_CHECK_VALUE(!std::holds_alternative<primitives::Call>(step.primitive),
+                      "nsn::write_runtime: block '", step.block, "' of sub-network '", name,
+                      "' is not nsn's own, and a runtime file holds those alone. Leave the "
+                      "sub-network out, or make the block of built-in ones.");
+  }
+  TORCH_CHECK_VALUE(detail::has_plan(program), "nsn::write_runtime: sub-network '", name,
+                    "' computes with the numbers of its input, and plans embed them and nothing "
+                    "else. Leave it out, or give it an input of float32.");
+}
+
+/// The weight of a box, (out, in, taps), of a tensor in panels.
+at::Tensor box_of(const at::Tensor& weight, const FileTensor& tensor, size_t box) {
+  const auto part = [](const at::Tensor& from, int64_t dim, const std::vector<int64_t>& ends,
+                       size_t i) {
+    const int64_t begin = i == 0 ? 0 : ends[i - 1];
+    return from.narrow(dim, begin, ends[i] - begin);
+  };
+  const size_t columns = tensor.in_ends.size();
+  return part(part(weight, 0, tensor.out_ends, box / columns), 1, tensor.in_ends, box % columns);
+}
+
+class Contents {
+ public:
+  Contents(const ParameterTable& table, const std::vector<size_t>& subnetworks) : table_(table) {
+    const Description& description = table.description();
+    for (const size_t s : subnetworks) {
+      const std::string name = description.name(s);
+      programs_.push_back(lower(description, name));
+      check_can_hold(table, programs_.back(), name);
+      detail::Planned planned = detail::make_plan(programs_.back(), s, tensors_);
+      runtime::FileNetwork network{name, std::move(planned.plan), {}};
+      for (const auto& [slice, row] : planned.tensors) {
+        network.table.push_back({place_of({slice->copy, row}), 0, 0});
+        if (!tensors_.is_panels(slice->copy)) continue;
+        network.table.back().out = slice->kept[0];
+        network.table.back().in = slice->kept[1];
+      }
+      file_.networks.push_back(std::move(network));
+    }
+    for (const Source& source : sources_) file_.tensors.push_back(shape_of(source));
+    cut();
+    runtime::place(file_);
+  }
+
+  void write(detail::NewFile& to) const {
+    const std::string header = runtime::header_of(file_);
+    try {
+      runtime::read_header(header);
+    } catch (const std::runtime_error& error) {
+      TORCH_CHECK_VALUE(false, "nsn::write_runtime: a runtime file cannot hold this network: ",
+                        error.what(), ". Leave out the sub-network, or make it smaller.");
+    }
+    to.write(header.data(), header.size());
+    std::map<int64_t, std::pair<size_t, size_t>> boxes;  // by where they lie
+    for (const size_t t : c10::irange(file_.tensors.size())) {
+      for (const size_t b : c10::irange(file_.tensors[t].boxes.size())) {
+        const runtime::Box& box = file_.tensors[t].boxes[b];
+        if (box.bytes > 0) boxes[box.offset] = {t, b};
+      }
+    }
+    auto at = static_cast<int64_t>(header.size());
+    for (const auto& [offset, place] : boxes) {
+      const std::string zeros(static_cast<size_t>(offset - at), '\0');
+      to.write(zeros.data(), zeros.size());
+      const std::vector<float> content = content_of(place.first, place.second);
+      const auto bytes = static_cast<int64_t>(content.size() * sizeof(float));
+      to.write(content.data(), static_cast<uint64_t>(bytes));
+      at = offset + bytes;
+    }
+  }
+
+ private:
+  size_t place_of(const Source& source) {
+    const auto [found, is_new] = places_.try_emplace(source, sources_.size());
+    if (is_new) sources_.push_back(source);
+    return found->second;
+  }
+
+  at::Tensor tensor_of(const Source& source) const {
+    const at::Tensor all = tensors_.whole(source.copy, table_).cpu();
+    if (tensors_.is_panels(source.copy)) return all.dim() == 2 ? all.unsqueeze(2) : all.flatten(2);
+    return (source.row ? all[*source.row] : all).contiguous();
+  }
+
+  FileTensor shape_of(const Source& source) const {
+    const at::Tensor tensor = tensor_of(source);
+    FileTensor result;
+    if (tensors_.is_panels(source.copy)) {
+      result.sizes[0] = tensor.size(2);
+      return result;
+    }
+    // Vectors, tables and taps keep their extents; what is added is as long as it is.
+    if (tensor.dim() > 3) {
+      result.sizes[2] = tensor.numel();
+      return result;
+    }
+    for (int64_t d = 1; d <= tensor.dim(); ++d) {
+      result.sizes[static_cast<size_t>(3 - d)] = tensor.size(-d);
+    }
+    return result;
+  }
+
+  /// Cuts weights in panels where slices end.
+  void cut() {
+    std::map<size_t, std::pair<std::set<int64_t>, std::set<int64_t>>> ends;
+    for (const auto& network : file_.networks) {
+      for (const auto& [tensor, out, in] : network.table) {
+        if (out == 0) continue;
+        ends[tensor].first.insert(out);
+        ends[tensor].second.insert(in);
+      }
+    }
+    for (const auto& [tensor, own] : ends) {
+      file_.tensors[tensor].out_ends.assign(own.first.begin(), own.first.end());
+      file_.tensors[tensor].in_ends.assign(own.second.begin(), own.second.end());
+    }
+  }
+
+  std::vector<float> content_of(size_t place, size_t box) const {
+    const at::Tensor tensor = tensor_of(sources_[place]);
+    const FileTensor& own = file_.tensors[place];
+    std::vector<float> result(static_cast<size_t>(own.elements(box)));
+    if (!own.is_panels()) {
+      std::copy_n(tensor.const_data_ptr<float>(), tensor.numel(), result.begin());
+      return result;
+    }
+    const at::Tensor weight = box_of(tensor, own, box);
+    kernels::fill_panels({weight.const_data_ptr<float>(),
+                          {weight.size(0), weight.size(1), weight.size(2)},
+                          {weight.stride(0), weight.stride(1), weight.stride(2)}},
+                         result.data());
+    return result;
+  }
+
+  const ParameterTable& table_;
+  std::deque<Program> programs_;  // which the tensors refer to
+  detail::PackedTensors tensors_;
+  std::map<Source, size_t> places_;
+  std::vector<Source> sources_;
+  File file_;
+};
+
+}  // namespace
+
+void write_runtime(const Network& net, const std::string& path,
+                   const std::vector<std::string>& subnetworks) {
+  write_runtime(net->parameter_table(), path, subnetworks);
+}
+
+void write_runtime(const ParameterTable& network, const std::string& path,
+                   const std::vector<std::string>& subnetworks) {
+  const at::NoGradGuard no_grad;
+  const detail::WithoutAutocast guard(at::kCPU);
+  const std::vector<size_t> places = network.places_of(subnetworks);
+  const ParameterTable table = network.for_inference(places, /*copies_modules=*/true);
+  table.core().check_statistics(table, places);
+  const Contents contents(table, places);
+  detail::NewFile file(path);
+  contents.write(file);
+  file.commit();
+}
+
+}  // namespace nsn

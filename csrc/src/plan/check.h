@@ -1,0 +1,32 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "plan/plan.h"
+
+namespace nsn::plan {
+
+/// What a plan's table holds at a place, of which a kernel may use the leading parts.
+struct TensorShape {
+  /// Panels: (out, in, taps). Elements: (taps, in, out), (rows, columns) behind a 1, or a vector
+  /// behind two.
+  bool is_panels;
+  std::array<int64_t, 3> sizes;
+};
+
+/// A plan is none that could be run.
+struct BadPlan : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Checks a plan of unknown origin, whose offsets are not set yet: running it then reads and writes
+/// nothing but its values and tensors. Throws BadPlan, which says what is wrong in which step.
+void check(const Plan& plan, const std::vector<TensorShape>& tensors);
+
+/// Whether all extents are at least 1, and their product is one that can be addressed.
+bool is_shape(const Shape& shape);
+
+}  // namespace nsn::plan

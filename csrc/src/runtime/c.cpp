@@ -1,0 +1,154 @@
+#include <exception>
+#include <new>
+#include <string>
+
+#include "nsn/runtime/model.h"
+#include "nsn/runtime/session.h"
+#include "nsn/version.h"
+#include "nsn_runtime.h"
+
+using nsn::runtime::Error;
+using nsn::runtime::Model;
+using nsn::runtime::Session;
+using nsn::runtime::Status;
+
+struct nsn_model {
+  Model model;
+};
+
+struct nsn_session {
+  Session session;
+};
+
+namespace {
+
+std::string& last_message() {
+  thread_local std::string message;
+  return message;
+}
+
+/// Keeps the message; where there is no memory for it, the one before stays.
+nsn_status fail(nsn_status status, const char* message) noexcept {
+  try {
+    last_message() = message;
+  } catch (const std::bad_alloc&) {
+    static_cast<void>(message);
+  }
+  return status;
+}
+
+/// Calls `what`; `bad` is what an Error of it means.
+template <typename What>
+nsn_status guarded(nsn_status bad, const What& what) noexcept {
+  try {
+    return what();
+  } catch (const Error& error) {
+    return fail(bad, error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(NSN_NO_MEMORY, "there is not enough memory");
+  } catch (const std::exception& error) {
+    return fail(NSN_BAD_ARGUMENT, error.what());
+  }
+}
+
+nsn_status null_pointer() noexcept {
+  return fail(NSN_BAD_ARGUMENT, "a pointer is null where there has to be one");
+}
+
+nsn_status status_of(Status status) noexcept {
+  // The numbers are the same.
+  const auto result = static_cast<nsn_status>(status);
+  return result == NSN_OK ? result : fail(result, message(status));
+}
+static_assert(static_cast<int>(Status::kNoSuchRow) == NSN_NO_SUCH_ROW);
+
+int64_t elements_of(const std::vector<int64_t>& shape) {
+  int64_t result = 1;
+  for (const int64_t extent : shape) result *= extent;
+  return result;
+}
+
+template <typename Element>
+nsn_status run(nsn_session* session, size_t place, const Element* input, float* output,
+               int64_t samples) noexcept {
+  if (session == nullptr || ((input == nullptr || output == nullptr) && samples != 0)) {
+    return null_pointer();
+  }
+  return status_of(session->session.run(place, input, output, samples));
+}
+
+}  // namespace
+
+const char* nsn_message(void) { return last_message().c_str(); }
+
+const char* nsn_runtime_version(void) { return NSN_VERSION; }
+
+nsn_status nsn_model_open(const char* path, nsn_model** model) {
+  if (path == nullptr || model == nullptr) return null_pointer();
+  return guarded(NSN_BAD_FILE, [&] {
+    *model = new nsn_model{Model::open(path)};
+    return NSN_OK;
+  });
+}
+
+void nsn_model_close(nsn_model* model) { delete model; }
+
+nsn_status nsn_model_grow(nsn_model* model) {
+  if (model == nullptr) return null_pointer();
+  return guarded(NSN_BAD_FILE, [&] {
+    model->model.grow();
+    return NSN_OK;
+  });
+}
+
+size_t nsn_model_count(const nsn_model* model) {
+  return model == nullptr ? 0 : model->model.subnetworks().size();
+}
+
+nsn_status nsn_model_subnetwork(const nsn_model* model, size_t place, nsn_subnetwork* subnetwork) {
+  if (model == nullptr || subnetwork == nullptr) return null_pointer();
+  if (place >= model->model.subnetworks().size()) return status_of(Status::kNoSuchSubnetwork);
+  const Model::Subnetwork& own = model->model.subnetworks()[place];
+  *subnetwork = {own.name.c_str(),        own.input.data(),  own.input.size(),
+                 own.output.data(),       own.output.size(), elements_of(own.input),
+                 elements_of(own.output), own.takes_numbers, model->model.has(place),
+                 own.file_bytes,          own.weight_bytes};
+  return NSN_OK;
+}
+
+nsn_status nsn_model_find(const nsn_model* model, const char* name, size_t* place) {
+  if (model == nullptr || name == nullptr || place == nullptr) return null_pointer();
+  return guarded(NSN_NO_SUCH_SUBNETWORK, [&] {
+    *place = model->model.index_of(name);
+    return NSN_OK;
+  });
+}
+
+nsn_status nsn_model_load(const nsn_model* model, size_t place) {
+  if (model == nullptr) return null_pointer();
+  return guarded(NSN_NOT_IN_FILE, [&] {
+    model->model.load(place);
+    return NSN_OK;
+  });
+}
+
+nsn_status nsn_session_open(const nsn_model* model, int64_t max_batch, int threads,
+                            nsn_session** session) {
+  if (model == nullptr || session == nullptr) return null_pointer();
+  return guarded(NSN_BAD_ARGUMENT, [&] {
+    *session = new nsn_session{Session(model->model, {max_batch, threads, {}})};
+    return NSN_OK;
+  });
+}
+
+void nsn_session_close(nsn_session* session) { delete session; }
+
+nsn_status nsn_session_run(nsn_session* session, size_t place, const float* input, float* output,
+                           int64_t samples) {
+  return run(session, place, input, output, samples);
+}
+
+nsn_status nsn_session_run_numbers(nsn_session* session, size_t place, const int64_t* input,
+                                   float* output, int64_t samples) {
+  return run(session, place, input, output, samples);
+}

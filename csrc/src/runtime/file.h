@@ -1,0 +1,86 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "plan/check.h"
+#include "plan/plan.h"
+
+// What a runtime file holds, and its header. docs/runtime.md describes the bytes.
+//
+// A header, which names all tensors and the plan of each sub-network, and behind it the weights. A
+// weight in panels is cut into boxes where sub-networks' slices end (kernels/panels.h), and boxes
+// lie in the order in which sub-networks need them, the smallest first: the beginning of a file is
+// a file of the smaller ones.
+
+namespace nsn::runtime {
+
+/// A part of a tensor that lies in one piece: `bytes` from `offset` of the file on.
+struct Box {
+  int64_t offset = 0, bytes = 0;
+};
+
+/// A tensor of a file.
+struct FileTensor {
+  /// Where intervals of output features and of inputs end, of a weight in panels; of other tensors
+  /// none.
+  std::vector<int64_t> out_ends, in_ends;
+  /// Of panels taps alone count; else (taps, in, out), (1, rows, columns), (1, 1, elements).
+  std::array<int64_t, 3> sizes = {1, 1, 1};
+  /// By the interval of features, then by that of inputs; of other tensors one.
+  std::vector<Box> boxes;
+
+  bool is_panels() const { return !out_ends.empty(); }
+  /// What a plan may use of it.
+  plan::TensorShape shape() const;
+  /// Elements of a box.
+  int64_t elements(size_t box) const;
+  /// Calls `each(box)` for those that hold the leading `out` features and `in` inputs.
+  void over_boxes(int64_t out, int64_t in, const std::function<void(size_t box)>& each) const;
+};
+
+/// What a place of a plan's table stands for: a tensor, of panels the leading features and inputs.
+struct FileSlice {
+  size_t tensor;
+  int64_t out = 0, in = 0;
+};
+
+/// A sub-network.
+struct FileNetwork {
+  std::string name;
+  plan::Plan plan;
+  std::vector<FileSlice> table;
+};
+
+struct File {
+  std::vector<FileTensor> tensors;
+  std::vector<FileNetwork> networks;
+  /// Of the header, and of all.
+  int64_t header_bytes = 0, bytes = 0;
+
+  /// How much of the file a sub-network needs.
+  int64_t needed_by(const FileNetwork& network) const;
+};
+
+/// What begins a file.
+inline constexpr std::string_view kMagic{"\x93nsnplan", 8};
+inline constexpr int64_t kVersion = 1;
+/// Each box begins at a multiple of so many bytes.
+inline constexpr int64_t kAlignment = 64;
+
+/// Sets where boxes lie, and the sizes.
+void place(File& file);
+
+/// The header's bytes, of a file that has been placed.
+std::string header_of(const File& file);
+
+/// Reads the header of a file, of which `bytes` are there. What it returns can be run: extents,
+/// places and plans have been checked against each other, and the plans' values placed. Throws
+/// std::runtime_error, which says what is wrong.
+File read_header(std::string_view bytes);
+
+}  // namespace nsn::runtime

@@ -1,0 +1,70 @@
+#include "runtime/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "nsn/runtime/model.h"
+
+namespace nsn::runtime {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& path, const char* what) {
+  throw Error("nsn::runtime: '" + path + "' cannot be " + what + ": " + std::strerror(errno));
+}
+
+int64_t size_of(int file, const std::string& path) {
+  struct stat found{};
+  if (::fstat(file, &found) != 0) refuse(path, "read");
+  if (!S_ISREG(found.st_mode)) {
+    throw Error("nsn::runtime: '" + path + "' is no regular file, and only such can be mapped");
+  }
+  return found.st_size;
+}
+
+}  // namespace
+
+MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
+  // Not waiting for the other end, should it be a pipe.
+  file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (file_ < 0) refuse(path_, "opened");
+  try {
+    size_ = size_of(file_, path_);
+    reserve(size_);
+  } catch (...) {
+    ::close(file_);
+    throw;
+  }
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<char*>(data_), static_cast<size_t>(mapped_));
+  ::close(file_);
+}
+
+void MappedFile::reserve(int64_t size) {
+  if (size <= mapped_) return;
+  void* made = ::mmap(nullptr, static_cast<size_t>(size), PROT_READ, MAP_SHARED, file_, 0);
+  if (made == MAP_FAILED) refuse(path_, "mapped");
+  if (data_ != nullptr) ::munmap(const_cast<char*>(data_), static_cast<size_t>(mapped_));
+  data_ = static_cast<const char*>(made);
+  mapped_ = size;
+}
+
+void MappedFile::look() {
+  const int64_t size = size_of(file_, path_);
+  if (size < size_) {
+    throw Error("nsn::runtime: '" + path_ + "' had " + std::to_string(size_) + " bytes, and has " +
+                std::to_string(size) +
+                " now. A file in use may be appended to, and otherwise must stay as it is.");
+  }
+  size_ = size;
+}
+
+}  // namespace nsn::runtime

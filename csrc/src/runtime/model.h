@@ -1,0 +1,44 @@
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/panels.h"
+#include "nsn/runtime/model.h"
+#include "plan/run.h"
+#include "runtime/file.h"
+#include "runtime/mapped_file.h"
+
+namespace nsn::runtime {
+
+struct Model::State {
+  /// Throws Error.
+  explicit State(const std::string& path);
+
+  /// A sub-network whose weights are there, ready to run.
+  struct Ready {
+    std::vector<plan::Tensor> tensors;
+    std::deque<kernels::Panels> panels;  // which tensors point to
+  };
+
+  /// Null where the file is too short.
+  const Ready* ready(size_t subnetwork) const {
+    return made[subnetwork].load(std::memory_order_acquire);
+  }
+
+  /// Makes those ready whose weights are there by now.
+  void make_ready();
+
+  std::string path;
+  MappedFile mapped;
+  File file;
+  std::vector<Subnetwork> subnetworks;
+  /// Of each sub-network what is ready; set once, by one thread at a time.
+  std::vector<std::unique_ptr<const Ready>> owned;
+  std::vector<std::atomic<const Ready*>> made;
+};
+
+}  // namespace nsn::runtime

@@ -1,0 +1,48 @@
+"""The runtime's own format: one file that is mapped, with one copy of each weight for all."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from nsn import _C, runtime
+from nsn.exporting.folder import Program
+from nsn.exporting.job import Job, versions
+
+PACKAGES: tuple[str, ...] = ()
+
+_FILE = "network.nsnrt"
+
+
+def steps(job_size: int) -> int:
+    """How many steps ``write`` takes for a number of sub-networks."""
+    del job_size
+    return 1
+
+
+def write(job: Job, folder: Path) -> tuple[list[Program], dict[str, str]]:
+    """Writes ``network.nsnrt``; what runs, and what made it."""
+    job.step("plans and weights")
+    network = job.network
+    _C.write_runtime(
+        network._core,
+        network._plain_parameters("export"),
+        bytes(folder / _FILE),
+        list(job.subnetworks),
+    )
+    programs = [Program(name, "", _FILE, name, *job.signature(name)) for name in job.subnetworks]
+    return programs, versions()
+
+
+class Runner:
+    """Runs one program of an export."""
+
+    def __init__(self, folder: Path, program: Program) -> None:
+        self._model = runtime.Model(folder / program.file)
+        self._name = program.method
+        self._session, self._most = runtime.Session(self._model, 32), 32
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) > self._most:
+            self._most = len(x)
+            self._session = runtime.Session(self._model, self._most)
+        return self._session.run(self._name, x)

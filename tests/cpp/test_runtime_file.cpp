@@ -1,0 +1,89 @@
+// Networks as files of the runtime: what they hold, and what they refuse.
+
+#include <nsn/runtime/session.h>
+
+#include <filesystem>
+
+#include "support.h"
+
+namespace nsn::test {
+namespace {
+
+/// Where a test's file goes.
+std::string runtime_path(const std::string& name) {
+  return std::filesystem::path(testing::TempDir()) / ("nsn_" + name + ".nsnrt");
+}
+
+at::Tensor run_file(const std::string& path, const std::string& subnetwork, const at::Tensor& x) {
+  const runtime::Model model = runtime::Model::open(path);
+  const size_t place = model.index_of(subnetwork);
+  std::vector<int64_t> shape{x.size(0)};
+  const auto& own = model.subnetworks()[place].output;
+  shape.insert(shape.end(), own.begin(), own.end());
+  at::Tensor y = at::empty(shape);
+  runtime::Session session(model, {x.size(0), 1, {}});
+  EXPECT_EQ(session.run(place, x.const_data_ptr<float>(), y.mutable_data_ptr<float>(), x.size(0)),
+            runtime::Status::kOk);
+  return y;
+}
+
+TEST(RuntimeFileOf, ANetworkGivesWhatItsViewsGive) {
+  torch::manual_seed(5);
+  const Network net(small_options(merge::mean(), 0.5, at::kFloat));
+  const std::string path = runtime_path("views");
+  write_runtime(net, path);
+  const at::Tensor x = at::randn({7, 5});
+  for (const std::string& name : net->description().names()) {
+    expect_close(run_file(path, name, x), net->view(name)(x), 1e-6, name);
+  }
+  // A file is of one moment, and one that is written again takes the place of the one before.
+  const runtime::Model before = runtime::Model::open(path);
+  {
+    const at::NoGradGuard no_grad;
+    net->named_parameters()["output.bias"].add_(1.0);
+  }
+  const at::Tensor is = net->view("base")(x);
+  EXPECT_FALSE(run_file(path, "base", x).allclose(is, 1e-3));
+  write_runtime(net, path, {"sub2", "base"});
+  expect_close(run_file(path, "base", x), is, 1e-6);
+  EXPECT_EQ(runtime::Model::open(path).subnetworks().size(), 2U);
+  EXPECT_EQ(before.subnetworks().size(), 3U);
+  std::filesystem::remove(path);
+}
+
+/// A block of one's own.
+struct Wave : Block {
+  std::string type() const override { return "Wave"; }
+  at::Tensor forward(const at::Tensor& x, at::TensorList /*parameters*/, const LanePass& /*lane*/,
+                     const BlockPass& /*pass*/) const override {
+    return x.sin();
+  }
+};
+
+TEST(RuntimeFileOf, WhatAFileCannotHoldIsRefusedByName) {
+  const std::string path = runtime_path("refused");
+  std::filesystem::remove(path);
+  const Network own(NetworkOptions()
+                        .input({5})
+                        .block("wave", std::make_shared<Wave>())
+                        .block("output", DenseOptions(5, 3))
+                        .subnetwork("small", SubnetworkOptions({"output"})));
+  expect_throws_with([&] { write_runtime(own, path); },
+                     {"nsn::write_runtime: block 'wave' of sub-network 'base' is not nsn's own",
+                      "Leave the sub-network out"});
+  EXPECT_FALSE(std::filesystem::exists(path));
+  write_runtime(own, path, {"small"});
+  const at::Tensor x = at::randn({2, 5});
+  expect_close(run_file(path, "small", x), own->view("small")(x), 1e-6);
+
+  const Network net(small_options(merge::mean(), 0.5, at::kDouble));
+  expect_throws_with([&] { write_runtime(net, path); },
+                     {"is of Double, but a runtime file holds float32", "to()"});
+  expect_throws_with([&] { write_runtime(own, path, {"none"}); }, {"'none'"});
+  // What was there is there.
+  expect_close(run_file(path, "small", x), own->view("small")(x), 1e-6);
+  std::filesystem::remove(path);
+}
+
+}  // namespace
+}  // namespace nsn::test

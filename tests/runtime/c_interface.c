@@ -1,0 +1,65 @@
+/* The C interface, as a program in C uses it. Argument: the file that write_sample.cpp writes. */
+#include <nsn_runtime.h>
+#include <stdio.h>
+#include <string.h>
+
+static int failures = 0;
+
+static void expect(int holds, const char* what) {
+  if (holds) return;
+  ++failures;
+  fprintf(stderr, "failed: %s (%s)\n", what, nsn_message());
+}
+
+int main(int count, char** arguments) {
+  nsn_model* model = NULL;
+  nsn_session* session = NULL;
+  nsn_subnetwork small;
+  size_t place = 99;
+  float x[2 * 12], y[2 * 5], again[5];
+  int64_t number = 0;
+  int i;
+
+  if (count != 2) return 2;
+  expect(nsn_model_open("/nowhere/at/all", &model) == NSN_BAD_FILE, "no file");
+  expect(strstr(nsn_message(), "'/nowhere/at/all' cannot be opened") != NULL, "the message of it");
+  expect(nsn_model_open(NULL, &model) == NSN_BAD_ARGUMENT, "no path");
+  expect(nsn_model_open(arguments[1], &model) == NSN_OK, "opening");
+  if (model == NULL) return 1;
+  expect(nsn_model_count(model) == 2, "the count");
+  expect(nsn_model_find(model, "w99", &place) == NSN_NO_SUCH_SUBNETWORK, "an unknown name");
+  expect(strstr(nsn_message(), "It has 'w24', 'w60'.") != NULL, "the names of all");
+  expect(nsn_model_find(model, "w24", &place) == NSN_OK && place == 0, "a name");
+  expect(nsn_model_subnetwork(model, 2, &small) == NSN_NO_SUCH_SUBNETWORK, "a place of none");
+  expect(nsn_model_subnetwork(model, place, &small) == NSN_OK, "what it is");
+  expect(strcmp(small.name, "w24") == 0 && small.input_elements == 12 &&
+             small.output_elements == 5 && small.input_dimensions == 1 &&
+             small.input_shape[0] == 12 && !small.takes_numbers && small.is_there,
+         "its shapes");
+  expect(small.file_bytes > small.weight_bytes && small.weight_bytes > 0, "its bytes");
+  expect(nsn_model_load(model, place) == NSN_OK, "loading");
+  expect(nsn_model_grow(model) == NSN_OK, "growing");
+
+  expect(nsn_session_open(model, 0, 1, &session) == NSN_BAD_ARGUMENT, "an option out of range");
+  expect(strstr(nsn_message(), "max_batch must be at least 1") != NULL, "the message of it");
+  expect(nsn_session_open(model, 2, 1, &session) == NSN_OK, "a session");
+  if (session == NULL) return 1;
+  nsn_model_close(model); /* the session is used on */
+  for (i = 0; i < 24; ++i) x[i] = (float)(i % 12) / 10.0F;
+  expect(nsn_session_run(session, place, x, y, 2) == NSN_OK, "a run");
+  expect(nsn_session_run(session, place, x, again, 1) == NSN_OK, "a run of one");
+  expect(memcmp(y, again, sizeof again) == 0 || y[0] - again[0] < 1e-5F, "the same numbers");
+  expect(y[0] != 0.0F && y[0] == y[0], "a number");
+  expect(nsn_session_run(session, 1, x, y, 1) == NSN_OK, "the other sub-network");
+  expect(y[0] != again[0], "other numbers");
+  expect(nsn_session_run(session, place, x, y, 3) == NSN_BATCH_TOO_LARGE, "a large batch");
+  expect(strstr(nsn_message(), "max_batch") != NULL, "the message of it");
+  expect(nsn_session_run(session, place, NULL, y, 1) == NSN_BAD_ARGUMENT, "no input");
+  expect(nsn_session_run_numbers(session, place, &number, y, 1) == NSN_WRONG_INPUT_TYPE, "numbers");
+  expect(strlen(nsn_runtime_version()) >= 5, "the version");
+  nsn_session_close(session);
+  nsn_session_close(NULL);
+  nsn_model_close(NULL);
+  if (failures == 0) printf("all is as it should be\n");
+  return failures != 0;
+}

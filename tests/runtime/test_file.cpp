@@ -1,0 +1,212 @@
+// Files that are damaged, cut or made to do harm: an error, and nothing else.
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <cstring>
+#include <functional>
+
+#include "folder.h"
+#include "nsn/runtime/session.h"
+#include "sample.h"
+
+namespace nsn::test {
+namespace {
+
+using runtime::Error;
+using runtime::Model;
+using runtime::Session;
+
+std::string sample_bytes(uint64_t seed) {
+  Sample sample(seed);
+  sample.network("random", 60, 6);
+  sample.mlp({3, 20}, 5, 2);
+  sample.transformer("text", 5, 2, 4, true);
+  return sample.bytes();
+}
+
+/// Opens and runs all that can be; says what was wrong.
+std::string opened(const std::string& path) {
+  try {
+    const Model model = Model::open(path);
+    int64_t bytes = 0;
+    for (const auto& each : model.subnetworks()) {
+      bytes += plan::numel(each.input) + plan::numel(each.output);
+    }
+    // What it says of itself may be as large as it likes; then a session is not for this test.
+    if (bytes > (1 << 20)) return "";
+    try {
+      Session session(model, {2, 1, {}});
+      if (session.bytes() > (1 << 28)) return "";
+      for (size_t i = 0; i < model.subnetworks().size(); ++i) {
+        const auto& own = model.subnetworks()[i];
+        std::vector<float> y(static_cast<size_t>(2 * plan::numel(own.output)));
+        if (own.takes_numbers) {
+          const std::vector<int64_t> x(static_cast<size_t>(2 * plan::numel(own.input)));
+          session.run(i, x.data(), y.data(), 2);
+        } else {
+          const std::vector<float> x(static_cast<size_t>(2 * plan::numel(own.input)));
+          session.run(i, x.data(), y.data(), 2);
+        }
+      }
+    } catch (const std::bad_alloc&) {
+      return "";
+    }
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void expect_says(const std::string& path, const std::string& what) {
+  const std::string found = opened(path);
+  EXPECT_NE(found.find(what), std::string::npos) << found;
+  EXPECT_NE(found.find("'" + path + "'"), std::string::npos) << found;
+}
+
+TEST(RuntimeFile, IsReadAsItWasWritten) {
+  Sample sample(2);
+  sample.network("a", 60, 10);
+  sample.transformer("b", 5, 2, 4, true);
+  const std::string bytes = sample.bytes();
+  const runtime::File read = runtime::read_header(bytes);
+  EXPECT_EQ(runtime::header_of(read), runtime::header_of(sample.file()));
+  EXPECT_EQ(read.networks[0].name, "a");
+  EXPECT_EQ(read.bytes, static_cast<int64_t>(bytes.size()));
+  EXPECT_EQ(read.header_bytes % runtime::kAlignment, 0);
+}
+
+TEST(RuntimeFile, WhatIsNoneIsRefused) {
+  const Folder folder;
+  expect_says(folder / "absent", "cannot be opened: No such file");
+  write(folder / "empty", "");
+  expect_says(folder / "empty", "its first bytes are others");
+  write(folder / "text", "no network at all, but long enough to be read as if it were one");
+  expect_says(folder / "text", "its first bytes are others");
+  ::mkdir((folder / "folder").c_str(), 0700);
+  expect_says(folder / "folder", "is no regular file");
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  expect_says(folder / "pipe", "is no regular file");
+  std::string other = sample_bytes(1);
+  other[8] = 9;
+  write(folder / "version", other);
+  expect_says(folder / "version", "it has version 9, but this program reads 1");
+}
+
+TEST(RuntimeFile, OneThatIsCutInTheHeaderIsRefused) {
+  const Folder folder;
+  const std::string bytes = sample_bytes(1);
+  const auto header = static_cast<size_t>(runtime::read_header(bytes).header_bytes);
+  for (size_t size = 0; size + runtime::kAlignment < header; size += 1 + size / 7) {
+    write(folder / "cut", bytes.substr(0, size));
+    EXPECT_NE(opened(folder / "cut"), "") << size;
+  }
+}
+
+TEST(RuntimeFile, DamageIsAnErrorOrOtherNumbersAndNeverACrash) {
+  const Folder folder;
+  int refused = 0;
+  for (uint64_t seed = 0; seed < 1500; ++seed) {
+    Sample random(seed);
+    std::string bytes = sample_bytes(seed % 5);
+    const int64_t header = runtime::read_header(bytes).header_bytes;
+    for (int64_t i = random.integer(1, 3); i > 0; --i) {
+      // A word of the header: another number, a large one, a negative one, one beside it.
+      const auto at = static_cast<size_t>(random.integer(1, header / 8 - 1) * 8);
+      int64_t word = 0;
+      std::memcpy(&word, bytes.data() + at, sizeof word);
+      const int64_t others[] = {random.integer(0, 100),
+                                int64_t{1} << random.integer(20, 62),
+                                -random.integer(1, 100),
+                                word + 1,
+                                word - 1,
+                                word * 2,
+                                0};
+      word = others[random.integer(0, 6)];
+      std::memcpy(bytes.data() + at, &word, sizeof word);
+    }
+    write(folder / "damaged", bytes);
+    refused += opened(folder / "damaged").empty() ? 0 : 1;
+  }
+  EXPECT_GT(refused, 1000);
+}
+
+/// A file whose parts were changed before it was written.
+std::string changed(const std::function<void(runtime::File&)>& change) {
+  Sample sample(1);
+  sample.mlp({3, 20}, 5, 2);
+  sample.transformer("text", 5, 2, 4, true);
+  std::string bytes = sample.bytes();
+  runtime::File file = sample.file();
+  change(file);
+  const std::string header = runtime::header_of(file);
+  return header + bytes.substr(std::min(bytes.size(), header.size()));
+}
+
+TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
+  const Folder folder;
+  using plan::Multiply;
+  const auto multiply = [](runtime::File& file) -> Multiply& {
+    return std::get<Multiply>(file.networks[0].plan.steps[0].kernel);
+  };
+  const std::vector<std::pair<std::string, std::function<void(runtime::File&)>>> cases = {
+      {"its weight has other extents", [&](auto& f) { f.networks[0].table[0].in = 4; }},
+      {"names a slice that a tensor has not", [&](auto& f) { f.networks[0].table[0].in = 6; }},
+      {"names a tensor that is not there", [&](auto& f) { f.networks[0].table[0].tensor = 99; }},
+      {"it reads a value of another size", [&](auto& f) { multiply(f).in = 6; }},
+      {"it makes a value of another size", [&](auto& f) { multiply(f).out = 4; }},
+      {"an extent is out of range", [&](auto& f) { multiply(f).rows = 0; }},
+      {"an extent is out of range", [&](auto& f) { multiply(f).rows = int64_t{1} << 40; }},
+      {"it names a tensor that is not there", [&](auto& f) { multiply(f).weight = 77; }},
+      {"its tensor has other extents",
+       [&](auto& f) { f.networks[1].table[1].tensor = f.networks[0].table[3].tensor; }},
+      {"its function is unknown",
+       [&](auto& f) { multiply(f).epilogue.function = static_cast<plan::Function>(9); }},
+      {"it reads a value that is not there", [&](auto& f) { multiply(f).epilogue.residual = 2; }},
+      {"it reads a value that is not there",
+       [&](auto& f) { f.networks[0].plan.steps[0].inputs = {1}; }},
+      {"it has too many inputs, or too few",
+       [&](auto& f) { f.networks[0].plan.steps[0].inputs = {}; }},
+      {"it makes a value that is there already",
+       [&](auto& f) { f.networks[0].plan.steps[1] = {"", plan::Copy{3}, {1}, 1}; }},
+      {"the last step, and no other, is to make the output",
+       [&](auto& f) { f.networks[0].plan.values[2].memory = plan::Memory::kArena; }},
+      {"its first value is not its input",
+       [&](auto& f) { f.networks[0].plan.values[0].memory = plan::Memory::kArena; }},
+      {"not each step makes one value", [&](auto& f) { f.networks[0].plan.values.pop_back(); }},
+      {"a value has an extent below 1",
+       [&](auto& f) { f.networks[0].plan.values[1].shape = {-3}; }},
+      {"it embeds another value than the input",
+       [&](auto& f) { f.networks[2].plan.steps[0].inputs = {1}; }},
+      {"it computes with numbers that are embedded",
+       [&](auto& f) {
+         f.networks[2].plan.steps.back().kernel = plan::Apply{5, plan::Function::kRelu};
+         f.networks[2].plan.steps.back().inputs = {0};
+         f.networks[2].plan.values.back().shape = {5};
+       }},
+      {"it calls its user", [&](auto& f) { f.networks[0].plan.steps[0].kernel = plan::Call{0}; }},
+      {"it has too many positions",
+       [&](auto& f) {
+         f.networks[0].plan.values[0].shape = {int64_t{3} << 21};
+         f.networks[0].plan.values[1].shape = {int64_t{1} << 21};
+         f.networks[0].plan.steps[0].kernel = plan::Attend{int64_t{1} << 21, 1, 1, true};
+       }},
+      {"a tensor lies outside of the file", [&](auto& f) { f.tensors[0].boxes[0].offset = 64; }},
+      {"a tensor lies outside of the file",
+       [&](auto& f) { f.tensors[0].boxes[0].offset = (f.bytes + 63) / 64 * 64; }},
+      {"a tensor lies outside of the file", [&](auto& f) { f.tensors[0].boxes[0].bytes += 64; }},
+      {"a tensor lies outside of the file", [&](auto& f) { f.tensors[0].boxes[0].offset += 4; }},
+      {"a tensor has boxes that are not its own", [&](auto& f) { f.tensors[0].boxes.pop_back(); }},
+      {"a tensor is cut where it cannot be", [&](auto& f) { f.tensors[0].out_ends = {20, 3}; }},
+      {"a tensor is cut in one way only", [&](auto& f) { f.tensors[0].in_ends.clear(); }},
+      {"a tensor has an extent below 1", [&](auto& f) { f.tensors[2].sizes[2] = -1; }},
+      {"its sizes are out of range", [&](auto& f) { f.bytes = int64_t{1} << 50; }},
+  };
+  for (const auto& [what, change] : cases) {
+    write(folder / "hostile", changed(change));
+    expect_says(folder / "hostile", what);
+  }
+}
+
+}  // namespace
+}  // namespace nsn::test

@@ -1,0 +1,121 @@
+// Random files, run, against the reference interpreter; ctest runs them at all levels of vectors.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "folder.h"
+#include "nsn/runtime/session.h"
+#include "reference.h"
+#include "sample.h"
+
+namespace nsn::test {
+namespace {
+
+using runtime::Model;
+using runtime::Session;
+using runtime::Status;
+
+/// The largest difference from what the reference says, as a share of its largest magnitude.
+template <typename Input>
+double difference(Sample& sample, const Model& model, Session& session, size_t network,
+                  const std::vector<Input>& input, int64_t samples) {
+  const plan::Plan& plan = sample.file().networks[network].plan;
+  const int64_t in = plan::numel(plan.values[0].shape), out = plan::numel(plan.values.back().shape);
+  // A guard behind the output, which nothing may touch.
+  std::vector<float> output(static_cast<size_t>(out * samples) + 16, 12345.0F);
+  EXPECT_EQ(session.run(network, input.data(), output.data(), samples), Status::kOk);
+  for (size_t i = output.size() - 16; i < output.size(); ++i) EXPECT_EQ(output[i], 12345.0F);
+  double most = 0, magnitude = 1e-3;
+  for (int64_t s = 0; s < samples; ++s) {
+    const auto begin = input.begin() + s * in;
+    const auto expected = reference(sample, network, std::vector<double>(begin, begin + in));
+    for (int64_t i = 0; i < out; ++i) {
+      const double is = expected[static_cast<size_t>(i)];
+      if (std::isinf(is)) continue;  // of a pool that sees nothing but padding
+      magnitude = std::max(magnitude, std::abs(is));
+      most = std::max(most, std::abs(is - output[static_cast<size_t>(s * out + i)]));
+    }
+  }
+  static_cast<void>(model);
+  return most / magnitude;
+}
+
+TEST(Runtime, RandomNetworksAreTheReference) {
+  const Folder folder;
+  std::set<size_t> kinds;
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    Sample sample(seed);
+    sample.network("net", sample.integer(1, 400), sample.integer(1, 8));
+    write(folder / "net", sample.bytes());
+    const Model model = Model::open(folder / "net");
+    for (const auto& step : sample.file().networks[0].plan.steps) kinds.insert(step.kernel.index());
+    const int64_t samples = sample.integer(1, 5);
+    const int64_t in = plan::numel(model.subnetworks()[0].input);
+    const auto input = sample.numbers(samples * in);
+    for (const int threads : {1, 3}) {
+      Session session(model, {8, threads, {}});
+      EXPECT_LE(difference(sample, model, session, 0, input, samples), 2e-4) << "seed " << seed;
+    }
+  }
+  // All but Embed, Attend's neighbour, which is the next test's, and Call.
+  EXPECT_GE(kinds.size(), std::variant_size_v<plan::Kernel> - 2);
+}
+
+TEST(Runtime, TransformersAreTheReference) {
+  const Folder folder;
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    Sample sample(seed);
+    sample.transformer("net", sample.integer(1, 90), sample.integer(1, 3), sample.integer(1, 20),
+                       sample.chance(0.5));
+    write(folder / "net", sample.bytes());
+    const Model model = Model::open(folder / "net");
+    const int64_t samples = sample.integer(1, 3);
+    std::vector<int64_t> input;
+    for (int64_t i = 0; i < samples * model.subnetworks()[0].input[0]; ++i) {
+      input.push_back(sample.integer(0, 19));
+    }
+    for (const int threads : {1, 2}) {
+      Session session(model, {3, threads, {}});
+      EXPECT_LE(difference(sample, model, session, 0, input, samples), 1e-5) << "seed " << seed;
+    }
+  }
+}
+
+TEST(Runtime, WidthsOfOneWeightAreTheReference) {
+  const Folder folder;
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    Sample sample(seed);
+    std::set<int64_t> widths;
+    for (int64_t i = 0; i < 4; ++i) widths.insert(sample.integer(1, 130));
+    const int64_t in = sample.integer(1, 70), out = sample.integer(1, 40);
+    sample.mlp({widths.begin(), widths.end()}, in, out);
+    write(folder / "net", sample.bytes());
+    const Model model = Model::open(folder / "net");
+    Session session(model, {20, 1, {}});
+    for (size_t i = 0; i < widths.size(); ++i) {
+      const int64_t samples = sample.integer(1, 20);
+      const auto input = sample.numbers(samples * in);
+      EXPECT_LE(difference(sample, model, session, i, input, samples), 2e-6) << "seed " << seed;
+    }
+  }
+}
+
+TEST(Runtime, ALargeBatchInPartsIsTheSameAsOneByOne) {
+  const Folder folder;
+  Sample sample(3);
+  sample.network("net", 600, 6);
+  write(folder / "net", sample.bytes());
+  const Model model = Model::open(folder / "net");
+  constexpr int64_t kSamples = 700;
+  const auto input = sample.numbers(kSamples * 600);
+  for (const int threads : {1, 2, 5}) {
+    Session session(model, {kSamples, threads, {}});
+    EXPECT_LE(difference(sample, model, session, 0, input, kSamples), 1e-4);
+  }
+}
+
+}  // namespace
+}  // namespace nsn::test
