@@ -286,8 +286,9 @@ std::string Sample::bytes() {
     }
   }
   for (size_t t = 0; t < file_.tensors.size(); ++t) {
-    file_.tensors[t].out_ends.assign(outs[t].begin(), outs[t].end());
-    file_.tensors[t].in_ends.assign(ins[t].begin(), ins[t].end());
+    if (outs[t].empty()) continue;
+    file_.tensors[t].out_ends = runtime::ends_of(outs[t]);
+    file_.tensors[t].in_ends = runtime::ends_of(ins[t]);
   }
   runtime::place(file_);
   std::string result = runtime::header_of(file_);

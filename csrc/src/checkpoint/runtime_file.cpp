@@ -158,8 +158,8 @@ class Contents {
       }
     }
     for (const auto& [tensor, own] : ends) {
-      file_.tensors[tensor].out_ends.assign(own.first.begin(), own.first.end());
-      file_.tensors[tensor].in_ends.assign(own.second.begin(), own.second.end());
+      file_.tensors[tensor].out_ends = runtime::ends_of(own.first);
+      file_.tensors[tensor].in_ends = runtime::ends_of(own.second);
     }
   }
 

@@ -71,11 +71,14 @@ struct Windows {
 template <size_t rows, size_t vectors>
 HWY_INLINE void add_tap(V (&sum)[rows][vectors], const float* (&from)[rows], const Panel& panel,
                         int64_t tap, int64_t at) {
-  for (size_t s = 0; s < panel.segment_count; ++s) {
-    const auto& [weights, in, tap_stride] = panel.segments[s];
-    multiply(sum, from, /*step=*/1, weights + tap * tap_stride + at, panel.width, in);
+  const Segment* segment = panel.segments;
+  const Segment* const last = segment + panel.segment_count - 1;
+  for (;; ++segment) {
+    multiply(sum, from, /*step=*/1, segment->weights + tap * segment->tap_stride + at, panel.width,
+             segment->in);
+    if (segment == last) return;
     HWY_UNROLL(8)
-    for (size_t r = 0; r < rows; ++r) from[r] += in;
+    for (size_t r = 0; r < rows; ++r) from[r] += segment->in;
   }
 }
 

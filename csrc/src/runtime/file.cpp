@@ -262,6 +262,15 @@ int64_t File::needed_by(const FileNetwork& network) const {
   return end;
 }
 
+std::vector<int64_t> ends_of(const std::set<int64_t>& used) {
+  constexpr int64_t kCut = 16;
+  std::set<int64_t> ends;
+  for (const int64_t count : used) {
+    ends.insert(std::min((count + kCut - 1) / kCut * kCut, *used.rbegin()));
+  }
+  return {ends.begin(), ends.end()};
+}
+
 void place(File& file) {
   const auto bytes_of = [](const FileTensor& tensor, size_t box) {
     return tensor.elements(box) * static_cast<int64_t>(sizeof(float));

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -71,6 +72,10 @@ inline constexpr std::string_view kMagic{"\x93nsnplan", 8};
 inline constexpr int64_t kVersion = 1;
 /// Each box begins at a multiple of so many bytes.
 inline constexpr int64_t kAlignment = 64;
+
+/// Where a tensor is cut along a dimension of which slices use so many: where they end, at
+/// multiples of 16, since narrower parts would cost more time than they save bytes.
+std::vector<int64_t> ends_of(const std::set<int64_t>& used);
 
 /// Sets where boxes lie, and the sizes.
 void place(File& file);
