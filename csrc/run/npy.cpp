@@ -32,11 +32,12 @@ Array read_array(const std::string& path) {
   }
   // Versions 2 and 3 have a length of four bytes.
   const size_t words = bytes[kMagicSize] == 1 ? 2 : 4;
+  const size_t begin = kMagicSize + 2 + words;
+  if (bytes.size() < begin) throw std::runtime_error("'" + path + "' is cut");
   size_t length = 0;
   for (size_t i = words; i-- > 0;) {
     length = length << 8U | static_cast<unsigned char>(bytes[kMagicSize + 2 + i]);
   }
-  const size_t begin = kMagicSize + 2 + words;
   if (length > bytes.size() - begin) throw std::runtime_error("'" + path + "' is cut");
   const std::string header(bytes.data() + begin, length);
   const std::string type = behind(header, "descr", path);

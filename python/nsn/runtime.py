@@ -166,6 +166,12 @@ class Session:
     """
 
     def __init__(self, model: Model, max_batch: int = 1, threads: int = 1) -> None:
+        for option, value in (("max_batch", max_batch), ("threads", threads)):
+            if not isinstance(value, int) or not 1 <= value <= 2**30:
+                raise ValueError(
+                    f"nsn.runtime.Session: {option} must be a whole number, at least 1, but is "
+                    f"{shown(value)}."
+                )
         self._model = model
         self._places = {name: (i, one) for i, (name, one) in enumerate(model.subnetworks.items())}
         self._handle = ctypes.c_void_p()
@@ -196,7 +202,7 @@ class Session:
                 f"on {x.device}. Convert it."
             )
         x = x.detach().resolve_neg().resolve_conj().contiguous()
-        y = torch.empty((len(x), *own.output_shape))
+        y = torch.empty((len(x), *own.output_shape), dtype=torch.float32, device="cpu")
         library = _library()
         run: Any = library.nsn_session_run
         if own.dtype == torch.int64:

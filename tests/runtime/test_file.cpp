@@ -131,6 +131,18 @@ TEST(RuntimeFile, DamageIsAnErrorOrOtherNumbersAndNeverACrash) {
   EXPECT_GT(refused, 1000);
 }
 
+TEST(RuntimeFile, NamesNoWeightOverAndOver) {
+  const Folder folder;
+  Sample sample(1);
+  sample.mlp({1 << 16}, 1, 1);
+  sample.bytes();
+  // Before it is placed, so that all of it fits but for the memory that pointing to it would take.
+  auto& table = sample.file_.networks[0].table;
+  table.resize(20'000, table[0]);
+  write(folder / "often", sample.bytes());
+  expect_says(folder / "often", "its sub-networks name the same weights too often");
+}
+
 /// A file whose parts were changed before it was written.
 std::string changed(const std::function<void(runtime::File&)>& change) {
   Sample sample(1);
@@ -151,6 +163,21 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
   };
   const std::vector<std::pair<std::string, std::function<void(runtime::File&)>>> cases = {
       {"its weight has other extents", [&](auto& f) { f.networks[0].table[0].in = 4; }},
+      // A slice that is larger than what its kernel says would be multiplied all the same.
+      {"its weight has other extents", [&](auto& f) { f.networks[0].table[0].out = 4; }},
+      {"its weight has other extents",
+       [&](auto& f) {
+         multiply(f).in = 4;
+         f.networks[0].plan.values[0].shape = {4};
+       }},
+      {"two sub-networks have one name", [&](auto& f) { f.networks[1].name = "w3"; }},
+      {"two sub-networks have one name", [&](auto& f) { f.networks[1].name.clear(); }},
+      {"two sub-networks have one name",
+       [&](auto& f) { f.networks[1].name = std::string("w\0x", 3); }},
+      {"two tensors lie in the same place",
+       [&](auto& f) { f.tensors[3].boxes[0].offset = f.tensors[2].boxes[0].offset; }},
+      {"a sub-network needs what is not in the file",
+       [&](auto& f) { f.tensors[2].boxes[0] = {0, 0}; }},
       {"names a slice that a tensor has not", [&](auto& f) { f.networks[0].table[0].in = 6; }},
       {"names a tensor that is not there", [&](auto& f) { f.networks[0].table[0].tensor = 99; }},
       {"it reads a value of another size", [&](auto& f) { multiply(f).in = 6; }},

@@ -106,9 +106,14 @@ class Contents {
       }
     }
     auto at = static_cast<int64_t>(header.size());
-    for (const auto& [offset, place] : boxes) {
-      const std::string zeros(static_cast<size_t>(offset - at), '\0');
+    const auto fill_up = [&](int64_t end) {
+      const std::string zeros(static_cast<size_t>(end - at), '\0');
       to.write(zeros.data(), zeros.size());
+      at = end;
+    };
+    fill_up(file_.header_bytes);
+    for (const auto& [offset, place] : boxes) {
+      fill_up(offset);
       const std::vector<float> content = content_of(place.first, place.second);
       const auto bytes = static_cast<int64_t>(content.size() * sizeof(float));
       to.write(content.data(), static_cast<uint64_t>(bytes));

@@ -28,7 +28,8 @@ HWY_INLINE void begin_rows(const Product& p, int64_t first, const float* (&from)
 /// may lie outside, and the element at which its channels would begin.
 template <size_t rows>
 struct Windows {
-  const float* from[rows];
+  /// Numbers without a sign, whose overflow is defined: of what lies outside none is used.
+  uint64_t from[rows];
   int64_t line[rows], column[rows];
 
   HWY_INLINE Windows(const Product& p, int64_t first) {
@@ -40,7 +41,9 @@ struct Windows {
     for (size_t r = 0; r < rows; ++r) {
       line[r] = out_line * at.stride[0] - at.padding[0];
       column[r] = out_column * at.stride[1] - at.padding[1];
-      from[r] = p.x + ((sample * height + line[r]) * width + column[r]) * p.in;
+      from[r] = (static_cast<uint64_t>(sample * height + line[r]) * static_cast<uint64_t>(width) +
+                 static_cast<uint64_t>(column[r])) *
+                static_cast<uint64_t>(p.in);
       if (++out_column < out_width) continue;
       out_column = 0;
       if (++out_line < out_height) continue;
@@ -53,7 +56,8 @@ struct Windows {
   HWY_INLINE void at(const Product& p, int64_t below, int64_t right,
                      const float* (&to)[rows]) const {
     const auto& in_size = p.positions->window->in_size;
-    const int64_t step = (below * in_size[1] + right) * p.in;
+    const uint64_t step =
+        static_cast<uint64_t>(below * in_size[1] + right) * static_cast<uint64_t>(p.in);
     const auto height = static_cast<uint64_t>(in_size[0]),
                width = static_cast<uint64_t>(in_size[1]);
     HWY_UNROLL(8)
@@ -61,7 +65,7 @@ struct Windows {
       // As unsigned numbers those below 0 are large.
       const bool inside = static_cast<uint64_t>(line[r] + below) < height &&
                           static_cast<uint64_t>(column[r] + right) < width;
-      to[r] = inside ? from[r] + step : p.positions->zeros;
+      to[r] = inside ? p.x + (from[r] + step) : p.positions->zeros;
     }
   }
 };

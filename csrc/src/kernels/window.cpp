@@ -140,8 +140,9 @@ void enlarge(const Enlarge& pass) {
   const auto source = [&](int64_t at, size_t d) {
     const float place = (static_cast<float>(at) + 0.5F) / static_cast<float>(pass.factor) - 0.5F;
     const float bounded = std::max(place, 0.0F);
-    const auto low = static_cast<int64_t>(bounded);
+    // Large numbers are rounded, so that it might lie behind the last.
     const int64_t last = pass.in_size[d] - 1;
+    const int64_t low = std::min(static_cast<int64_t>(bounded), last);
     return Source{low, std::min(low + 1, last), bounded - static_cast<float>(low)};
   };
   const std::array<int64_t, 2> out_size{pass.in_size[0] * pass.factor,

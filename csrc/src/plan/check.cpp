@@ -190,10 +190,11 @@ class Checker {
 
   void window(const Window& at) const {
     for (const size_t d : {0U, 1U}) {
-      for (const int64_t each : {at.in_size[d], at.out_size[d], at.kernel[d], at.stride[d],
-                                 at.dilation[d], at.padding[d] + 1}) {
+      for (const int64_t each :
+           {at.in_size[d], at.out_size[d], at.kernel[d], at.stride[d], at.dilation[d]}) {
         require(each >= 1 && each <= kMostExtent, "its window is out of range");
       }
+      require(at.padding[d] >= 0 && at.padding[d] <= kMostExtent, "its window is out of range");
     }
     require(at.taps() <= kMostTaps, "its window has too many taps");
   }
@@ -233,7 +234,7 @@ class Checker {
 
   void panels(TensorPlace place, int64_t out, int64_t in, int64_t taps) const {
     const auto& [is_panels, sizes] = tensor(place);
-    require(is_panels && sizes[0] >= out && sizes[1] >= in && sizes[2] == taps,
+    require(is_panels && sizes[0] == out && sizes[1] == in && sizes[2] == taps,
             "its weight has other extents");
   }
 

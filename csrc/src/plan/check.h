@@ -9,10 +9,10 @@
 
 namespace nsn::plan {
 
-/// What a plan's table holds at a place, of which a kernel may use the leading parts.
+/// What a plan's table holds at a place. Of elements a kernel may use the leading parts.
 struct TensorShape {
-  /// Panels: (out, in, taps). Elements: (taps, in, out), (rows, columns) behind a 1, or a vector
-  /// behind two.
+  /// Panels: (out, in, taps), of the slice that is meant, which a kernel uses all of. Elements:
+  /// (taps, in, out), (rows, columns) behind a 1, or a vector behind two.
   bool is_panels;
   std::array<int64_t, 3> sizes;
 };

@@ -22,19 +22,28 @@ struct nsn_session {
 
 namespace {
 
-std::string& last_message() {
-  thread_local std::string message;
-  return message;
+/// What was wrong last in this thread: text of the library's, or else of `made`.
+thread_local const char* last_message = "";
+
+std::string& made_message() {
+  thread_local std::string made;
+  return made;
 }
 
-/// Keeps the message; where there is no memory for it, the one before stays.
+/// `message`: there as long as the library.
 nsn_status fail(nsn_status status, const char* message) noexcept {
-  try {
-    last_message() = message;
-  } catch (const std::bad_alloc&) {
-    static_cast<void>(message);
-  }
+  last_message = message;
   return status;
+}
+
+/// Keeps a copy of the message.
+nsn_status fail_with(nsn_status status, const char* message) noexcept {
+  try {
+    made_message() = message;
+    return fail(status, made_message().c_str());
+  } catch (const std::bad_alloc&) {
+    return fail(status, "there is not enough memory to say what was wrong");
+  }
 }
 
 /// Calls `what`; `bad` is what an Error of it means.
@@ -43,11 +52,11 @@ nsn_status guarded(nsn_status bad, const What& what) noexcept {
   try {
     return what();
   } catch (const Error& error) {
-    return fail(bad, error.what());
+    return fail_with(bad, error.what());
   } catch (const std::bad_alloc&) {
     return fail(NSN_NO_MEMORY, "there is not enough memory");
   } catch (const std::exception& error) {
-    return fail(NSN_BAD_ARGUMENT, error.what());
+    return fail_with(NSN_BAD_ARGUMENT, error.what());
   }
 }
 
@@ -79,7 +88,7 @@ nsn_status run(nsn_session* session, size_t place, const Element* input, float* 
 
 }  // namespace
 
-const char* nsn_message(void) { return last_message().c_str(); }
+const char* nsn_message(void) { return last_message; }
 
 const char* nsn_runtime_version(void) { return NSN_VERSION; }
 
@@ -126,6 +135,7 @@ nsn_status nsn_model_find(const nsn_model* model, const char* name, size_t* plac
 
 nsn_status nsn_model_load(const nsn_model* model, size_t place) {
   if (model == nullptr) return null_pointer();
+  if (place >= model->model.subnetworks().size()) return status_of(Status::kNoSuchSubnetwork);
   return guarded(NSN_NOT_IN_FILE, [&] {
     model->model.load(place);
     return NSN_OK;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <tuple>
 #include <type_traits>
@@ -202,10 +203,34 @@ void check(const FileTensor& tensor, const File& file) {
   require(boxes.size() == std::max<size_t>(1, out_ends.size() * in_ends.size()),
           "a tensor has boxes that are not its own");
   for (size_t i = 0; i < boxes.size(); ++i) {
+    if (boxes[i].bytes == 0) continue;  // which nobody needs
     require(boxes[i].offset >= file.header_bytes && boxes[i].offset % kAlignment == 0 &&
                 boxes[i].bytes == tensor.elements(i) * static_cast<int64_t>(sizeof(float)) &&
                 boxes[i].offset <= file.bytes - boxes[i].bytes,
             "a tensor lies outside of the file");
+  }
+}
+
+/// No byte belongs to two boxes, so that all of them together are no larger than the file.
+void check_apart(const std::vector<FileTensor>& tensors) {
+  std::vector<std::pair<int64_t, int64_t>> parts;
+  for (const FileTensor& tensor : tensors) {
+    for (const Box& box : tensor.boxes) {
+      if (box.bytes > 0) parts.emplace_back(box.offset, box.offset + box.bytes);
+    }
+  }
+  std::sort(parts.begin(), parts.end());
+  for (size_t i = 1; i < parts.size(); ++i) {
+    require(parts[i - 1].second <= parts[i].first, "two tensors lie in the same place");
+  }
+}
+
+void check_names(const std::vector<FileNetwork>& networks) {
+  std::set<std::string> names;
+  for (const FileNetwork& network : networks) {
+    require(!network.name.empty() && network.name.find('\0') == std::string::npos &&
+                names.insert(network.name).second,
+            "two sub-networks have one name, or one has none");
   }
 }
 
@@ -214,6 +239,10 @@ void check(const FileNetwork& network, const File& file) {
   for (const auto& [tensor, out, in] : network.table) {
     require(tensor < file.tensors.size(), "a sub-network names a tensor that is not there");
     shapes.push_back(file.tensors[tensor].shape());
+    const auto& boxes = file.tensors[tensor].boxes;
+    file.tensors[tensor].over_boxes(out, in, [&](size_t box) {
+      require(boxes[box].bytes > 0, "a sub-network needs what is not in the file");
+    });
     if (!shapes.back().is_panels) continue;
     auto& sizes = shapes.back().sizes;
     require(out >= 1 && in >= 1 && out <= sizes[0] && in <= sizes[1],
@@ -250,6 +279,17 @@ void FileTensor::over_boxes(int64_t out, int64_t in,
       each(i * in_ends.size() + j);
     }
   }
+}
+
+int64_t FileTensor::pointers(int64_t out, int64_t in) const {
+  int64_t result = 0;
+  if (!is_panels()) return result;
+  over_boxes(out, in, [&](size_t box) {
+    const int64_t features = interval(out_ends, box / in_ends.size());
+    result += (features + kernels::kPanel - 1) / kernels::kPanel *
+              static_cast<int64_t>(sizeof(kernels::Segment) + sizeof(kernels::Panel));
+  });
+  return result;
 }
 
 int64_t File::needed_by(const FileNetwork& network) const {
@@ -337,6 +377,8 @@ File read_header(std::string_view bytes) {
   read(file.tensors);
   read(file.networks);
   for (const FileTensor& tensor : file.tensors) check(tensor, file);
+  check_apart(file.tensors);
+  check_names(file.networks);
   for (FileNetwork& network : file.networks) {
     check(network, file);
     network.plan.place();

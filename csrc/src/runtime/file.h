@@ -20,7 +20,8 @@
 
 namespace nsn::runtime {
 
-/// A part of a tensor that lies in one piece: `bytes` from `offset` of the file on.
+/// A part of a tensor that lies in one piece: `bytes` from `offset` of the file on; none where no
+/// sub-network needs it.
 struct Box {
   int64_t offset = 0, bytes = 0;
 };
@@ -40,6 +41,8 @@ struct FileTensor {
   plan::TensorShape shape() const;
   /// Elements of a box.
   int64_t elements(size_t box) const;
+  /// Bytes of what points to the panels of a slice, about.
+  int64_t pointers(int64_t out, int64_t in) const;
   /// Calls `each(box)` for those that hold the leading `out` features and `in` inputs.
   void over_boxes(int64_t out, int64_t in, const std::function<void(size_t box)>& each) const;
 };

@@ -65,8 +65,20 @@ Model::State::State(const std::string& path)
 }
 
 void Model::State::make_ready() {
+  // What points to panels is smaller than they are; a file in which sub-networks name the same ones
+  // over and over is none that nsn writes.
+  constexpr int64_t kMost = 64;
   for (size_t i = 0; i < owned.size(); ++i) {
     if (owned[i] != nullptr || subnetworks[i].file_bytes > mapped.size()) continue;
+    for (const auto& [tensor, out, in] : file.networks[i].table) {
+      pointers += file.tensors[tensor].pointers(out, in);
+    }
+    if (pointers > kMost * mapped.size()) {
+      throw Error("nsn::runtime: '" + path +
+                  "' is no file that the runtime can read: its "
+                  "sub-networks name the same weights too often. Write it with `nsn export "
+                  "--format runtime`.");
+    }
     owned[i] = make(file, file.networks[i], mapped.data());
     made[i].store(owned[i].get(), std::memory_order_release);
   }

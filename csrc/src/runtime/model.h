@@ -39,6 +39,8 @@ struct Model::State {
   /// Of each sub-network what is ready; set once, by one thread at a time.
   std::vector<std::unique_ptr<const Ready>> owned;
   std::vector<std::atomic<const Ready*>> made;
+  /// Bytes of what these hold, about.
+  int64_t pointers = 0;
 };
 
 }  // namespace nsn::runtime

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
+#include <system_error>
+
+#include "nsn/runtime/model.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -38,12 +42,22 @@ bool wait_awake(const Done& done) {
 }  // namespace
 
 Threads::Threads(int count) {
-  for (int64_t own = 1; own < count; ++own) {
-    threads_.emplace_back([this, own] { work(own); });
+  threads_.reserve(static_cast<size_t>(count));
+  try {
+    for (int64_t own = 1; own < count; ++own) {
+      threads_.emplace_back([this, own] { work(own); });
+    }
+  } catch (const std::system_error& error) {
+    const size_t made = threads_.size();
+    end();
+    throw Error("nsn::runtime::Session: the system gives it " + std::to_string(made + 1) + " of " +
+                std::to_string(count) + " threads: " + error.what() + ". Ask for fewer.");
   }
 }
 
-Threads::~Threads() {
+Threads::~Threads() { end(); }
+
+void Threads::end() {
   ends_ = true;
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();

@@ -25,6 +25,8 @@ class Threads {
 
  private:
   void work(int64_t own);
+  /// Ends all of them.
+  void end();
   /// One thread's share of the task under way.
   void share(int64_t own) const;
 
