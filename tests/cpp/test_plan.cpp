@@ -50,11 +50,12 @@ at::Tensor make(const plan::Kernel& kernel, const at::Tensor& x, const Shape& ou
   if (std::holds_alternative<plan::Add>(kernel) && !others.empty()) {
     plan.steps[0].inputs.push_back(2);
   }
+  for (const at::Tensor& other : others) plan.values.push_back({other.sizes().slice(1).vec()});
   plan.place();
-  // Other values lie in the arena.
-  for (const at::Tensor& other : others) {
-    plan.values.push_back({other.sizes().slice(1).vec(), plan::Memory::kArena, plan.arena});
-    plan.arena += other.numel() / x.size(0);
+  // Other values, which no step makes, lie behind those that it placed.
+  for (size_t i = 0; i < others.size(); ++i) {
+    plan.values[2 + i].offset = plan.arena;
+    plan.arena += others[i].numel() / x.size(0);
   }
   const int64_t samples = x.size(0), threads = 3;
   std::vector<float> memory(static_cast<size_t>(plan::memory_for(plan, samples, threads)));
