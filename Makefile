@@ -83,7 +83,7 @@ $(CLANG)/build.ninja: .venv/.requirements
 	@touch $@
 
 clang: $(CLANG)/build.ninja $(RAW_MNIST) ## build all with clang; run the C++ tests and the outside project under ASan and UBSan
-	cmake --build $(CLANG) -j $(JOBS) --target nsn_tests
+	cmake --build $(CLANG) -j $(JOBS) --target nsn_tests nsn_runtime
 	@mkdir -p $(CLANG)/data && ln -sfn $(CURDIR)/$(BUILD)/data/mnist $(CLANG)/data/mnist
 	$(IN_CLANG) OMP_NUM_THREADS=1 $(CLANG)/tests/cpp/nsn_tests --gtest_brief=1
 	$(IN_CLANG) ctest --test-dir $(CLANG) -R consumer.installed --output-on-failure --no-tests=error
