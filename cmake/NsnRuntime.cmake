@@ -6,10 +6,12 @@ include(NsnLayout)
 add_library(nsn_runtime SHARED $<TARGET_OBJECTS:nsn_without_torch> csrc/src/runtime/c.cpp)
 add_library(nsn::runtime ALIAS nsn_runtime)
 nsn_target(nsn_runtime)
-target_include_directories(nsn_runtime PUBLIC
+target_include_directories(nsn_runtime
+  PUBLIC
   $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/csrc/include>
   $<BUILD_INTERFACE:${CMAKE_CURRENT_BINARY_DIR}/include>
-  $<INSTALL_INTERFACE:include>)
+  $<INSTALL_INTERFACE:include>
+  PRIVATE csrc/src)
 target_link_libraries(nsn_runtime PRIVATE Threads::Threads)
 set_target_properties(nsn_runtime PROPERTIES
   VERSION ${nsn_soversion} SOVERSION ${nsn_soversion} EXPORT_NAME runtime)

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
-#include <set>
 #include <stdexcept>
 
 #include "kernels/panels.h"
@@ -276,20 +275,6 @@ void Sample::transformer(const std::string& name, int64_t positions, int64_t hea
 }
 
 std::string Sample::bytes() {
-  // Cut where slices end, as files are written.
-  std::vector<std::set<int64_t>> outs(file_.tensors.size()), ins(file_.tensors.size());
-  for (const auto& network : file_.networks) {
-    for (const auto& [tensor, out, in] : network.table) {
-      if (out == 0) continue;
-      outs[tensor].insert(out);
-      ins[tensor].insert(in);
-    }
-  }
-  for (size_t t = 0; t < file_.tensors.size(); ++t) {
-    if (outs[t].empty()) continue;
-    file_.tensors[t].out_ends = runtime::ends_of(outs[t]);
-    file_.tensors[t].in_ends = runtime::ends_of(ins[t]);
-  }
   runtime::place(file_);
   std::string result = runtime::header_of(file_);
   result.resize(static_cast<size_t>(file_.bytes), '\0');

@@ -8,12 +8,12 @@
 #include <algorithm>
 #include <deque>
 #include <map>
-#include <set>
 #include <stdexcept>
 #include <utility>
 
 #include "checkpoint/files.h"
 #include "inference/packed_tensors.h"
+#include "inference/packed_weight.h"
 #include "inference/planning.h"
 #include "kernels/panels.h"
 #include "nsn/description/lower.h"
@@ -84,8 +84,10 @@ class Contents {
       }
       file_.networks.push_back(std::move(network));
     }
-    for (const Source& source : sources_) file_.tensors.push_back(shape_of(source));
-    cut();
+    for (const Source& source : sources_) {
+      contents_.push_back(tensor_of(source));
+      file_.tensors.push_back(shape_of(source, contents_.back()));
+    }
     runtime::place(file_);
   }
 
@@ -130,12 +132,11 @@ class Contents {
 
   at::Tensor tensor_of(const Source& source) const {
     const at::Tensor all = tensors_.whole(source.copy, table_).cpu();
-    if (tensors_.is_panels(source.copy)) return all.dim() == 2 ? all.unsqueeze(2) : all.flatten(2);
+    if (tensors_.is_panels(source.copy)) return detail::with_taps(all);
     return (source.row ? all[*source.row] : all).contiguous();
   }
 
-  FileTensor shape_of(const Source& source) const {
-    const at::Tensor tensor = tensor_of(source);
+  FileTensor shape_of(const Source& source, const at::Tensor& tensor) const {
     FileTensor result;
     if (tensors_.is_panels(source.copy)) {
       result.sizes[0] = tensor.size(2);
@@ -152,35 +153,15 @@ class Contents {
     return result;
   }
 
-  /// Cuts weights in panels where slices end.
-  void cut() {
-    std::map<size_t, std::pair<std::set<int64_t>, std::set<int64_t>>> ends;
-    for (const auto& network : file_.networks) {
-      for (const auto& [tensor, out, in] : network.table) {
-        if (out == 0) continue;
-        ends[tensor].first.insert(out);
-        ends[tensor].second.insert(in);
-      }
-    }
-    for (const auto& [tensor, own] : ends) {
-      file_.tensors[tensor].out_ends = runtime::ends_of(own.first);
-      file_.tensors[tensor].in_ends = runtime::ends_of(own.second);
-    }
-  }
-
   std::vector<float> content_of(size_t place, size_t box) const {
-    const at::Tensor tensor = tensor_of(sources_[place]);
+    const at::Tensor& tensor = contents_[place];
     const FileTensor& own = file_.tensors[place];
     std::vector<float> result(static_cast<size_t>(own.elements(box)));
     if (!own.is_panels()) {
       std::copy_n(tensor.const_data_ptr<float>(), tensor.numel(), result.begin());
       return result;
     }
-    const at::Tensor weight = box_of(tensor, own, box);
-    kernels::fill_panels({weight.const_data_ptr<float>(),
-                          {weight.size(0), weight.size(1), weight.size(2)},
-                          {weight.stride(0), weight.stride(1), weight.stride(2)}},
-                         result.data());
+    kernels::fill_panels(detail::source_of(box_of(tensor, own, box)), result.data());
     return result;
   }
 
@@ -189,6 +170,8 @@ class Contents {
   detail::PackedTensors tensors_;
   std::map<Source, size_t> places_;
   std::vector<Source> sources_;
+  /// What they are, on the CPU.
+  std::vector<at::Tensor> contents_;
   File file_;
 };
 

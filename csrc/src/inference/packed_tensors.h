@@ -53,7 +53,6 @@ class PackedTensors {
   /// Copies from the table of all parameters.
   void fill(at::TensorList table);
 
-  size_t size() const { return copies_.size(); }
   /// Whether a copy is in panels.
   bool is_panels(size_t copy) const;
   /// What a copy holds, from the table of all parameters: of panels the weight, (out, in) or (out,

@@ -9,6 +9,12 @@
 
 namespace nsn::detail {
 
+/// A weight, (out, in) or (out, in, *kernel), as (out, in, taps); a matrix has one tap.
+at::Tensor with_taps(const at::Tensor& weight);
+
+/// The memory of such a one of float32, of any strides; valid as long as the tensor.
+kernels::WeightSource source_of(const at::Tensor& with_taps);
+
 /// A weight of float32 in the panels of one box (kernels/panels.h), which serves leading slices
 /// too.
 class PackedWeight {

@@ -6,6 +6,7 @@
 #include "nsn/runtime/session.h"
 #include "nsn/version.h"
 #include "nsn_runtime.h"
+#include "plan/plan.h"
 
 using nsn::runtime::Error;
 using nsn::runtime::Model;
@@ -71,12 +72,6 @@ nsn_status status_of(Status status) noexcept {
 }
 static_assert(static_cast<int>(Status::kNoSuchRow) == NSN_NO_SUCH_ROW);
 
-int64_t elements_of(const std::vector<int64_t>& shape) {
-  int64_t result = 1;
-  for (const int64_t extent : shape) result *= extent;
-  return result;
-}
-
 template <typename Element>
 nsn_status run(nsn_session* session, size_t place, const Element* input, float* output,
                int64_t samples) noexcept {
@@ -118,10 +113,17 @@ nsn_status nsn_model_subnetwork(const nsn_model* model, size_t place, nsn_subnet
   if (model == nullptr || subnetwork == nullptr) return null_pointer();
   if (place >= model->model.subnetworks().size()) return status_of(Status::kNoSuchSubnetwork);
   const Model::Subnetwork& own = model->model.subnetworks()[place];
-  *subnetwork = {own.name.c_str(),        own.input.data(),  own.input.size(),
-                 own.output.data(),       own.output.size(), elements_of(own.input),
-                 elements_of(own.output), own.takes_numbers, model->model.has(place),
-                 own.file_bytes,          own.weight_bytes};
+  *subnetwork = {own.name.c_str(),
+                 own.input.data(),
+                 own.input.size(),
+                 own.output.data(),
+                 own.output.size(),
+                 nsn::plan::numel(own.input),
+                 nsn::plan::numel(own.output),
+                 own.takes_numbers,
+                 model->model.has(place),
+                 own.file_bytes,
+                 own.weight_bytes};
   return NSN_OK;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <map>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -258,6 +259,32 @@ void check(const FileNetwork& network, const File& file) {
   }
 }
 
+/// Where a tensor is cut along a dimension of which slices use so many: where they end, at
+/// multiples of 16, since narrower parts would cost more time than they save bytes.
+std::vector<int64_t> ends_of(const std::set<int64_t>& used) {
+  constexpr int64_t kCut = 16;
+  std::set<int64_t> ends;
+  for (const int64_t count : used) {
+    ends.insert(std::min((count + kCut - 1) / kCut * kCut, *used.rbegin()));
+  }
+  return {ends.begin(), ends.end()};
+}
+
+void cut(File& file) {
+  std::map<size_t, std::pair<std::set<int64_t>, std::set<int64_t>>> used;
+  for (const FileNetwork& network : file.networks) {
+    for (const auto& [tensor, out, in] : network.table) {
+      if (out == 0) continue;  // not in panels
+      used[tensor].first.insert(out);
+      used[tensor].second.insert(in);
+    }
+  }
+  for (const auto& [tensor, own] : used) {
+    file.tensors[tensor].out_ends = ends_of(own.first);
+    file.tensors[tensor].in_ends = ends_of(own.second);
+  }
+}
+
 }  // namespace
 
 plan::TensorShape FileTensor::shape() const {
@@ -292,37 +319,32 @@ int64_t FileTensor::pointers(int64_t out, int64_t in) const {
   return result;
 }
 
+void File::over_boxes(const FileNetwork& network,
+                      const std::function<void(size_t tensor, size_t box)>& each) const {
+  for (const auto& [tensor, out, in] : network.table) {
+    tensors[tensor].over_boxes(out, in, [&, place = tensor](size_t box) { each(place, box); });
+  }
+}
+
 int64_t File::needed_by(const FileNetwork& network) const {
   int64_t end = header_bytes;
-  for (const auto& [tensor, out, in] : network.table) {
-    tensors[tensor].over_boxes(out, in, [&, &boxes = tensors[tensor].boxes](size_t box) {
-      end = std::max(end, boxes[box].offset + boxes[box].bytes);
-    });
-  }
+  over_boxes(network, [&](size_t tensor, size_t i) {
+    const Box& box = tensors[tensor].boxes[i];
+    end = std::max(end, box.offset + box.bytes);
+  });
   return end;
 }
 
-std::vector<int64_t> ends_of(const std::set<int64_t>& used) {
-  constexpr int64_t kCut = 16;
-  std::set<int64_t> ends;
-  for (const int64_t count : used) {
-    ends.insert(std::min((count + kCut - 1) / kCut * kCut, *used.rbegin()));
-  }
-  return {ends.begin(), ends.end()};
-}
-
 void place(File& file) {
-  const auto bytes_of = [](const FileTensor& tensor, size_t box) {
-    return tensor.elements(box) * static_cast<int64_t>(sizeof(float));
+  cut(file);
+  const auto bytes_of = [&](size_t tensor, size_t box) {
+    return file.tensors[tensor].elements(box) * static_cast<int64_t>(sizeof(float));
   };
   // The fewer weights a sub-network needs, the earlier they lie.
   std::vector<std::pair<int64_t, const FileNetwork*>> order;
   for (const FileNetwork& network : file.networks) {
     int64_t bytes = 0;
-    for (const auto& [tensor, out, in] : network.table) {
-      file.tensors[tensor].over_boxes(
-          out, in, [&, &of = file.tensors[tensor]](size_t box) { bytes += bytes_of(of, box); });
-    }
+    file.over_boxes(network, [&](size_t tensor, size_t box) { bytes += bytes_of(tensor, box); });
     order.emplace_back(bytes, &network);
   }
   std::stable_sort(order.begin(), order.end(),
@@ -335,14 +357,12 @@ void place(File& file) {
   file.bytes = file.header_bytes;
   for (const auto& [bytes, network] : order) {
     static_cast<void>(bytes);
-    for (const auto& [tensor, out, in] : network->table) {
-      FileTensor& own = file.tensors[tensor];
-      own.over_boxes(out, in, [&](size_t box) {
-        if (own.boxes[box].bytes > 0) return;
-        own.boxes[box] = {up(file.bytes), bytes_of(own, box)};
-        file.bytes = own.boxes[box].offset + own.boxes[box].bytes;
-      });
-    }
+    file.over_boxes(*network, [&](size_t tensor, size_t i) {
+      Box& box = file.tensors[tensor].boxes[i];
+      if (box.bytes > 0) return;
+      box = {up(file.bytes), bytes_of(tensor, i)};
+      file.bytes = box.offset + box.bytes;
+    });
   }
 }
 

@@ -3,7 +3,6 @@
 #include <array>
 #include <cstdint>
 #include <functional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -66,6 +65,9 @@ struct File {
   /// Of the header, and of all.
   int64_t header_bytes = 0, bytes = 0;
 
+  /// Calls `each(tensor, box)` for what a sub-network reads, in the order of its table.
+  void over_boxes(const FileNetwork& network,
+                  const std::function<void(size_t tensor, size_t box)>& each) const;
   /// How much of the file a sub-network needs.
   int64_t needed_by(const FileNetwork& network) const;
 };
@@ -76,11 +78,7 @@ inline constexpr int64_t kVersion = 1;
 /// Each box begins at a multiple of so many bytes.
 inline constexpr int64_t kAlignment = 64;
 
-/// Where a tensor is cut along a dimension of which slices use so many: where they end, at
-/// multiples of 16, since narrower parts would cost more time than they save bytes.
-std::vector<int64_t> ends_of(const std::set<int64_t>& used);
-
-/// Sets where boxes lie, and the sizes.
+/// Cuts tensors in panels where slices end, and sets where boxes lie, and the sizes.
 void place(File& file);
 
 /// The header's bytes, of a file that has been placed.

@@ -1,25 +1,21 @@
 #include "runtime/model.h"
 
-#include <algorithm>
-#include <mutex>
 #include <utility>
 
 namespace nsn::runtime {
 
 namespace {
 
-/// Over the making of what is ready, in all models: it is rare.
-std::mutex& making() {
-  static std::mutex mutex;
-  return mutex;
+[[noreturn]] void refuse_file(const std::string& path, const std::string& what) {
+  throw Error("nsn::runtime: '" + path + "' is no file that the runtime can read: " + what +
+              ". Write it with `nsn export --format runtime`.");
 }
 
 File header_in(const MappedFile& mapped, const std::string& path) {
   try {
     return read_header(mapped.bytes());
   } catch (const std::runtime_error& error) {
-    throw Error("nsn::runtime: '" + path + "' is no file that the runtime can read: " +
-                error.what() + ". Write it with `nsn export --format runtime`.");
+    refuse_file(path, error.what());
   }
 }
 
@@ -52,11 +48,9 @@ Model::State::State(const std::string& path)
   for (const FileNetwork& network : file.networks) {
     const plan::Plan& plan = network.plan;
     int64_t weight_bytes = 0;
-    for (const auto& [tensor, out, in] : network.table) {
-      file.tensors[tensor].over_boxes(out, in, [&, &boxes = file.tensors[tensor].boxes](size_t i) {
-        weight_bytes += boxes[i].bytes;
-      });
-    }
+    file.over_boxes(network, [&](size_t tensor, size_t box) {
+      weight_bytes += file.tensors[tensor].boxes[box].bytes;
+    });
     const auto& output = plan.values[plan.steps.back().output].shape;
     subnetworks.push_back({network.name, plan.values[0].shape, output, plan.embeds,
                            file.needed_by(network), weight_bytes, plan.flops});
@@ -74,10 +68,7 @@ void Model::State::make_ready() {
       pointers += file.tensors[tensor].pointers(out, in);
     }
     if (pointers > kMost * mapped.size()) {
-      throw Error("nsn::runtime: '" + path +
-                  "' is no file that the runtime can read: its "
-                  "sub-networks name the same weights too often. Write it with `nsn export "
-                  "--format runtime`.");
+      refuse_file(path, "its sub-networks name the same weights too often");
     }
     owned[i] = make(file, file.networks[i], mapped.data());
     made[i].store(owned[i].get(), std::memory_order_release);
@@ -105,7 +96,7 @@ bool Model::has(size_t subnetwork) const {
 }
 
 void Model::grow() {
-  const std::lock_guard<std::mutex> lock(making());
+  const std::lock_guard<std::mutex> lock(state_->growing);
   state_->mapped.look();
   state_->make_ready();
 }
@@ -120,15 +111,12 @@ void Model::load(size_t subnetwork) const {
   constexpr int64_t kPage = 4096;
   unsigned sum = 0;
   const File& file = state_->file;
-  for (const auto& [tensor, out, in] : file.networks[subnetwork].table) {
-    file.tensors[tensor].over_boxes(out, in, [&, &boxes = file.tensors[tensor].boxes](size_t i) {
-      for (int64_t at = 0; at < boxes[i].bytes; at += kPage) {
-        sum += static_cast<unsigned char>(state_->mapped.data()[boxes[i].offset + at]);
-      }
-      sum +=
-          static_cast<unsigned char>(state_->mapped.data()[boxes[i].offset + boxes[i].bytes - 1]);
-    });
-  }
+  file.over_boxes(file.networks[subnetwork], [&](size_t tensor, size_t i) {
+    const Box& box = file.tensors[tensor].boxes[i];
+    const auto* data = reinterpret_cast<const unsigned char*>(state_->mapped.data()) + box.offset;
+    for (int64_t at = 0; at < box.bytes; at += kPage) sum += data[at];
+    sum += data[box.bytes - 1];
+  });
   // So that reading is not left out.
   const volatile unsigned kept = sum;
   static_cast<void>(kept);

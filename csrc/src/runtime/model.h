@@ -3,6 +3,7 @@
 #include <atomic>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,8 @@ struct Model::State {
     return made[subnetwork].load(std::memory_order_acquire);
   }
 
+  /// Over `make_ready` and what it sets.
+  std::mutex growing;
   /// Makes those ready whose weights are there by now.
   void make_ready();
 
