@@ -47,8 +47,9 @@ void bind_files(py::module_& m) {
   m.def(
       "write_runtime",
       [](const std::shared_ptr<nsn::Core>& core, const std::vector<at::Tensor>& parameters,
-         const std::string& path, const std::vector<std::string>& subnetworks) {
-        nsn::write_runtime(nsn::ParameterTable(core, parameters), path, subnetworks);
+         const std::string& path, const std::vector<std::string>& subnetworks,
+         at::ScalarType weights) {
+        nsn::write_runtime(nsn::ParameterTable(core, parameters), path, subnetworks, weights);
       },
       ReleaseGil());
   m.def("read_checkpoint",

@@ -8,7 +8,7 @@ itself, and each program of each export.
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ TOLERANCES = {
     torch.bfloat16: 8e-2,
 }
 
+#: The same for exports whose weights are narrower than what they compute in, by their dtype. int8
+#: has the precision of bfloat16 where all of a row's weights are as large as its largest.
+WEIGHT_TOLERANCES = {"float16": 1e-2, "bfloat16": 8e-2, "int8": 8e-2}
+
 #: One sub-network's output for a batch.
 Way = Callable[[Tensor], Tensor]
 
@@ -49,6 +53,7 @@ class Row:
         argmax: the share of the outputs whose largest element is at the same place.
         tolerance: what ``relative`` may be.
         problem: why it did not run, or what is wrong; "" otherwise.
+        accuracy, view_accuracy: on all test data, of exports with narrower weights.
     """
 
     way: str
@@ -58,6 +63,8 @@ class Row:
     argmax: float | None
     tolerance: float
     problem: str = ""
+    accuracy: float | None = None
+    view_accuracy: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -78,6 +85,7 @@ def verify(
     exports: Sequence[Path],
     x: Tensor,
     progress: Callable[[str], None] = lambda message: None,
+    accuracy: Callable[[Way], float] | None = None,
 ) -> Iterator[Row]:
     """Runs all ways and compares each with the view.
 
@@ -86,6 +94,7 @@ def verify(
         exports: folders that ``nsn.export`` wrote.
         x: the inputs, ``(B, *input)``.
         progress: told of each way before it runs.
+        accuracy: what a way reaches on test data; asked for exports with narrower weights.
 
     Yields:
         A row for each way and sub-network. Where files of an export are not as its manifest says,
@@ -112,7 +121,15 @@ def verify(
         for program in export.programs if not damaged else ():
             title = f"{export.folder.name}: {program.label}"
             progress(f"{title}, {program.subnetwork}")
-            yield _of_program(title, export, program, views, x)
+            row = _of_program(title, export, program, views, x)
+            if accuracy is not None and program.weights is not None and row.difference is not None:
+                own = accuracy(_in_parts(export, program))
+                row = replace(
+                    row,
+                    accuracy=own,
+                    view_accuracy=accuracy(network.view(program.subnetwork)),
+                )
+            yield row
 
 
 # Each of these makes one way to run a sub-network.
@@ -161,22 +178,30 @@ def _of_program(
     if name not in views:
         return _failed(title, name, "the checkpoint has no such sub-network")
     try:
-        run = runner(export, program)
-        output = torch.cat([run(part) for part in x.split(program.max_batch or len(x))])
+        output = _in_parts(export, program)(x)
     except MissingPackageError:
         raise
     except Exception as error:  # each runtime has its own
         return _failed(title, name, f"does not run: {str(error).strip() or repr(error)}")
-    return compare(title, name, views[name], output)
+    tolerance = None if program.weights is None else WEIGHT_TOLERANCES[program.weights]
+    return compare(title, name, views[name], output, tolerance)
+
+
+def _in_parts(export: Export, program: Program) -> Way:
+    """A program for batches of any size."""
+    run = runner(export, program)
+    return lambda x: torch.cat([run(part) for part in x.split(program.max_batch or len(x))])
 
 
 def _failed(way: str, name: str, problem: str) -> Row:
     return Row(way, name, None, None, None, 0.0, problem)
 
 
-def compare(way: str, name: str, expected: Tensor, found: Tensor) -> Row:
-    """Holds one way's outputs against the view's."""
-    tolerance = TOLERANCES[expected.dtype]
+def compare(
+    way: str, name: str, expected: Tensor, found: Tensor, tolerance: float | None = None
+) -> Row:
+    """Holds one way's outputs against the view's, within a tolerance, by default the dtype's."""
+    tolerance = TOLERANCES[expected.dtype] if tolerance is None else tolerance
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return _failed(
             way,
@@ -233,11 +258,15 @@ def table(rows: Sequence[Row]) -> Table:
     result = Table()
     for heading in ("way", "sub-network"):
         result.add_column(heading, overflow="fold")
-    for heading in ("largest\ndifference", "relative", "tolerance", "same\nargmax", ""):
+    has_accuracy = any(row.accuracy is not None for row in rows)
+    numbers_of = ["largest\ndifference", "relative", "tolerance", "same\nargmax"]
+    if has_accuracy:
+        numbers_of.append("accuracy\n(view's)")
+    for heading in (*numbers_of, ""):
         result.add_column(heading, justify="right", overflow="fold")
     for row in rows:
         if row.difference is None or row.relative is None or row.argmax is None:
-            numbers = ["-", "-", "-", "-"]
+            numbers = ["-"] * 4
         else:
             numbers = [
                 f"{row.difference:.1e}",
@@ -245,5 +274,8 @@ def table(rows: Sequence[Row]) -> Table:
                 f"{row.tolerance:.0e}",
                 f"{100 * row.argmax:.1f} %",
             ]
+        if has_accuracy:
+            both = row.accuracy, row.view_accuracy
+            numbers.append("-" if None in both else "{:.4f} ({:.4f})".format(*both))
         result.add_row(row.way, row.subnetwork, *numbers, "ok" if row.ok else "FAILS")
     return result

@@ -51,6 +51,33 @@ TEST(RuntimeFileOf, ANetworkGivesWhatItsViewsGive) {
   std::filesystem::remove(path);
 }
 
+TEST(RuntimeFileOf, NarrowWeightsAreRoundedByRows) {
+  torch::manual_seed(6);
+  const Network net(small_options(merge::mean(), 0.5, at::kFloat));
+  const Network rounded(small_options(merge::mean(), 0.5, at::kFloat));
+  const at::Tensor x = at::randn({7, 5});
+  const std::string path = runtime_path("narrow");
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16, at::kChar}) {
+    write_runtime(net, path, {}, type);
+    const at::NoGradGuard no_grad;
+    for (const auto& item : net->named_parameters()) {
+      at::Tensor to = rounded->named_parameters()[item.key()];
+      to.copy_(item.value());
+      if (item.value().dim() < 2) continue;
+      const at::Tensor scale = item.value().abs().amax(1, true) / 127;
+      to.copy_(type == at::kChar ? at::round(item.value() / scale) * scale
+                                 : item.value().to(type).to(at::kFloat));
+    }
+    for (const std::string& name : net->description().names()) {
+      expect_close(run_file(path, name, x), rounded->view(name)(x), 1e-6, name);
+      EXPECT_FALSE(run_file(path, name, x).allclose(net->view(name)(x), 1e-5, 1e-5));
+    }
+  }
+  expect_throws_with([&] { write_runtime(net, path, {}, at::kDouble); },
+                     {"weights are held as Float, Half, BFloat16 or Char (int8)", "Double"});
+  std::filesystem::remove(path);
+}
+
 /// A block of one's own.
 struct Wave : Block {
   std::string type() const override { return "Wave"; }

@@ -176,6 +176,12 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.Monk
         ({"subnetworks": []}, ValueError, "at least one, but is \\[\\]"),
         ({"subnetworks": ["half", "half"]}, ValueError, "name each one once"),
         ({"max_batch": 0}, ValueError, "max_batch must be at least 1, but is 0"),
+        ({"weights": torch.int8}, ValueError, "of the format runtime, .*but is torch.int8"),
+        (
+            {"format": "runtime", "weights": torch.float64},
+            ValueError,
+            "torch.float32, which keeps them as they are.*but is torch.float64",
+        ),
     ],
 )
 def test_wrong_arguments(

@@ -32,7 +32,7 @@ def opened(net: nsn.Network, batch: int, threads: int) -> nsn.runtime.Session:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.nsnrt"
         parameters = net._plain_parameters("test")
-        _C.write_runtime(net._core, parameters, bytes(path), net.subnetworks)
+        _C.write_runtime(net._core, parameters, bytes(path), net.subnetworks, torch.float32)
         return nsn.runtime.Session(nsn.runtime.Model(path), batch, threads)
 
 

@@ -4,6 +4,7 @@ That what comes out is right is in test_cases.py, test_pack.py and test_export.p
 and files that would do harm, in tests/runtime.
 """
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,69 @@ def test_a_file_that_arrives_in_parts(tmp_path: Path) -> None:
         assert model.subnetworks[one.name].is_there
         assert torch.allclose(session.run(one.name, x), net.view(one.name)(x), atol=1e-5)
     assert path.read_bytes() == content
+
+
+def rounded(kind: str, dtype: torch.dtype) -> nsn.Network:
+    """A network whose weights of products and convolutions are what a file of the dtype holds."""
+    net = copy.deepcopy(network(kind))
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if not name.endswith("weight") or parameter.dim() < 2:
+                continue
+            if dtype != torch.int8:
+                parameter.copy_(parameter.to(dtype))
+                continue
+            scales = parameter.abs().flatten(1).amax(1) / 127
+            scales = scales.view(-1, *(1,) * (parameter.dim() - 1))
+            parameter.copy_((parameter / scales).round() * scales)
+    return net
+
+
+@pytest.mark.parametrize("batch", [1, 2, 13])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_narrow_weights(kind: str, dtype: torch.dtype, batch: int, tmp_path: Path) -> None:
+    """Are rounded as they should be, and nothing else is: all is computed in float32."""
+    folder = nsn.export(network(kind), tmp_path / "narrow", "runtime", weights=dtype).folder
+    model = runtime.Model(folder / "network.nsnrt")
+    session, net, x = runtime.Session(model, batch), rounded(kind, dtype), inputs(kind, batch)
+    for name in net.subnetworks:
+        expected = net.view(name)(x)
+        size = expected.abs().max()
+        assert (session.run(name, x) - expected).abs().max() < 3e-6 * size, name
+        # A file of other numbers.
+        assert (network(kind).view(name)(x) - expected).abs().max() > 3e-5 * size, name
+    whole = runtime.Model(file_of(kind)).subnetworks["base"].weight_bytes
+    share = dtype.itemsize / 4
+    assert share < model.subnetworks["base"].weight_bytes / whole < share + 0.2
+
+
+def test_narrow_weights_by_all_their_users(tmp_path: Path) -> None:
+    """Slices that are not leading, and a table that a product reads too, which stays as it is."""
+    for dtype in (torch.float16, torch.int8):
+        folder = tmp_path / str(dtype)
+        nsn.export(network("transformer"), folder, "runtime", weights=dtype)
+        session = runtime.Session(runtime.Model(folder / "network.nsnrt"), 5)
+        x = inputs("transformer", 5)
+        for name in network("transformer").subnetworks:
+            expected = network("transformer").view(name)(x)
+            difference = (session.run(name, x) - expected).abs().max() / expected.abs().max()
+            assert 1e-5 < difference < (1e-3 if dtype == torch.float16 else 2e-2)
+
+
+def test_weights_that_a_type_cannot_hold(tmp_path: Path) -> None:
+    net = copy.deepcopy(network("mlp"))
+    for number in (7e4, float("inf"), float("nan")):
+        with torch.no_grad():
+            net.get_parameter("hidden1.weight")[3, 4] = number
+        with pytest.raises(ValueError, match=r"'hidden1.weight' has a weight of size .*finite and"):
+            nsn.export(net, tmp_path / "none", "runtime", weights=torch.float16)
+        assert not (tmp_path / "none").exists()
+    with torch.no_grad():
+        net.get_parameter("hidden1.weight")[3] = 0.0  # has no largest weight to be scaled by
+    nsn.export(net, tmp_path / "zeros", "runtime", weights=torch.int8)
+    session = runtime.Session(runtime.Model(tmp_path / "zeros" / "network.nsnrt"))
+    assert session.run("base", inputs("mlp", 1)).isfinite().all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -187,7 +251,10 @@ def test_the_program_describes_runs_and_verifies(tmp_path: Path) -> None:
         (["fly", "FILE"], "there is no command fly"),
         (["describe"], "'describe' has other arguments"),
         (["describe", "FILE", "--speed", "3"], "there is no option --speed"),
-        (["bench", "FILE", "--batch", "none"], "--batch must be a number above 0 and below 1e9, but is 'none'"),
+        (
+            ["bench", "FILE", "--batch", "none"],
+            "--batch must be a number above 0 and below 1e9, but is 'none'",
+        ),
         (["describe", "/nowhere"], "'/nowhere' cannot be opened"),
         (["bench", "FILE", "none"], "has no sub-network 'none'. It has 'base'"),
         (["run", "FILE", "base", "/nowhere", "y"], "cannot open '/nowhere'"),

@@ -1,17 +1,29 @@
 """``nsn.verifying``: agreement of all ways, and that damage is found."""
 
+import io
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from rich.table import Table
 
 import nsn
 from nsn.exporting import FORMATS
-from nsn.verifying import TOLERANCES, Row, compare, random_inputs, verify
+from nsn.verifying import (
+    TOLERANCES,
+    WEIGHT_TOLERANCES,
+    Row,
+    compare,
+    random_inputs,
+    table,
+    verify,
+)
 from shipping import KINDS, MAX_BATCH, inputs, network
 
 WAYS = ["joint pass", "packed view", "extracted copy", "saved and reloaded", "loaded in part"]
@@ -52,6 +64,34 @@ def test_other_kinds_agree(kind: str, tmp_path: Path) -> None:
     rows = list(verify(tmp_path / "net.safetensors", [], inputs(kind, 9)))
     assert len(rows) == len(WAYS) * len(network(kind).subnetworks)
     assert all(row.ok for row in rows), rows
+
+
+def test_narrow_weights_have_an_accuracy(shipped: Path, tmp_path: Path) -> None:
+    """They agree to their own tolerance, and what they reach stands beside the view."""
+    nsn.export(network("cnn"), tmp_path / "int8", "runtime", ["half"], weights=torch.int8)
+    x = inputs("cnn", 40)
+    expected = network("cnn").view("half")(x)
+    asked = []
+
+    def accuracy(way: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        asked.append((way(x) - expected).abs().max().item())
+        return 1 - len(asked) / 4
+
+    checkpoint = shipped / "cnn.safetensors"
+    *_, row = verify(checkpoint, [shipped / "runtime", tmp_path / "int8"], x, accuracy=accuracy)
+    assert row.ok and row.tolerance == WEIGHT_TOLERANCES["int8"]
+    assert row.relative is not None and 1e-4 < row.relative
+    assert (row.accuracy, row.view_accuracy) == (0.75, 0.5)
+    narrow, view = asked  # float32 is not asked
+    assert narrow > 1e-3 and view == 0
+    assert "0.7500 (0.5000)" in shown(table([row]))
+    assert "accuracy" not in shown(table([replace(row, accuracy=None)]))
+
+
+def shown(what: Table) -> str:
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(what)
+    return console.export_text()
 
 
 #: Where a weight stands in each export, as the export has it.

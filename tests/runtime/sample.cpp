@@ -10,8 +10,22 @@
 
 namespace nsn::test {
 
+using kernels::WeightType;
 using plan::Function;
 using plan::Pair;
+
+namespace {
+
+/// What a file of this type has in place of a number. int8 has no scale here but where the plan has
+/// one, so that numbers stay small.
+float rounded(WeightType type, float number) {
+  if (type == WeightType::kInt8) return std::clamp(std::nearbyint(4 * number), -127.0F, 127.0F);
+  std::array<char, sizeof(float)> bytes;
+  kernels::store(type, number, bytes.data());
+  return kernels::load(type, bytes.data());
+}
+
+}  // namespace
 
 std::vector<float> Sample::numbers(int64_t count) {
   std::normal_distribution<float> normal;
@@ -25,12 +39,13 @@ size_t Sample::weight(int64_t out, int64_t in, int64_t taps) {
   tensor.out_ends = {out};
   tensor.in_ends = {in};
   tensor.sizes[0] = taps;
+  if (has_narrow_ && chance(0.5)) tensor.type = static_cast<WeightType>(integer(0, 3));
   file_.tensors.push_back(tensor);
   sizes_.push_back({out, in, taps});
   contents_.push_back(numbers(out * in * taps));
   // Outputs stay of the size of inputs.
   const float factor = 1.0F / std::sqrt(static_cast<float>(in * taps));
-  for (float& each : contents_.back()) each *= factor;
+  for (float& each : contents_.back()) each = rounded(tensor.type, factor * each);
   return file_.tensors.size() - 1;
 }
 
@@ -294,7 +309,11 @@ std::string Sample::bytes() {
                               {in * taps, taps, 1}},
                              box.data());
       }
-      std::memcpy(result.data() + tensor.boxes[b].offset, box.data(), box.size() * sizeof(float));
+      char* to = result.data() + tensor.boxes[b].offset;
+      for (const float each : box) {
+        kernels::store(tensor.type, each, to);
+        to += kernels::bytes_of(tensor.type);
+      }
     }
   }
   return result;

@@ -12,7 +12,9 @@ namespace nsn::test {
 /// A file of random weights, without torch.
 class Sample {
  public:
-  explicit Sample(uint64_t seed) : random_(static_cast<std::mt19937::result_type>(seed)) {}
+  /// `has_narrow`: whether weights are of other types than float32 too.
+  explicit Sample(uint64_t seed, bool has_narrow = true)
+      : random_(static_cast<std::mt19937::result_type>(seed)), has_narrow_(has_narrow) {}
 
   int64_t integer(int64_t least, int64_t most) {
     return std::uniform_int_distribution<int64_t>(least, most)(random_);
@@ -45,6 +47,7 @@ class Sample {
  private:
   friend class NetworkBuilder;
   std::mt19937 random_;
+  bool has_narrow_;
   std::vector<std::vector<float>> contents_;
   std::vector<std::array<int64_t, 3>> sizes_;
 };

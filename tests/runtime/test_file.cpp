@@ -90,7 +90,7 @@ TEST(RuntimeFile, WhatIsNoneIsRefused) {
   std::string other = sample_bytes(1);
   other[8] = 9;
   write(folder / "version", other);
-  expect_says(folder / "version", "it has version 9, but this program reads 1");
+  expect_says(folder / "version", "it has version 9, but this program reads 2");
 }
 
 TEST(RuntimeFile, OneThatIsCutInTheHeaderIsRefused) {

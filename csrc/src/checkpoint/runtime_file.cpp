@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <utility>
@@ -16,6 +17,7 @@
 #include "inference/packed_weight.h"
 #include "inference/planning.h"
 #include "kernels/panels.h"
+#include "kernels/weight_type.h"
 #include "nsn/description/lower.h"
 #include "operations/autocast.h"
 #include "operations/plain.h"
@@ -25,15 +27,55 @@ namespace nsn {
 
 namespace {
 
+using kernels::WeightType;
 using runtime::File;
 using runtime::FileTensor;
 
-/// What a tensor of a file is made of: a copy of the pack's tensors, or one of its two rows.
+/// What a tensor of a file is made of: a copy of the pack's tensors, or one of its two rows; or the
+/// scales of the rows of a weight, times that where it is there.
 struct Source {
-  size_t copy;
-  std::optional<int64_t> row;
+  std::optional<size_t> copy;
+  std::optional<int64_t> row = std::nullopt;
+  std::optional<size_t> scales_of = std::nullopt;
   auto operator<=>(const Source&) const = default;
 };
+
+WeightType weight_type(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return WeightType::kFloat32;
+    case at::kHalf:
+      return WeightType::kFloat16;
+    case at::kBFloat16:
+      return WeightType::kBFloat16;
+    case at::kChar:
+      return WeightType::kInt8;
+    default:
+      TORCH_CHECK_VALUE(false,
+                        "nsn::write_runtime: weights are held as Float, Half, BFloat16 or "
+                        "Char (int8), but were asked for as ",
+                        type, ". Choose one of these.");
+  }
+}
+
+/// The weight of a product or convolution that may be of another type than float32, or null.
+struct Product {
+  plan::TensorPlace weight;
+  plan::Epilogue* epilogue;
+};
+std::optional<Product> product_of(plan::Kernel& kernel) {
+  if (auto* k = std::get_if<plan::Multiply>(&kernel)) return Product{k->weight, &k->epilogue};
+  auto* k = std::get_if<plan::Convolve>(&kernel);
+  if (k == nullptr || k->groups > 1) return std::nullopt;
+  return Product{k->weight, &k->epilogue};
+}
+
+/// What int8 weights (out, ...) of each row are multiplied by.
+at::Tensor scales_of(const at::Tensor& weight) {
+  const at::Tensor most = weight.flatten(1).abs().amax(1);
+  // Rows of zeros stay that.
+  return at::where(most > 0, most / kernels::largest(WeightType::kInt8), at::ones_like(most));
+}
 
 void check_can_hold(const ParameterTable& table, const Program& program, const std::string& name) {
   const Description& description = table.description();
@@ -68,7 +110,8 @@ at::Tensor box_of(const at::Tensor& weight, const FileTensor& tensor, size_t box
 
 class Contents {
  public:
-  Contents(const ParameterTable& table, const std::vector<size_t>& subnetworks) : table_(table) {
+  Contents(const ParameterTable& table, const std::vector<size_t>& subnetworks, WeightType type)
+      : table_(table), type_(type) {
     const Description& description = table.description();
     for (const size_t s : subnetworks) {
       const std::string name = description.name(s);
@@ -82,11 +125,13 @@ class Contents {
         network.table.back().out = slice->kept[0];
         network.table.back().in = slice->kept[1];
       }
+      if (type == WeightType::kInt8) put_scales(network, planned.tensors);
       file_.networks.push_back(std::move(network));
     }
     for (const Source& source : sources_) {
       contents_.push_back(tensor_of(source));
       file_.tensors.push_back(shape_of(source, contents_.back()));
+      if (is_panels(source) && type != WeightType::kFloat32) check_fits(source, contents_.back());
     }
     runtime::place(file_);
   }
@@ -116,10 +161,9 @@ class Contents {
     fill_up(file_.header_bytes);
     for (const auto& [offset, place] : boxes) {
       fill_up(offset);
-      const std::vector<float> content = content_of(place.first, place.second);
-      const auto bytes = static_cast<int64_t>(content.size() * sizeof(float));
-      to.write(content.data(), static_cast<uint64_t>(bytes));
-      at = offset + bytes;
+      const std::vector<char> content = content_of(place.first, place.second);
+      to.write(content.data(), content.size());
+      at = offset + static_cast<int64_t>(content.size());
     }
   }
 
@@ -130,15 +174,60 @@ class Contents {
     return found->second;
   }
 
+  bool is_panels(const Source& source) const {
+    return !source.scales_of && tensors_.is_panels(*source.copy);
+  }
+
+  /// Has the epilogues of products multiply by the scales of their weights' rows.
+  void put_scales(runtime::FileNetwork& network, const std::vector<detail::PlanTensor>& tensors) {
+    for (plan::Step& step : network.plan.steps) {
+      const auto product = product_of(step.kernel);
+      if (!product) continue;
+      Source source{{}, {}, tensors[product->weight].slice->copy};
+      if (product->epilogue->scale) {
+        const auto& [slice, row] = tensors[*product->epilogue->scale];
+        source.copy = slice->copy;
+        source.row = row;
+      }
+      product->epilogue->scale = network.table.size();
+      network.table.push_back({place_of(source), 0, 0});
+    }
+  }
+
+  void check_fits(const Source& source, const at::Tensor& weight) const {
+    // Of int8 the quotients by their scales always fit.
+    const double most =
+        type_ == WeightType::kInt8 ? std::numeric_limits<float>::max() : kernels::largest(type_);
+    const auto found = weight.abs().max().item<double>();
+    const size_t parameter = tensors_.parameter(*source.copy);
+    TORCH_CHECK_VALUE(found <= most, "nsn::write_runtime: parameter '",
+                      table_.description().parameters()[parameter].name, "' has a weight of size ",
+                      found, ", but as ", kernels::name_of(type_),
+                      " weights have to be finite and at most ", most,
+                      ". Choose a wider type, or train the network again.");
+  }
+
   at::Tensor tensor_of(const Source& source) const {
-    const at::Tensor all = tensors_.whole(source.copy, table_).cpu();
-    if (tensors_.is_panels(source.copy)) return detail::with_taps(all);
+    if (source.scales_of) {
+      const at::Tensor scales = scales_of(tensors_.whole(*source.scales_of, table_).cpu());
+      if (!source.copy) return scales;
+      const at::Tensor own = tensor_of({source.copy, source.row});
+      // Of both what is used is leading.
+      const int64_t count = std::min(own.size(0), scales.size(0));
+      return own.narrow(0, 0, count) * scales.narrow(0, 0, count);
+    }
+    const at::Tensor all = tensors_.whole(*source.copy, table_).cpu();
+    if (is_panels(source)) {
+      const at::Tensor weight = detail::with_taps(all);
+      return type_ == WeightType::kInt8 ? weight / scales_of(weight).view({-1, 1, 1}) : weight;
+    }
     return (source.row ? all[*source.row] : all).contiguous();
   }
 
   FileTensor shape_of(const Source& source, const at::Tensor& tensor) const {
     FileTensor result;
-    if (tensors_.is_panels(source.copy)) {
+    if (is_panels(source)) {
+      result.type = type_;
       result.sizes[0] = tensor.size(2);
       return result;
     }
@@ -153,19 +242,26 @@ class Contents {
     return result;
   }
 
-  std::vector<float> content_of(size_t place, size_t box) const {
+  std::vector<char> content_of(size_t place, size_t box) const {
     const at::Tensor& tensor = contents_[place];
     const FileTensor& own = file_.tensors[place];
-    std::vector<float> result(static_cast<size_t>(own.elements(box)));
-    if (!own.is_panels()) {
-      std::copy_n(tensor.const_data_ptr<float>(), tensor.numel(), result.begin());
-      return result;
+    std::vector<float> elements(static_cast<size_t>(own.elements(box)));
+    if (own.is_panels()) {
+      kernels::fill_panels(detail::source_of(box_of(tensor, own, box)), elements.data());
+    } else {
+      std::copy_n(tensor.const_data_ptr<float>(), tensor.numel(), elements.begin());
     }
-    kernels::fill_panels(detail::source_of(box_of(tensor, own, box)), result.data());
+    std::vector<char> result(static_cast<size_t>(own.bytes(box)));
+    char* to = result.data();
+    for (const float each : elements) {
+      kernels::store(own.type, each, to);
+      to += kernels::bytes_of(own.type);
+    }
     return result;
   }
 
   const ParameterTable& table_;
+  WeightType type_;
   std::deque<Program> programs_;  // which the tensors refer to
   detail::PackedTensors tensors_;
   std::map<Source, size_t> places_;
@@ -178,18 +274,19 @@ class Contents {
 }  // namespace
 
 void write_runtime(const Network& net, const std::string& path,
-                   const std::vector<std::string>& subnetworks) {
-  write_runtime(net->parameter_table(), path, subnetworks);
+                   const std::vector<std::string>& subnetworks, at::ScalarType weights) {
+  write_runtime(net->parameter_table(), path, subnetworks, weights);
 }
 
 void write_runtime(const ParameterTable& network, const std::string& path,
-                   const std::vector<std::string>& subnetworks) {
+                   const std::vector<std::string>& subnetworks, at::ScalarType weights) {
+  const WeightType type = weight_type(weights);
   const at::NoGradGuard no_grad;
   const detail::WithoutAutocast guard(at::kCPU);
   const std::vector<size_t> places = network.places_of(subnetworks);
   const ParameterTable table = network.for_inference(places, /*copies_modules=*/true);
   table.core().check_statistics(table, places);
-  const Contents contents(table, places);
+  const Contents contents(table, places, type);
   detail::NewFile file(path);
   contents.write(file);
   file.commit();

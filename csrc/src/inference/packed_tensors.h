@@ -53,6 +53,8 @@ class PackedTensors {
   /// Copies from the table of all parameters.
   void fill(at::TensorList table);
 
+  /// The parameter that a copy is of, by its place among all.
+  size_t parameter(size_t copy) const { return copies_[copy].place; }
   /// Whether a copy is in panels.
   bool is_panels(size_t copy) const;
   /// What a copy holds, from the table of all parameters: of panels the weight, (out, in) or (out,

@@ -20,7 +20,10 @@ void fill_panels(const WeightSource& weight, float* box) {
 }
 
 Panels::Panels(const std::vector<int64_t>& out_ends, const std::vector<int64_t>& in_ends,
-               const std::vector<const float*>& boxes, int64_t taps, int64_t out, int64_t in) {
+               const std::vector<const void*>& boxes, WeightType type, int64_t taps, int64_t out,
+               int64_t in)
+    : type_(type) {
+  const int64_t bytes = bytes_of(type);
   int64_t begin = 0;
   for (size_t i = 0; i < out_ends.size() && begin < out; begin = out_ends[i++]) {
     for (int64_t at = begin; at < std::min(out_ends[i], out); at += kPanel) {
@@ -30,8 +33,9 @@ Panels::Panels(const std::vector<int64_t>& out_ends, const std::vector<int64_t>&
       int64_t first = 0;
       for (size_t j = 0; j < in_ends.size() && first < in; first = in_ends[j++]) {
         const int64_t inner = in_ends[j] - first;
-        segments_.push_back({boxes[i * in_ends.size() + j] + (at - begin) * inner * taps,
-                             std::min(inner, in - first), inner * width});
+        const auto* box = static_cast<const char*>(boxes[i * in_ends.size() + j]);
+        segments_.push_back({box + (at - begin) * inner * taps * bytes, std::min(inner, in - first),
+                             inner * width});
         ++panels_.back().segment_count;
       }
     }

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/weight_type.h"
+
 // How weights of products and convolutions lie in memory: in panels of output features.
 //
 // A weight (out, in, taps), a product's having one tap, is cut into boxes: intervals of its output
@@ -38,9 +40,10 @@ struct WeightSource {
 /// Copies it to the panels of one box.
 void fill_panels(const WeightSource& weight, float* box);
 
-/// Inputs of a panel beside each other: `in` of each tap, `tap_stride` elements from tap to tap.
+/// Inputs of a panel beside each other: `in` of each tap, `tap_stride` elements from tap to tap, of
+/// the type that the weight has.
 struct Segment {
-  const float* weights;
+  const void* weights;
   int64_t in, tap_stride;
 };
 
@@ -59,10 +62,11 @@ class Panels {
   /// that of inputs, of which those that the slice does not touch are not read. `out` and `in`: of
   /// the slice.
   Panels(const std::vector<int64_t>& out_ends, const std::vector<int64_t>& in_ends,
-         const std::vector<const float*>& boxes, int64_t taps, int64_t out, int64_t in);
-  /// As one box.
+         const std::vector<const void*>& boxes, WeightType type, int64_t taps, int64_t out,
+         int64_t in);
+  /// Of float32, as one box.
   Panels(const float* box, const std::array<int64_t, 3>& sizes, int64_t out, int64_t in)
-      : Panels({sizes[0]}, {sizes[1]}, {box}, sizes[2], out, in) {}
+      : Panels({sizes[0]}, {sizes[1]}, {box}, WeightType::kFloat32, sizes[2], out, in) {}
 
   Panels(Panels&&) = default;
   Panels& operator=(Panels&&) = default;
@@ -72,8 +76,10 @@ class Panels {
 
   const Panel& operator[](int64_t i) const { return panels_[static_cast<size_t>(i)]; }
   int64_t size() const { return static_cast<int64_t>(panels_.size()); }
+  WeightType type() const { return type_; }
 
  private:
+  WeightType type_;
   std::vector<Segment> segments_;
   std::vector<Panel> panels_;
 };

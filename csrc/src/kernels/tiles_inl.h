@@ -31,8 +31,9 @@ constexpr size_t kLanes = HWY_MAX_BYTES >= 64 ? 16 : HWY_MAX_BYTES / sizeof(floa
 
 /// Registers for a tile's sums and for its weights; one or two more hold a factor.
 constexpr size_t kRegisters = (HWY_MAX_BYTES >= 64 || HWY_ARCH_ARM_A64 ? 32 : 16) - 2;
-/// Rows of a tile, where there are enough.
-constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : 6;
+/// Rows of a tile, where there are enough; of SSE4 few, since every size is code, and it runs on old
+/// processors alone.
+constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : HWY_TARGET == HWY_SSE4 ? 4 : 6;
 /// Sums that run side by side at least, so that none waits for the one before.
 constexpr size_t kLeastSums = 8;
 
@@ -56,12 +57,17 @@ constexpr size_t sums_for(size_t rows, size_t vectors) {
 /// Whether masked loads and stores leave alone what the mask leaves out.
 constexpr bool kHasMasks = HWY_MAX_BYTES >= 32;
 
+/// Where there are no masks, and rarely: no part of each tile.
+HWY_NOINLINE void copy_some(const float* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
 /// The first `count` of a vector's elements; no more is read.
 HWY_INLINE V load_part(D d, const float* from, int64_t count) {
   if (count >= static_cast<int64_t>(kLanes)) return hn::LoadU(d, from);
   if constexpr (kHasMasks) return hn::MaskedLoad(hn::FirstN(d, count), d, from);
   HWY_ALIGN float part[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) part[i] = from[i];
+  copy_some(from, count, part);
   return hn::Load(d, part);
 }
 
@@ -76,14 +82,27 @@ HWY_INLINE void store_part(D d, V value, float* to, int64_t count) {
   }
   HWY_ALIGN float part[kLanes];
   hn::Store(value, d, part);
-  for (int64_t i = 0; i < count; ++i) to[i] = part[i];
+  copy_some(part, count, to);
+}
+
+/// A vector of weights of any type.
+template <typename Weight>
+HWY_INLINE V load_weights(D d, const Weight* from) {
+  if constexpr (std::is_same_v<Weight, float>) {
+    return hn::LoadU(d, from);
+  } else if constexpr (std::is_same_v<Weight, int8_t>) {
+    const hn::RebindToSigned<D> d32;
+    return hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(hn::Rebind<int8_t, D>(), from)));
+  } else {
+    return hn::PromoteTo(d, hn::LoadU(hn::Rebind<Weight, D>(), from));
+  }
 }
 
 /// Adds rows times weights to `total`, over `count` inputs: `step` elements from one to the next in
 /// a row, `width` in the weights.
-template <size_t rows, size_t vectors>
+template <size_t rows, size_t vectors, typename Weight>
 HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[rows], int64_t step,
-                         const float* weights, int64_t width, int64_t count) {
+                         const Weight* weights, int64_t width, int64_t count) {
   const D d;
   constexpr size_t kSums = sums_for(rows, vectors);
   V sum[kSums][rows][vectors];
@@ -99,7 +118,7 @@ HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[r
   const auto add = [&](V(&to)[rows][vectors]) HWY_ATTR {
     V w[vectors];
     HWY_UNROLL(8)
-    for (size_t v = 0; v < vectors; ++v) w[v] = hn::LoadU(d, weights + v * kLanes);
+    for (size_t v = 0; v < vectors; ++v) w[v] = load_weights(d, weights + v * kLanes);
     HWY_UNROLL(8)
     for (size_t r = 0; r < rows; ++r) {
       const V factor = hn::Set(d, from[r][at]);

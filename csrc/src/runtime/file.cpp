@@ -41,7 +41,7 @@ auto members_of(Struct& s) {
   if constexpr (std::is_same_v<T, Box>) {
     return std::tie(s.offset, s.bytes);
   } else if constexpr (std::is_same_v<T, FileTensor>) {
-    return std::tie(s.out_ends, s.in_ends, s.sizes, s.boxes);
+    return std::tie(s.out_ends, s.in_ends, s.sizes, s.type, s.boxes);
   } else if constexpr (std::is_same_v<T, FileSlice>) {
     return std::tie(s.tensor, s.out, s.in);
   } else if constexpr (std::is_same_v<T, FileNetwork>) {
@@ -194,10 +194,15 @@ void check_ends(const std::vector<int64_t>& ends) {
 }
 
 void check(const FileTensor& tensor, const File& file) {
-  const auto& [out_ends, in_ends, sizes, boxes] = tensor;
+  const auto& [out_ends, in_ends, sizes, type, boxes] = tensor;
   check_ends(out_ends);
   check_ends(in_ends);
   require(out_ends.empty() == in_ends.empty(), "a tensor is cut in one way only");
+  using kernels::WeightType;
+  require(type >= WeightType::kFloat32 && type <= WeightType::kInt8,
+          "a tensor is of a type that is unknown");
+  require(tensor.is_panels() || type == WeightType::kFloat32,
+          "a tensor is of a type that products alone read");
   const auto shape = tensor.shape();
   require(plan::is_shape({shape.sizes.begin(), shape.sizes.end()}),
           "a tensor has an extent below 1, or too many elements");
@@ -206,8 +211,7 @@ void check(const FileTensor& tensor, const File& file) {
   for (size_t i = 0; i < boxes.size(); ++i) {
     if (boxes[i].bytes == 0) continue;  // which nobody needs
     require(boxes[i].offset >= file.header_bytes && boxes[i].offset % kAlignment == 0 &&
-                boxes[i].bytes == tensor.elements(i) * static_cast<int64_t>(sizeof(float)) &&
-                boxes[i].offset <= file.bytes - boxes[i].bytes,
+                boxes[i].bytes == tensor.bytes(i) && boxes[i].offset <= file.bytes - boxes[i].bytes,
             "a tensor lies outside of the file");
   }
 }
@@ -337,14 +341,12 @@ int64_t File::needed_by(const FileNetwork& network) const {
 
 void place(File& file) {
   cut(file);
-  const auto bytes_of = [&](size_t tensor, size_t box) {
-    return file.tensors[tensor].elements(box) * static_cast<int64_t>(sizeof(float));
-  };
   // The fewer weights a sub-network needs, the earlier they lie.
   std::vector<std::pair<int64_t, const FileNetwork*>> order;
   for (const FileNetwork& network : file.networks) {
     int64_t bytes = 0;
-    file.over_boxes(network, [&](size_t tensor, size_t box) { bytes += bytes_of(tensor, box); });
+    file.over_boxes(network,
+                    [&](size_t tensor, size_t box) { bytes += file.tensors[tensor].bytes(box); });
     order.emplace_back(bytes, &network);
   }
   std::stable_sort(order.begin(), order.end(),
@@ -360,7 +362,7 @@ void place(File& file) {
     file.over_boxes(*network, [&](size_t tensor, size_t i) {
       Box& box = file.tensors[tensor].boxes[i];
       if (box.bytes > 0) return;
-      box = {up(file.bytes), bytes_of(tensor, i)};
+      box = {up(file.bytes), file.tensors[tensor].bytes(i)};
       file.bytes = box.offset + box.bytes;
     });
   }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/weight_type.h"
 #include "plan/check.h"
 #include "plan/plan.h"
 
@@ -32,14 +33,17 @@ struct FileTensor {
   std::vector<int64_t> out_ends, in_ends;
   /// Of panels taps alone count; else (taps, in, out), (1, rows, columns), (1, 1, elements).
   std::array<int64_t, 3> sizes = {1, 1, 1};
+  /// Of others than panels float32.
+  kernels::WeightType type = kernels::WeightType::kFloat32;
   /// By the interval of features, then by that of inputs; of other tensors one.
   std::vector<Box> boxes;
 
   bool is_panels() const { return !out_ends.empty(); }
   /// What a plan may use of it.
   plan::TensorShape shape() const;
-  /// Elements of a box.
+  /// Elements of a box, and the bytes of these.
   int64_t elements(size_t box) const;
+  int64_t bytes(size_t box) const { return elements(box) * kernels::bytes_of(type); }
   /// Bytes of what points to the panels of a slice, about.
   int64_t pointers(int64_t out, int64_t in) const;
   /// Calls `each(box)` for those that hold the leading `out` features and `in` inputs.
@@ -74,7 +78,7 @@ struct File {
 
 /// What begins a file.
 inline constexpr std::string_view kMagic{"\x93nsnplan", 8};
-inline constexpr int64_t kVersion = 1;
+inline constexpr int64_t kVersion = 2;
 /// Each box begins at a multiple of so many bytes.
 inline constexpr int64_t kAlignment = 64;
 

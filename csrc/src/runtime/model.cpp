@@ -22,18 +22,19 @@ File header_in(const MappedFile& mapped, const std::string& path) {
 /// What a plan reads, where the mapped file has it.
 std::unique_ptr<const Model::State::Ready> make(const File& file, const FileNetwork& network,
                                                 const char* data) {
-  const auto at = [&](const Box& box) { return reinterpret_cast<const float*>(data + box.offset); };
   auto result = std::make_unique<Model::State::Ready>();
   for (const auto& [place, out, in] : network.table) {
     const FileTensor& tensor = file.tensors[place];
     if (!tensor.is_panels()) {
       const auto& sizes = tensor.sizes;
-      result->tensors.push_back({nullptr, at(tensor.boxes[0]), sizes[1], sizes[2]});
+      const auto* elements = reinterpret_cast<const float*>(data + tensor.boxes[0].offset);
+      result->tensors.push_back({nullptr, elements, sizes[1], sizes[2]});
       continue;
     }
-    std::vector<const float*> boxes;
-    for (const Box& box : tensor.boxes) boxes.push_back(at(box));
-    result->panels.emplace_back(tensor.out_ends, tensor.in_ends, boxes, tensor.sizes[0], out, in);
+    std::vector<const void*> boxes;
+    for (const Box& box : tensor.boxes) boxes.push_back(data + box.offset);
+    result->panels.emplace_back(tensor.out_ends, tensor.in_ends, boxes, tensor.type,
+                                tensor.sizes[0], out, in);
     result->tensors.push_back({&result->panels.back()});
   }
   return result;

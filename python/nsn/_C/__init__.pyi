@@ -173,7 +173,11 @@ def write_checkpoint(
     description: Description, parameters: Sequence[Tensor], path: bytes, metadata: dict[str, str]
 ) -> None: ...
 def write_runtime(
-    core: Core, parameters: Sequence[Tensor], path: bytes, subnetworks: Sequence[str]
+    core: Core,
+    parameters: Sequence[Tensor],
+    path: bytes,
+    subnetworks: Sequence[str],
+    weights: dtype,
 ) -> None: ...
 def read_checkpoint(
     path: bytes, functions: dict[str, Callable[..., Tensor]], only: str | None

@@ -24,6 +24,7 @@ class Program:
         method: its name inside the file, where that holds several.
         input, output: each with ``name``, ``shape`` (the batch dimension as "batch") and ``dtype``.
         max_batch: the largest batch; None where there is no limit.
+        weights: the dtype that weights are held as, where it is another than the outputs'.
     """
 
     subnetwork: str
@@ -33,6 +34,7 @@ class Program:
     input: dict[str, Any]
     output: dict[str, Any]
     max_batch: int | None = None
+    weights: str | None = None
 
     @property
     def label(self) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 import nsn
@@ -34,6 +35,7 @@ def export(
     subnetworks: Sequence[str] | None = None,
     *,
     max_batch: int = 32,
+    weights: torch.dtype = torch.float32,
     progress: Progress = lambda message, done, steps: None,
 ) -> Export:
     """Writes sub-networks into a new folder, in a format that runs without nsn.
@@ -51,6 +53,8 @@ def export(
         subnetworks: the names of those to export; default: all that are listed.
         max_batch: the largest batch of ``executorch``, whose memory is planned for it; the others
             take any.
+        weights: of ``runtime``, what the weights of products and convolutions are rounded to,
+            float16, bfloat16 or int8; all is computed in float32. The others keep the network's.
         progress: called before each step with what comes now, the steps done, and all steps.
 
     Raises:
@@ -84,9 +88,14 @@ def export(
         )
     if max_batch < 1:
         raise ValueError(f"nsn.export: max_batch must be at least 1, but is {max_batch}.")
+    if weights not in (to_runtime.WEIGHTS if format == "runtime" else (torch.float32,)):
+        raise ValueError(
+            f"nsn.export: weights must be torch.float32, which keeps them as they are, or, of the "
+            f"format runtime, torch.float16, torch.bfloat16 or torch.int8, but is {weights!r}."
+        )
     writer = _WRITERS[format]
     need(format, *writer.PACKAGES)
-    job = Job(network, names, max_batch, progress, writer.steps(len(names)))
+    job = Job(network, names, max_batch, weights, progress, writer.steps(len(names)))
     with files.new_folder(folder) as made:
         programs, made_with = writer.write(job, made)
         write_manifest(made, format, programs, {"nsn": nsn.__version__, **made_with})

@@ -56,6 +56,7 @@ class Job:
         network: in evaluation; is not changed.
         subnetworks: the names of those to export.
         max_batch: for formats that need a limit.
+        weights: the dtype that weights are held as.
         progress: told of each step.
         steps: how many there are.
     """
@@ -63,6 +64,7 @@ class Job:
     network: Network
     subnetworks: Sequence[str]
     max_batch: int
+    weights: torch.dtype
     progress: Progress
     steps: int
     _done: int = 0

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from nsn import _C, runtime
@@ -9,6 +10,9 @@ from nsn.exporting.folder import Program
 from nsn.exporting.job import Job, versions
 
 PACKAGES: tuple[str, ...] = ()
+
+#: What weights may be held as; all is computed in float32.
+WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
 _FILE = "network.nsnrt"
 
@@ -28,8 +32,13 @@ def write(job: Job, folder: Path) -> tuple[list[Program], dict[str, str]]:
         network._plain_parameters("export"),
         bytes(folder / _FILE),
         list(job.subnetworks),
+        job.weights,
     )
-    programs = [Program(name, "", _FILE, name, *job.signature(name)) for name in job.subnetworks]
+    narrow = None if job.weights == torch.float32 else str(job.weights).removeprefix("torch.")
+    programs = [
+        Program(name, "", _FILE, name, *job.signature(name), weights=narrow)
+        for name in job.subnetworks
+    ]
     return programs, versions()
 
 

@@ -269,6 +269,19 @@ def evaluate(
     names = network.subnetworks if names is None else names
     training = network.training
     network.eval()
+    result = _measured(lambda x: network(x, names), names, split)
+    network.train(training)
+    return result
+
+
+def accuracy_of(run: Callable[[Tensor], Tensor], split: Split) -> float:
+    """Accuracy of what gives one sub-network's outputs."""
+    return _measured(lambda x: {"": run(x)}, ("",), split)[""]["accuracy"]
+
+
+def _measured(
+    run: Callable[[Tensor], dict[str, Tensor]], names: Sequence[str], split: Split
+) -> dict[str, dict[str, float]]:
     correct = dict.fromkeys(names, 0)
     loss = dict.fromkeys(names, 0.0)
     total = 0
@@ -277,10 +290,9 @@ def evaluate(
             inputs, targets = split.batch(batch)
             targets = targets.flatten()
             total += len(targets)
-            for name, output in _rows(network(inputs, names)).items():
+            for name, output in _rows(run(inputs)).items():
                 correct[name] += int(output.argmax(1).eq(targets).sum())
                 loss[name] += float(F.cross_entropy(output, targets, reduction="sum"))
-    network.train(training)
     return {name: {"accuracy": correct[name] / total, "loss": loss[name] / total} for name in names}
 
 

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include <c10/core/ScalarType.h>
 #include <nsn/network/network.h>
 #include <nsn/network/parameter_table.h>
 #include <nsn/visibility.h>
@@ -14,11 +15,18 @@ namespace nsn {
 /// all of them, the smallest sub-network's first, so that the beginning of the file is a file of
 /// the smaller ones. The file is either complete or as it was before.
 ///
-/// Throws c10::ValueError for what it cannot hold: parameters of other dtypes than float32, and
-/// blocks of one's own; FileError where the system refuses.
+/// `weights`: what those of products and convolutions (in one group) are rounded to, kFloat,
+/// kHalf, kBFloat16 or kChar; all is computed in float32. kChar has a scale for each row, the
+/// row's largest weight by 127, so that each leading slice is of the same numbers.
+///
+/// Throws c10::ValueError for what it cannot hold: parameters of other dtypes than float32, weights
+/// that are too large for their type or not finite, and blocks of one's own; FileError where the
+/// system refuses.
 NSN_API void write_runtime(const Network& net, const std::string& path,
-                           const std::vector<std::string>& subnetworks = {});
+                           const std::vector<std::string>& subnetworks = {},
+                           at::ScalarType weights = at::kFloat);
 NSN_API void write_runtime(const ParameterTable& network, const std::string& path,
-                           const std::vector<std::string>& subnetworks = {});
+                           const std::vector<std::string>& subnetworks = {},
+                           at::ScalarType weights = at::kFloat);
 
 }  // namespace nsn
