@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test runtime wheel clang fuzz tsan bench bench-ops bench-products docs format lint clean
+.PHONY: help setup build install demo test runtime runtime-plain arm wheel clang fuzz tsan bench bench-ops bench-products docs format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -65,7 +65,7 @@ $(BUILD)/data/mnist/%: data/mnist/%.gz
 demo: install $(BUILD)/data/.checked ## train the paper's network on MNIST; ends with a table, leaves runs/demo
 	$(BIN)/nsn train demo --data data/mnist --out runs/demo
 
-test: install build runtime tsan clang fuzz $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project), pytest, runtime, tsan, clang and fuzz
+test: install build runtime arm tsan clang fuzz $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project), pytest, runtime, arm, tsan, clang and fuzz
 	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest
 
@@ -111,9 +111,11 @@ tsan: $(BUILD)/tsan/build.ninja ## build the library under ThreadSanitizer, and 
 ALONE   := env -i PATH=/usr/local/bin:/usr/bin:/bin HOME=$(HOME)
 RUNTIME := $(BUILD)/runtime
 
-runtime: .venv/.system ## build the runtime without torch, test it, also under sanitizers, and fuzz its files
+runtime-plain: .venv/.system
 	$(ALONE) cmake -S . -B $(RUNTIME)/plain -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON
 	$(ALONE) cmake --build $(RUNTIME)/plain -j $(JOBS)
+
+runtime: runtime-plain ## build the runtime without torch, test it, also under sanitizers, and fuzz its files
 	$(ALONE) ctest --test-dir $(RUNTIME)/plain --output-on-failure --no-tests=error
 	$(ALONE) tests/runtime/outside.sh $(RUNTIME)/plain $(RUNTIME)/outside
 	$(ALONE) CXX=clang++ CC=clang cmake -S . -B $(RUNTIME)/asan -G Ninja -DNSN_RUNTIME_ONLY=ON \
@@ -131,6 +133,19 @@ runtime: .venv/.system ## build the runtime without torch, test it, also under s
 	$(ALONE) cmake --build $(RUNTIME)/tsan -j $(JOBS) --target nsn_runtime_tests
 	$$(setarch -R true 2>/dev/null && echo setarch -R) $(RUNTIME)/tsan/tests/runtime/nsn_runtime_tests \
 	  --gtest_brief=1 --gtest_filter='Session.*:*Parts*'
+
+ARM := $(BUILD)/arm
+
+arm: runtime-plain ## cross-compile the runtime for 64-bit ARM, and test it under qemu
+	@# Of the headers in /usr/include Highway's alone: the others are this machine's.
+	@mkdir -p $(ARM)/headers && ln -sfn /usr/include/hwy $(ARM)/headers/hwy
+	$(ALONE) cmake -S . -B $(ARM) -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON \
+	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DNSN_HIGHWAY_INCLUDE=$(CURDIR)/$(ARM)/headers \
+	  -DFETCHCONTENT_SOURCE_DIR_GOOGLETEST=/usr/src/googletest -DBUILD_GMOCK=OFF -DINSTALL_GTEST=OFF \
+	  -DNSN_ELSEWHERE=$(CURDIR)/$(RUNTIME)/plain
+	$(ALONE) cmake --build $(ARM) -j $(JOBS)
+	$(ALONE) ctest --test-dir $(ARM) --output-on-failure --no-tests=error
+	$(ALONE) tests/runtime/outside.sh $(ARM) $(ARM)/outside $(CURDIR)/cmake/aarch64.cmake
 
 wheel: install ## make dist/nsn-*.whl, which installs where there is no compiler
 	@rm -rf dist

@@ -6,7 +6,7 @@ python=$1
 
 missing=""
 for package in libgtest-dev nlohmann-json3-dev libhwy-dev valgrind clang libclang-rt-14-dev \
-    dataset-fashion-mnist; do
+    g++-aarch64-linux-gnu qemu-user dataset-fashion-mnist; do
   if ! dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed'; then
     missing="$missing $package"
   fi

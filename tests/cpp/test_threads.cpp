@@ -12,9 +12,12 @@
 #include <nsn/network/network.h>
 
 #include <atomic>
+#include <memory>
 #include <random>
 #include <thread>
 #include <vector>
+
+#include "inference/latest.h"
 
 // Threads that switch among views of one network. `make tsan` runs this file under ThreadSanitizer,
 // so that it stands by itself.
@@ -125,6 +128,51 @@ void switch_packed_in_threads(const Network& net, const std::vector<at::Tensor>&
   for (int times = 0; times < 5; ++times) pack.refresh();
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(right, kThreads * kCalls);
+}
+
+/// A value that knows how many of it there are.
+struct Counted {
+  static std::atomic<int64_t> there;
+  explicit Counted(int64_t number) : number(number), again(number) { ++there; }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+  ~Counted() {
+    number = -1;
+    --there;
+  }
+  int64_t number, again;
+};
+std::atomic<int64_t> Counted::there{0};
+
+/// Threads that use the latest of values that are replaced see whole ones, no older than the one
+/// before; a value goes with its last use.
+TEST(Threads, UseTheLatestOfValues) {
+  {
+    detail::Latest<Counted> latest;
+    latest.replace(std::make_unique<Counted>(0));
+    const auto first = latest.now();
+    std::atomic<bool> ends{false};
+    std::atomic<size_t> wrong{0};
+    std::vector<std::thread> threads;
+    for (size_t thread = 0; thread < kThreads; ++thread) {
+      threads.emplace_back([&] {
+        int64_t seen = 0;
+        while (!ends) {
+          const auto own = latest.now();
+          if (own->number < seen || own->number != own->again) ++wrong;
+          seen = own->number;
+        }
+      });
+    }
+    for (int64_t i = 1; i <= 2000; ++i) latest.replace(std::make_unique<Counted>(i));
+    ends = true;
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(wrong, 0U);
+    EXPECT_EQ(first->number, 0);
+    EXPECT_EQ(latest.now()->number, 2000);
+    EXPECT_EQ(Counted::there, 2);
+  }
+  EXPECT_EQ(Counted::there, 0);
 }
 
 /// More cells of a grid than stay in memory: while one thread runs a cell, others make and forget

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the runtime of a build, and builds and runs a project in C outside of it, which finds it by
-# find_package and knows neither torch nor C++. Arguments: the build's folder, and one to work in.
+# find_package and knows neither torch nor C++. Arguments: the build's folder, one to work in, and the
+# build's toolchain file where it has one.
 set -eux
 rm -rf "$2" && mkdir -p "$2/project"
 build=$(cd "$1" && pwd)
@@ -13,8 +14,11 @@ project(application LANGUAGES C)
 find_package(nsn REQUIRED COMPONENTS runtime)
 add_executable(application main.c)
 target_link_libraries(application PRIVATE nsn::runtime)
+enable_testing()
+add_test(NAME application COMMAND application ${SAMPLE})
 END
-cmake -S "$2/project" -B "$2/project/build" -G Ninja -DCMAKE_PREFIX_PATH="$(cd "$2/prefix" && pwd)"
+prefix=$(cd "$2/prefix" && pwd)
+cmake -S "$2/project" -B "$2/project/build" -G Ninja ${3:+"-DCMAKE_TOOLCHAIN_FILE=$3"} \
+  -DCMAKE_PREFIX_PATH="$prefix" -DSAMPLE="$build/tests/runtime/sample.nsnrt"
 cmake --build "$2/project/build"
-"$build/tests/runtime/nsn_write_sample" "$2/sample.nsnrt"
-"$2/project/build/application" "$2/sample.nsnrt"
+ctest --test-dir "$2/project/build" --output-on-failure --no-tests=error

@@ -7,6 +7,8 @@
 #include <set>
 
 #include "folder.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/pointwise.h"
 #include "nsn/runtime/session.h"
 #include "reference.h"
 #include "sample.h"
@@ -114,6 +116,28 @@ TEST(Runtime, ALargeBatchInPartsIsTheSameAsOneByOne) {
   for (const int threads : {1, 2, 5}) {
     Session session(model, {kSamples, threads, {}});
     EXPECT_LE(difference(sample, model, session, 0, input, kSamples), 1e-4);
+  }
+}
+
+TEST(Runtime, WhatIsNoNumberIsNotHidden) {
+  // Processors differ in what the largest of a number and a NaN is.
+  std::vector<float> x(23, 0.5F), y(23);
+  const auto count = static_cast<int64_t>(x.size());
+  for (const size_t at : {0U, 13U, 22U}) {
+    x[at] = NAN;
+    for (const auto function : {plan::Function::kRelu, plan::Function::kGelu, plan::Function::kSilu,
+                                plan::Function::kSigmoid, plan::Function::kTanh}) {
+      kernels::run(kernels::Apply{function, x.data(), nullptr, count, y.data()});
+      for (size_t i = 0; i < y.size(); ++i) {
+        EXPECT_EQ(std::isnan(y[i]), i == at) << plan::name_of(function) << ' ' << i;
+      }
+    }
+    for (const float what : {NAN, INFINITY}) {
+      x[at] = what;
+      kernels::row_softmax(x.data(), y.data(), count, 1.0F);
+      EXPECT_TRUE(std::all_of(y.begin(), y.end(), [](float each) { return std::isnan(each); }));
+    }
+    x[at] = 0.5F;
   }
 }
 

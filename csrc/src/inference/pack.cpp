@@ -9,11 +9,11 @@
 #include <array>
 #include <cstring>
 #include <iomanip>
-#include <mutex>
 #include <ostream>
 #include <sstream>
 #include <utility>
 
+#include "inference/latest.h"
 #include "inference/packed_program.h"
 #include "inference/packed_tensors.h"
 #include "network/parameters.h"
@@ -84,13 +84,7 @@ struct Pack::State {
   ParameterTable network;
   std::vector<size_t> subnetworks;
   std::vector<std::string> names;  // theirs
-  mutable std::mutex mutex;        // over `snapshot`, the pointer
-  std::shared_ptr<const Snapshot> snapshot;
-
-  std::shared_ptr<const Snapshot> now() const {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return snapshot;
-  }
+  detail::Latest<Snapshot> snapshot;
 
   State(ParameterTable table, std::vector<size_t> places)
       : network(std::move(table)), subnetworks(std::move(places)) {
@@ -109,7 +103,7 @@ struct Pack::State {
         }
       }
     }
-    auto made = std::make_shared<Snapshot>();
+    auto made = std::make_unique<Snapshot>();
     const ParameterTable table = from.for_inference(subnetworks, /*copies_modules=*/true);
     made->core = table.shared_core();
     made->core->check_statistics(table, subnetworks);
@@ -132,12 +126,11 @@ struct Pack::State {
                                      [&](const NamedDtype& each) { return each.second == dtype; });
       if (!parameter.is_buffer && !known) made->dtypes.emplace_back(parameter.name, dtype);
     }
-    const std::lock_guard<std::mutex> lock(mutex);
-    snapshot = std::move(made);
+    snapshot.replace(std::move(made));
   }
 
   bool stale(at::TensorList parameters) const {
-    const auto own = now();
+    const auto own = snapshot.now();
     return std::any_of(own->fingerprints.begin(), own->fingerprints.end(), [&](const auto& each) {
       const at::Tensor& tensor = parameters[each.first];
       if (!tensor.defined()) return true;
@@ -187,7 +180,7 @@ void Pack::refresh(at::TensorList parameters) {
 }
 
 std::vector<Pack::Entry> Pack::entries() const {
-  const auto snapshot = state_->now();
+  const auto snapshot = state_->snapshot.now();
   return snapshot->tensors.entries(snapshot->core->description());
 }
 
@@ -205,7 +198,7 @@ template <typename Run>
 void PackedView::run(const at::Tensor& x, const Run& run) const {
   const at::NoGradGuard no_grad;
   const detail::WithoutAutocast guard(at::kCPU);
-  const auto snapshot = state_->now();
+  const auto snapshot = state_->snapshot.now();
   snapshot->core->check_input(x);
   for (const auto& [parameter, dtype] : snapshot->dtypes) {
     detail::check_dtype(x, parameter, dtype);

@@ -19,8 +19,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <typename D>
 HWY_INLINE hn::Vec<D> exp_of_negative(D d, hn::Vec<D> x) {
   const hn::Rebind<int32_t, D> as_int;
-  // The second operand where there is a NaN, which so passes.
-  const auto bounded = hn::Max(hn::Set(d, -87.0F), x);
+  // NaN passes: on x86 Max is the second operand where one is NaN, and on ARM the number.
+  const auto least = hn::Set(d, -87.0F);
+  const auto bounded =
+      HWY_ARCH_X86 ? hn::Max(least, x) : hn::IfThenElse(hn::Lt(x, least), least, x);
   const auto n = hn::ConvertTo(
       as_int, hn::MulAdd(bounded, hn::Set(d, 1.44269504F), hn::Set(d, -0.5F)));  // the nearest
   const auto whole = hn::ConvertTo(d, n);

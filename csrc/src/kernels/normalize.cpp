@@ -26,12 +26,13 @@ struct Sums {
 /// Adds some elements: so many of them in float32, one sum a lane, and these in float64.
 HWY_INLINE void add(const float* x, int64_t count, float shift, Sums& to) {
   constexpr int64_t kInFloat = 1024;
-  const hn::CappedTag<float, 16> wide;
+  using Wide = hn::CappedTag<float, 16>;
+  const Wide wide;
   for (int64_t begin = 0; begin < count; begin += kInFloat) {
     auto sum = hn::Zero(wide), squares = hn::Zero(wide);
     over_columns(std::min(kInFloat, count - begin), [&](auto d, int64_t at) HWY_ATTR {
       const auto y = hn::Sub(hn::LoadU(d, x + begin + at), hn::Set(d, shift));
-      if constexpr (std::is_same_v<decltype(d), decltype(wide)>) {
+      if constexpr (std::is_same_v<decltype(d), Wide>) {
         sum = hn::Add(sum, y);
         squares = hn::MulAdd(y, y, squares);
       } else if constexpr (hn::MaxLanes(d) == 1) {

@@ -22,7 +22,9 @@
    : level() == Level::kV3 ? &N_AVX2::function \
                            : &N_SSE4::function)
 #else
-// The compiler's baseline alone.
+// The compiler's baseline alone, on ARM without SVE, whose vectors have no size that tiles could be
+// made of.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
 #define HWY_COMPILE_ONLY_STATIC
 #define NSN_AT_LEVEL(function) (&HWY_NAMESPACE::function)
 #endif

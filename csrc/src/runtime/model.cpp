@@ -109,7 +109,7 @@ void Model::load(size_t subnetwork) const {
                 ", or ends before its weights. Call grow() once they "
                 "have been appended.");
   }
-  constexpr int64_t kPage = 4096;
+  constexpr int64_t kPage = 4096;  // the least that there is; ARM has larger ones too
   unsigned sum = 0;
   const File& file = state_->file;
   file.over_boxes(file.networks[subnetwork], [&](size_t tensor, size_t i) {

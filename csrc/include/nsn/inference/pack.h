@@ -31,7 +31,7 @@ class PackedView;
 ///
 /// What the network does afterwards changes nothing here; `stale` tells whether it did, and
 /// `refresh` packs anew. The Pack outlives its network. Packed views may be called by any number of
-/// threads, also while `refresh` runs: a call that has begun ends with what it began with.
+/// threads, also while `refresh` runs: a call takes no lock, and ends with what it began with.
 class NSN_API Pack {
  public:
   /// Of a network's weights, for the sub-networks named; default: all listed. Throws
