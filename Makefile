@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test runtime runtime-plain arm wheel clang fuzz tsan bench bench-ops bench-products docs format lint clean
+.PHONY: help setup build install demo test runtime runtime-plain arm web web-test web-serve wheel clang fuzz tsan bench bench-ops bench-products docs format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -65,7 +65,7 @@ $(BUILD)/data/mnist/%: data/mnist/%.gz
 demo: install $(BUILD)/data/.checked ## train the paper's network on MNIST; ends with a table, leaves runs/demo
 	$(BIN)/nsn train demo --data data/mnist --out runs/demo
 
-test: install build runtime arm tsan clang fuzz $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project), pytest, runtime, arm, tsan, clang and fuzz
+test: install build runtime arm web-test tsan clang fuzz $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project), pytest, runtime, arm, web-test, tsan, clang and fuzz
 	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest
 
@@ -136,7 +136,11 @@ runtime: runtime-plain ## build the runtime without torch, test it, also under s
 
 ARM := $(BUILD)/arm
 
-arm: runtime-plain ## cross-compile the runtime for 64-bit ARM, and test it under qemu
+.venv/.arm: tools/system_packages.sh .venv/.system
+	@tools/system_packages.sh $(PYTHON) g++-aarch64-linux-gnu googletest qemu-user
+	@touch $@
+
+arm: .venv/.arm runtime-plain ## cross-compile the runtime for 64-bit ARM, and test it under qemu
 	@# Of the headers in /usr/include Highway's alone: the others are this machine's.
 	@mkdir -p $(ARM)/headers && ln -sfn /usr/include/hwy $(ARM)/headers/hwy
 	$(ALONE) cmake -S . -B $(ARM) -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON \
@@ -146,6 +150,49 @@ arm: runtime-plain ## cross-compile the runtime for 64-bit ARM, and test it unde
 	$(ALONE) cmake --build $(ARM) -j $(JOBS)
 	$(ALONE) ctest --test-dir $(ARM) --output-on-failure --no-tests=error
 	$(ALONE) tests/runtime/outside.sh $(ARM) $(ARM)/outside $(CURDIR)/cmake/aarch64.cmake
+
+# The page in build/web, and what its WebAssembly is built in.
+WEB  := $(BUILD)/web
+WASM := $(BUILD)/wasm
+# Where node is not Debian's, it has to be told where emscripten's own modules lie.
+EM   := NODE_PATH=/usr/share/nodejs
+# Where node can fetch, emscripten's programs take it for a browser.
+NODE := node --no-experimental-fetch
+
+.venv/.web: tools/system_packages.sh .venv/.system
+	@tools/system_packages.sh $(PYTHON) emscripten googletest chromium chromium-driver
+	@touch $@
+
+# Of the system's headers Highway's alone.
+$(WASM)/build.ninja: .venv/.web .venv/.requirements
+	@mkdir -p $(WASM)/include && ln -sfn /usr/include/hwy $(WASM)/include/hwy
+	$(EM) emcmake cmake -S . -B $(WASM) -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON \
+	  -DNSN_HIGHWAY_INCLUDE=$(CURDIR)/$(WASM)/include \
+	  -DFETCHCONTENT_SOURCE_DIR_GOOGLETEST=/usr/src/googletest
+	@touch $@
+
+# Trained once; written anew by each new nsn.
+$(WEB)/digits/model.safetensors: examples/web/digits.toml $(BUILD)/data/.checked | .venv/.nsn
+	$(BIN)/nsn train $< --threads 1 --out $(@D)
+
+$(WEB)/network.nsnrt: $(WEB)/digits/model.safetensors .venv/.nsn
+	$(BIN)/nsn export $< --format runtime --out $(WEB)/digits/runtime
+	@cp $(WEB)/digits/runtime/network.nsnrt $@
+
+web: $(WASM)/build.ninja $(WEB)/network.nsnrt ## build the runtime for browsers, and a page on it in build/web
+	$(EM) cmake --build $(WASM) -j $(JOBS) --target nsn_web
+	@cp examples/web/*.html examples/web/*.css examples/web/*.js $(WASM)/examples/web/nsn.js \
+	  $(WASM)/examples/web/nsn.wasm $(WEB)
+
+web-serve: web ## serve the page at http://localhost:8000
+	$(PYTHON) examples/web/serve.py $(WEB)
+
+web-test: web ## run the runtime's tests as WebAssembly, and draw digits on the page in headless Chromium
+	$(EM) cmake --build $(WASM) -j $(JOBS) --target nsn_runtime_tests nsn_runtime_c_test nsn_write_sample
+	$(NODE) $(WASM)/tests/runtime/nsn_runtime_tests.js --gtest_brief=1
+	$(NODE) $(WASM)/tests/runtime/nsn_write_sample.js $(WASM)/sample.nsnrt
+	$(NODE) $(WASM)/tests/runtime/nsn_runtime_c_test.js $(WASM)/sample.nsnrt
+	$(BIN)/python -m pytest tests/web
 
 wheel: install ## make dist/nsn-*.whl, which installs where there is no compiler
 	@rm -rf dist

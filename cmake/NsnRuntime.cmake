@@ -3,7 +3,12 @@
 include(CMakePackageConfigHelpers)
 include(NsnLayout)
 
-add_library(nsn_runtime SHARED $<TARGET_OBJECTS:nsn_without_torch> csrc/src/runtime/c.cpp)
+# WebAssembly has all in one module.
+set(kind SHARED)
+if(EMSCRIPTEN)
+  set(kind STATIC)
+endif()
+add_library(nsn_runtime ${kind} $<TARGET_OBJECTS:nsn_without_torch> csrc/src/runtime/c.cpp)
 add_library(nsn::runtime ALIAS nsn_runtime)
 nsn_target(nsn_runtime)
 target_include_directories(nsn_runtime
@@ -21,6 +26,10 @@ target_link_options(nsn_runtime PRIVATE -Wl,--gc-sections -Wl,-z,noseparate-code
 add_executable(nsn-run csrc/run/main.cpp csrc/run/npy.cpp)
 nsn_target(nsn-run)
 target_link_libraries(nsn-run PRIVATE nsn_runtime)
+if(EMSCRIPTEN)
+  # For node.
+  target_link_options(nsn-run PRIVATE -sALLOW_MEMORY_GROWTH -sNODERAWFS -sEXIT_RUNTIME)
+endif()
 set_target_properties(nsn-run PROPERTIES INSTALL_RPATH "$ORIGIN/../${NSN_LIBDIR}")
 install(TARGETS nsn-run COMPONENT runtime)
 
@@ -44,4 +53,7 @@ endforeach()
 if(NSN_RUNTIME_ONLY AND NSN_BUILD_TESTS)
   enable_testing()
   add_subdirectory(tests/runtime)
+endif()
+if(EMSCRIPTEN)
+  add_subdirectory(examples/web)
 endif()

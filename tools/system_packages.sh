@@ -1,12 +1,14 @@
 #!/bin/sh
 # Installs the Debian packages that the build, the tests and the recipes' data need and that are
-# missing, where it may; otherwise names them and stops. Argument: the Python interpreter.
+# missing, where it may; otherwise names them and stops. Arguments: the Python interpreter, and packages
+# that are needed beside these.
 set -eu
 python=$1
+shift
 
 missing=""
 for package in libgtest-dev nlohmann-json3-dev libhwy-dev valgrind clang libclang-rt-14-dev \
-    g++-aarch64-linux-gnu qemu-user dataset-fashion-mnist; do
+    dataset-fashion-mnist "$@"; do
   if ! dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed'; then
     missing="$missing $package"
   fi

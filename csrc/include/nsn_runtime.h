@@ -35,7 +35,7 @@ typedef enum nsn_status {
   NSN_NO_MEMORY = 8
 } nsn_status;
 
-/* A mapped file; may be used by several threads at once. */
+/* A file, mapped or in memory; may be used by several threads at once. */
 typedef struct nsn_model nsn_model;
 /* The memory of one caller's runs; by one thread at a time. */
 typedef struct nsn_session nsn_session;
@@ -47,10 +47,16 @@ NSN_C_API const char* nsn_message(void);
 NSN_C_API const char* nsn_runtime_version(void);
 
 NSN_C_API nsn_status nsn_model_open(const char* path, nsn_model** model);
+/* A file in memory of the caller's, of which so many bytes are there by now. Nothing is copied: it
+ * stays where it is, and as it is, as long as the model or a session is there. It begins at a
+ * multiple of 4 bytes, best of 64. */
+NSN_C_API nsn_status nsn_model_in_memory(const void* data, size_t bytes, nsn_model** model);
 /* Sessions of it may be used on. */
 NSN_C_API void nsn_model_close(nsn_model* model);
 /* Looks how long the file is by now. */
 NSN_C_API nsn_status nsn_model_grow(nsn_model* model);
+/* The same for a file in memory, of which so many bytes are there by now. */
+NSN_C_API nsn_status nsn_model_grow_to(nsn_model* model, size_t bytes);
 
 typedef struct nsn_subnetwork {
   /* Valid as long as the model. */

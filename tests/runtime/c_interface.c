@@ -1,6 +1,7 @@
 /* The C interface, as a program in C uses it. Argument: the file that write_sample.cpp writes. */
 #include <nsn_runtime.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int failures = 0;
@@ -9,6 +10,40 @@ static void expect(int holds, const char* what) {
   if (holds) return;
   ++failures;
   fprintf(stderr, "failed: %s (%s)\n", what, nsn_message());
+}
+
+/* A file in memory, of which the rest comes after the header. */
+static void in_memory(const char* path, const float* x, const float* expected) {
+  FILE* file = fopen(path, "rb");
+  long size = -1;
+  char* bytes;
+  nsn_model* model = NULL;
+  nsn_session* session = NULL;
+  nsn_subnetwork last;
+  float y[5];
+
+  if (file != NULL && fseek(file, 0, SEEK_END) == 0) size = ftell(file);
+  bytes = size > 0 ? malloc((size_t)size) : NULL;
+  expect(bytes != NULL && fseek(file, 0, SEEK_SET) == 0 &&
+             fread(bytes, 1, (size_t)size, file) == (size_t)size,
+         "reading");
+  if (file != NULL) fclose(file);
+  if (bytes == NULL) return;
+  expect(nsn_model_in_memory(bytes, 100, &model) == NSN_BAD_FILE, "a part of a header");
+  expect(nsn_model_in_memory(NULL, 100, &model) == NSN_BAD_ARGUMENT, "no memory");
+  expect(nsn_model_in_memory(bytes, (size_t)size - 1, &model) == NSN_OK, "a file in memory");
+  expect(nsn_session_open(model, 1, 1, &session) == NSN_OK, "its session");
+  expect(nsn_model_subnetwork(model, 1, &last) == NSN_OK && !last.is_there, "that it is not there");
+  expect(nsn_session_run(session, 1, x, y, 1) == NSN_NOT_IN_FILE, "a run of what is not there");
+  expect(nsn_model_grow(model) == NSN_BAD_FILE, "growing of its own");
+  expect(nsn_model_grow_to(NULL, 0) == NSN_BAD_ARGUMENT, "no model");
+  expect(nsn_model_grow_to(model, (size_t)size) == NSN_OK, "the rest");
+  expect(nsn_model_subnetwork(model, 1, &last) == NSN_OK && last.is_there, "that it is there");
+  expect(nsn_session_run(session, 1, x, y, 1) == NSN_OK, "a run of it");
+  expect(memcmp(y, expected, sizeof y) == 0, "the numbers of the mapped file");
+  nsn_session_close(session);
+  nsn_model_close(model);
+  free(bytes);
 }
 
 int main(int count, char** arguments) {
@@ -52,6 +87,7 @@ int main(int count, char** arguments) {
   expect(y[0] != 0.0F && y[0] == y[0], "a number");
   expect(nsn_session_run(session, 1, x, y, 1) == NSN_OK, "the other sub-network");
   expect(y[0] != again[0], "other numbers");
+  in_memory(arguments[1], x, y);
   expect(nsn_session_run(session, place, x, y, 3) == NSN_BATCH_TOO_LARGE, "a large batch");
   expect(strstr(nsn_message(), "max_batch") != NULL, "the message of it");
   expect(nsn_session_run(session, place, NULL, y, 1) == NSN_BAD_ARGUMENT, "no input");

@@ -9,6 +9,13 @@
 
 namespace nsn::test {
 
+/// Whether a session may have threads: WebAssembly has none, unless it is built for them.
+#if defined(__EMSCRIPTEN__) && !defined(__EMSCRIPTEN_PTHREADS__)
+inline constexpr bool kHasThreads = false;
+#else
+inline constexpr bool kHasThreads = true;
+#endif
+
 /// A file of random weights, without torch.
 class Sample {
  public:

@@ -85,8 +85,10 @@ TEST(RuntimeFile, WhatIsNoneIsRefused) {
   expect_says(folder / "text", "its first bytes are others");
   ::mkdir((folder / "folder").c_str(), 0700);
   expect_says(folder / "folder", "is no regular file");
+#if !defined(__EMSCRIPTEN__)  // whose files in memory have no pipes
   ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
   expect_says(folder / "pipe", "is no regular file");
+#endif
   std::string other = sample_bytes(1);
   other[8] = 9;
   write(folder / "version", other);
@@ -233,6 +235,35 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
     write(folder / "hostile", changed(change));
     expect_says(folder / "hostile", what);
   }
+}
+
+TEST(RuntimeFile, WhatIsTooLargeForAddressesOf32BitsIsAnError) {
+  if (sizeof(size_t) > 4) GTEST_SKIP();
+  const Folder folder;
+  const std::string large = changed([](auto& f) { f.bytes = (int64_t{1} << 32) + 64; });
+  write(folder / "large", large);
+  expect_says(folder / "large", "cannot be mapped");
+  // In memory it is what is there of it.
+  std::vector<float> memory(large.size() / sizeof(float) + 1);
+  std::memcpy(memory.data(), large.data(), large.size());
+  const Model model = Model::in_memory(memory.data(), large.size());
+  EXPECT_TRUE(model.has(0));
+
+  const std::string wide = changed([](auto& f) {
+    constexpr int64_t kElements = int64_t{1} << 30;
+    for (auto& network : f.networks) {
+      network.table.clear();
+      network.plan.values = {{{kElements}, plan::Memory::kInput},
+                             {{kElements}, plan::Memory::kArena},
+                             {{kElements}, plan::Memory::kOutput}};
+      network.plan.steps.resize(2);
+      for (size_t i = 0; i < 2; ++i) {
+        network.plan.steps[i] = {"", plan::Apply{kElements, plan::Function::kRelu}, {i}, i + 1};
+      }
+    }
+  });
+  write(folder / "wide", wide);
+  EXPECT_THROW(Session(Model::open(folder / "wide"), {1, 1, {}}), std::bad_alloc);
 }
 
 }  // namespace

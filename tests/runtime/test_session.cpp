@@ -116,7 +116,71 @@ TEST(Session, AFileThatIsCutRunsWhatItHolds) {
   EXPECT_NE(what_of([&] { model.grow(); }).find("may be appended to"), std::string::npos);
 }
 
+TEST(Session, AFileInMemoryMayArriveInParts) {
+  const Folder folder;
+  Sample sample(1);
+  sample.mlp({40, 8, 90}, 600, 3);
+  const std::string bytes = sample.bytes();
+  write(folder / "whole", bytes);
+  Model whole = Model::open(folder / "whole");
+  Session of_all(whole, {1, 1, {}});
+  const std::vector<float> x = sample.numbers(600);
+  std::vector<float> y(3), expected(3);
+  const auto same = [&](Session& session, size_t network) {
+    EXPECT_EQ(of_all.run(network, x.data(), expected.data()), Status::kOk);
+    const Status status = session.run(network, x.data(), y.data());
+    return status == Status::kOk && y == expected;
+  };
+
+  // As much memory as has arrived, and no more.
+  const auto part = static_cast<size_t>(whole.subnetworks()[1].file_bytes);
+  const std::vector<char> beginning(bytes.begin(), bytes.begin() + static_cast<int64_t>(part));
+  const Model small = Model::in_memory(beginning.data(), part);
+  Session of_small(small, {1, 1, {}});
+  EXPECT_TRUE(same(of_small, 1));
+  EXPECT_EQ(of_small.run(0, x.data(), y.data()), Status::kNotInFile);
+
+  // Memory for all of it, in which the rest appears.
+  std::vector<char> all(bytes.size(), '\xff');
+  const auto header = static_cast<size_t>(sample.file().header_bytes);
+  std::copy_n(bytes.begin(), part, all.begin());
+  Model model = Model::in_memory(all.data(), header);
+  Session session(model, {1, 1, {}});
+  EXPECT_EQ(session.run(1, x.data(), y.data()), Status::kNotInFile);
+  model.grow_to(part - 1);
+  EXPECT_FALSE(model.has(1));
+  model.grow_to(part);
+  EXPECT_TRUE(same(session, 1));
+  EXPECT_FALSE(model.has(0));
+  std::copy(bytes.begin(), bytes.end(), all.begin());
+  model.grow_to(bytes.size());
+  EXPECT_TRUE(same(session, 0) && same(session, 1) && same(session, 2));
+  model.load(2);
+
+  const auto says = [&](const char* what, const std::function<void()>& call) {
+    EXPECT_NE(what_of(call).find(what), std::string::npos) << what_of(call);
+  };
+  says("Say how many there are", [&] { model.grow_to(part); });
+  says("Say it with grow_to", [&] { model.grow(); });
+  says("grow_to is for files in memory", [&] { whole.grow_to(bytes.size()); });
+  says("the file in memory has no sub-network 'w9'. It has 'w40',", [&] { model.index_of("w9"); });
+  says("the file in memory is no file that the runtime can read: its header",
+       [&] { Model::in_memory(all.data(), header / 2); });
+  says("its first bytes are others", [&] { Model::in_memory(all.data(), 0); });
+  says("at a multiple of 4 bytes", [&] { Model::in_memory(all.data() + 1, 10); });
+}
+
+TEST(Session, WhereThereAreNoThreadsItSaysSo) {
+  if (kHasThreads) GTEST_SKIP();
+  const Folder folder;
+  const Several several(folder / "net");
+  const Model model = Model::open(folder / "net");
+  EXPECT_NE(what_of([&] { Session(model, {1, 3, {}}); }).find("gives it 1 of 3 threads"),
+            std::string::npos);
+}
+
 TEST(Session, SessionsOfOneModelRunAtTheSameTime) {
+  if (!kHasThreads) GTEST_SKIP();
   const Folder folder;
   const Several several(folder / "net");
   std::vector<float> expected(10 * 12);
@@ -149,6 +213,7 @@ TEST(Session, SessionsOfOneModelRunAtTheSameTime) {
 }
 
 TEST(Session, ACallersThreadsComputeIt) {
+  if (!kHasThreads) GTEST_SKIP();
   const Folder folder;
   Sample sample(1);
   sample.mlp({3000}, 784, 10);

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -45,10 +47,11 @@ class Latest {
 
   /// There has to be one.
   Use now() const {
-    asking_.fetch_add(1);
+    std::atomic<int64_t>& asking = asking_[phase_.load()];
+    asking.fetch_add(1);
     Node* node = latest_.load();
     node->uses.fetch_add(1);
-    asking_.fetch_sub(1);
+    asking.fetch_sub(1);
     return Use(node);
   }
 
@@ -57,8 +60,13 @@ class Latest {
     made->value = std::move(value);
     const std::lock_guard<std::mutex> lock(replacing_);
     Node* old = latest_.exchange(made.release());
-    // Who asked before may have the old one in hand and not counted yet: three instructions.
-    while (asking_.load() != 0) std::this_thread::yield();
+    // Who asked before may have the old one in hand and not counted yet. Those who ask meanwhile
+    // count elsewhere, so that each wait ends.
+    for (int i = 0; i < 2; ++i) {
+      const size_t before = phase_.load();
+      phase_.store(1 - before);
+      while (asking_[before].load() != 0) std::this_thread::yield();
+    }
     if (old != nullptr) end(old);
   }
 
@@ -67,7 +75,10 @@ class Latest {
     if (node->uses.fetch_sub(1) == 1) delete node;
   }
 
-  mutable std::atomic<int64_t> asking_{0};
+  /// How many are between looking for the latest and counting their use.
+  mutable std::array<std::atomic<int64_t>, 2> asking_{};
+  /// Where those who ask now count.
+  std::atomic<size_t> phase_{0};
   std::atomic<Node*> latest_{nullptr};
   std::mutex replacing_;
 };

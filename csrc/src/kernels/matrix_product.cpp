@@ -20,7 +20,7 @@ float* memory_of_thread(int64_t elements) {
   thread_local size_t size = 0;
   const size_t needed = static_cast<size_t>(elements) + kLine / sizeof(float);
   if (size < needed) {
-    memory = std::make_unique_for_overwrite<float[]>(needed);
+    memory.reset(new float[needed]);
     size = needed;
   }
   const auto begin = reinterpret_cast<uintptr_t>(memory.get());

@@ -1,9 +1,10 @@
 #include "kernels/weight_type.h"
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+
+#include "kernels/bit_cast.h"
 
 namespace nsn::kernels {
 
@@ -24,16 +25,15 @@ constexpr float kLeastNormal = 0x1p-14F, kStep = 0x1p-24F;
 uint16_t to_float16(float value) {
   const uint32_t sign = std::signbit(value) ? 0x8000U : 0U;
   const float size = std::fabs(value);
-  const uint32_t bits = size < kLeastNormal
-                            ? static_cast<uint32_t>(std::nearbyint(size / kStep))
-                            : without_lowest(std::bit_cast<uint32_t>(size) - kBias, 13);
+  const uint32_t bits = size < kLeastNormal ? static_cast<uint32_t>(std::nearbyint(size / kStep))
+                                            : without_lowest(bit_cast<uint32_t>(size) - kBias, 13);
   return static_cast<uint16_t>(sign | bits);
 }
 
 float from_float16(uint16_t half) {
   const uint32_t bits = half & 0x7fffU;
   const float size =
-      bits < 0x400U ? static_cast<float>(bits) * kStep : std::bit_cast<float>((bits << 13) + kBias);
+      bits < 0x400U ? static_cast<float>(bits) * kStep : bit_cast<float>((bits << 13) + kBias);
   return (half & 0x8000U) != 0 ? -size : size;
 }
 
@@ -71,7 +71,7 @@ float largest(WeightType type) {
     case WeightType::kFloat16:
       return 65504.0F;
     case WeightType::kBFloat16:
-      return std::bit_cast<float>(0x7f7f0000U);
+      return bit_cast<float>(0x7f7f0000U);
     default:
       return 127.0F;
   }
@@ -84,7 +84,7 @@ void store(WeightType type, float value, void* to) {
     case WeightType::kFloat16:
       return put(to_float16(value), to);
     case WeightType::kBFloat16:
-      return put(static_cast<uint16_t>(without_lowest(std::bit_cast<uint32_t>(value), 16)), to);
+      return put(static_cast<uint16_t>(without_lowest(bit_cast<uint32_t>(value), 16)), to);
     default:
       return put(static_cast<int8_t>(std::nearbyint(value)), to);
   }
@@ -97,7 +97,7 @@ float load(WeightType type, const void* from) {
     case WeightType::kFloat16:
       return from_float16(take<uint16_t>(from));
     case WeightType::kBFloat16:
-      return std::bit_cast<float>(uint32_t{take<uint16_t>(from)} << 16);
+      return bit_cast<float>(uint32_t{take<uint16_t>(from)} << 16);
     default:
       return static_cast<float>(take<int8_t>(from));
   }

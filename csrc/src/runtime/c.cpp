@@ -95,12 +95,28 @@ nsn_status nsn_model_open(const char* path, nsn_model** model) {
   });
 }
 
+nsn_status nsn_model_in_memory(const void* data, size_t bytes, nsn_model** model) {
+  if (data == nullptr || model == nullptr) return null_pointer();
+  return guarded(NSN_BAD_FILE, [&] {
+    *model = new nsn_model{Model::in_memory(data, bytes)};
+    return NSN_OK;
+  });
+}
+
 void nsn_model_close(nsn_model* model) { delete model; }
 
 nsn_status nsn_model_grow(nsn_model* model) {
   if (model == nullptr) return null_pointer();
   return guarded(NSN_BAD_FILE, [&] {
     model->model.grow();
+    return NSN_OK;
+  });
+}
+
+nsn_status nsn_model_grow_to(nsn_model* model, size_t bytes) {
+  if (model == nullptr) return null_pointer();
+  return guarded(NSN_BAD_FILE, [&] {
+    model->model.grow_to(bytes);
     return NSN_OK;
   });
 }

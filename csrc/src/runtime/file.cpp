@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/bit_cast.h"
 #include "kernels/panels.h"
 #include "plan/fields.h"
 
@@ -68,7 +69,7 @@ class Writer {
     if constexpr (Number<T>) {
       word(static_cast<int64_t>(value));
     } else if constexpr (std::is_same_v<T, double>) {
-      word(std::bit_cast<int64_t>(value));
+      word(kernels::bit_cast<int64_t>(value));
     } else if constexpr (std::is_same_v<T, std::string>) {
       word(static_cast<int64_t>(value.size()));
       to_ += value;
@@ -110,7 +111,7 @@ class Reader {
     } else if constexpr (Number<T>) {
       value = static_cast<T>(word());
     } else if constexpr (std::is_same_v<T, double>) {
-      value = std::bit_cast<double>(word());
+      value = kernels::bit_cast<double>(word());
     } else if constexpr (std::is_same_v<T, std::string>) {
       const size_t size = count(1);
       value = from_.substr(0, size);
@@ -149,7 +150,8 @@ class Reader {
   }
   size_t count(size_t bytes_each) {
     const int64_t value = word();
-    if (value < 0 || static_cast<size_t>(value) > from_.size() / bytes_each) {
+    // As int64_t, since size_t may have 32 bits.
+    if (value < 0 || value > static_cast<int64_t>(from_.size() / bytes_each)) {
       throw std::runtime_error("its header names more than it holds");
     }
     return static_cast<size_t>(value);

@@ -5,7 +5,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -50,6 +52,11 @@ MappedFile::~MappedFile() {
 
 void MappedFile::reserve(int64_t size) {
   if (size <= mapped_) return;
+  // Where addresses have 32 bits.
+  if (size > PTRDIFF_MAX) {
+    errno = ENOMEM;
+    refuse(path_, "mapped");
+  }
   void* made = ::mmap(nullptr, static_cast<size_t>(size), PROT_READ, MAP_SHARED, file_, 0);
   if (made == MAP_FAILED) refuse(path_, "mapped");
   if (data_ != nullptr) ::munmap(const_cast<char*>(data_), static_cast<size_t>(mapped_));
@@ -64,6 +71,16 @@ void MappedFile::look() {
                 std::to_string(size) +
                 " now. A file in use may be appended to, and otherwise must stay as it is.");
   }
+#if defined(__EMSCRIPTEN__)
+  // A mapping is a copy there, which does not see what has been appended.
+  const int64_t end = std::min(size, mapped_);
+  for (int64_t at = size_; at < end;) {
+    const ssize_t got =
+        ::pread(file_, const_cast<char*>(data_) + at, static_cast<size_t>(end - at), at);
+    if (got <= 0) refuse(path_, "read");
+    at += got;
+  }
+#endif
   size_ = size;
 }
 

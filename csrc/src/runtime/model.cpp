@@ -1,25 +1,26 @@
 #include "runtime/model.h"
 
+#include <cstdint>
 #include <utility>
 
 namespace nsn::runtime {
 
 namespace {
 
-[[noreturn]] void refuse_file(const std::string& path, const std::string& what) {
-  throw Error("nsn::runtime: '" + path + "' is no file that the runtime can read: " + what +
+[[noreturn]] void refuse_file(const std::string& name, const std::string& what) {
+  throw Error("nsn::runtime: " + name + " is no file that the runtime can read: " + what +
               ". Write it with `nsn export --format runtime`.");
 }
 
-File header_in(const MappedFile& mapped, const std::string& path) {
+File header_in(std::string_view bytes, const std::string& name) {
   try {
-    return read_header(mapped.bytes());
+    return read_header(bytes);
   } catch (const std::runtime_error& error) {
-    refuse_file(path, error.what());
+    refuse_file(name, error.what());
   }
 }
 
-/// What a plan reads, where the mapped file has it.
+/// What a plan reads, where the file has it.
 std::unique_ptr<const Model::State::Ready> make(const File& file, const FileNetwork& network,
                                                 const char* data) {
   auto result = std::make_unique<Model::State::Ready>();
@@ -43,8 +44,26 @@ std::unique_ptr<const Model::State::Ready> make(const File& file, const FileNetw
 }  // namespace
 
 Model::State::State(const std::string& path)
-    : path(path), mapped(path), file(header_in(mapped, path)), made(file.networks.size()) {
-  mapped.reserve(file.bytes);
+    : name("'" + path + "'"),
+      mapped(std::make_unique<MappedFile>(path)),
+      file(header_in(mapped->bytes(), name)),
+      made(file.networks.size()) {
+  mapped->reserve(file.bytes);
+  data = mapped->data();
+  list_subnetworks();
+  make_ready(mapped->size());
+}
+
+Model::State::State(std::string_view memory)
+    : name("the file in memory"),
+      data(memory.data()),
+      file(header_in(memory, name)),
+      made(file.networks.size()) {
+  list_subnetworks();
+  make_ready(static_cast<int64_t>(memory.size()));
+}
+
+void Model::State::list_subnetworks() {
   owned.resize(file.networks.size());
   for (const FileNetwork& network : file.networks) {
     const plan::Plan& plan = network.plan;
@@ -56,22 +75,22 @@ Model::State::State(const std::string& path)
     subnetworks.push_back({network.name, plan.values[0].shape, output, plan.embeds,
                            file.needed_by(network), weight_bytes, plan.flops});
   }
-  make_ready();
 }
 
-void Model::State::make_ready() {
+void Model::State::make_ready(int64_t now) {
+  size = now;
   // What points to panels is smaller than they are; a file in which sub-networks name the same ones
   // over and over is none that nsn writes.
   constexpr int64_t kMost = 64;
   for (size_t i = 0; i < owned.size(); ++i) {
-    if (owned[i] != nullptr || subnetworks[i].file_bytes > mapped.size()) continue;
+    if (owned[i] != nullptr || subnetworks[i].file_bytes > size) continue;
     for (const auto& [tensor, out, in] : file.networks[i].table) {
       pointers += file.tensors[tensor].pointers(out, in);
     }
-    if (pointers > kMost * mapped.size()) {
-      refuse_file(path, "its sub-networks name the same weights too often");
+    if (pointers > kMost * size) {
+      refuse_file(name, "its sub-networks name the same weights too often");
     }
-    owned[i] = make(file, file.networks[i], mapped.data());
+    owned[i] = make(file, file.networks[i], data);
     made[i].store(owned[i].get(), std::memory_order_release);
   }
 }
@@ -79,6 +98,15 @@ void Model::State::make_ready() {
 Model::Model(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
 Model Model::open(const std::string& path) { return Model(std::make_shared<State>(path)); }
+
+Model Model::in_memory(const void* data, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(data) % alignof(float) != 0) {
+    throw Error("nsn::runtime: a file in memory has to begin at a multiple of " +
+                std::to_string(alignof(float)) + " bytes, and best at one of " +
+                std::to_string(kAlignment) + "; this one does not. Align it, or copy it.");
+  }
+  return Model(std::make_shared<State>(std::string_view(static_cast<const char*>(data), bytes)));
+}
 
 const std::vector<Model::Subnetwork>& Model::subnetworks() const { return state_->subnetworks; }
 
@@ -88,7 +116,7 @@ size_t Model::index_of(std::string_view name) const {
     if (subnetworks()[i].name == name) return i;
     names += (names.empty() ? "'" : ", '") + subnetworks()[i].name + "'";
   }
-  throw Error("nsn::runtime: '" + state_->path + "' has no sub-network '" + std::string(name) +
+  throw Error("nsn::runtime: " + state_->name + " has no sub-network '" + std::string(name) +
               "'. It has " + names + ".");
 }
 
@@ -98,23 +126,43 @@ bool Model::has(size_t subnetwork) const {
 
 void Model::grow() {
   const std::lock_guard<std::mutex> lock(state_->growing);
-  state_->mapped.look();
-  state_->make_ready();
+  if (state_->mapped == nullptr) {
+    throw Error(
+        "nsn::runtime: of a file in memory only its owner knows how much is there by now. Say it "
+        "with grow_to.");
+  }
+  state_->mapped->look();
+  state_->make_ready(state_->mapped->size());
+}
+
+void Model::grow_to(size_t bytes) {
+  const std::lock_guard<std::mutex> lock(state_->growing);
+  const auto now = static_cast<int64_t>(bytes);
+  if (state_->mapped != nullptr) {
+    throw Error("nsn::runtime: " + state_->name +
+                " is looked at by grow; grow_to is for files in memory");
+  }
+  if (now < state_->size) {
+    throw Error("nsn::runtime: " + state_->name + " had " + std::to_string(state_->size) +
+                " bytes, and is said to have " + std::to_string(now) +
+                " now. Say how many there are from its beginning on.");
+  }
+  state_->make_ready(now);
 }
 
 void Model::load(size_t subnetwork) const {
   if (!has(subnetwork)) {
-    throw Error("nsn::runtime: '" + state_->path + "' has no sub-network of place " +
+    throw Error("nsn::runtime: " + state_->name + " has no sub-network of place " +
                 std::to_string(subnetwork) +
                 ", or ends before its weights. Call grow() once they "
-                "have been appended.");
+                "have been appended, or grow_to().");
   }
   constexpr int64_t kPage = 4096;  // the least that there is; ARM has larger ones too
   unsigned sum = 0;
   const File& file = state_->file;
   file.over_boxes(file.networks[subnetwork], [&](size_t tensor, size_t i) {
     const Box& box = file.tensors[tensor].boxes[i];
-    const auto* data = reinterpret_cast<const unsigned char*>(state_->mapped.data()) + box.offset;
+    const auto* data = reinterpret_cast<const unsigned char*>(state_->data) + box.offset;
     for (int64_t at = 0; at < box.bytes; at += kPage) sum += data[at];
     sum += data[box.bytes - 1];
   });

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/panels.h"
@@ -16,8 +17,9 @@
 namespace nsn::runtime {
 
 struct Model::State {
-  /// Throws Error.
+  /// Throw Error.
   explicit State(const std::string& path);
+  explicit State(std::string_view memory);
 
   /// A sub-network whose weights are there, ready to run.
   struct Ready {
@@ -32,11 +34,16 @@ struct Model::State {
 
   /// Over `make_ready` and what it sets.
   std::mutex growing;
-  /// Makes those ready whose weights are there by now.
-  void make_ready();
+  /// Makes those ready whose weights are there now, of a file of so many bytes.
+  void make_ready(int64_t now);
 
-  std::string path;
-  MappedFile mapped;
+  /// What messages call the file.
+  std::string name;
+  /// Null where the file is memory of the caller's.
+  std::unique_ptr<MappedFile> mapped;
+  /// Where its bytes are, and how many of them are there by now.
+  const char* data;
+  int64_t size = 0;
   File file;
   std::vector<Subnetwork> subnetworks;
   /// Of each sub-network what is ready; set once, by one thread at a time.
@@ -44,6 +51,9 @@ struct Model::State {
   std::vector<std::atomic<const Ready*>> made;
   /// Bytes of what these hold, about.
   int64_t pointers = 0;
+
+ private:
+  void list_subnetworks();
 };
 
 }  // namespace nsn::runtime

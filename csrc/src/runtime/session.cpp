@@ -1,6 +1,7 @@
 #include "nsn/runtime/session.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <new>
 #include <optional>
 #include <stdexcept>
@@ -20,7 +21,7 @@ class Memory {
  public:
   explicit Memory(int64_t elements)
       : bytes_(elements * static_cast<int64_t>(sizeof(float))),
-        data_(static_cast<float*>(::operator new(static_cast<size_t>(bytes_), kLine))) {
+        data_(static_cast<float*>(::operator new(addressable(bytes_), kLine))) {
     std::fill_n(data_, elements, 0.0F);
   }
   Memory(const Memory&) = delete;
@@ -31,6 +32,12 @@ class Memory {
   int64_t bytes() const { return bytes_; }
 
  private:
+  /// Where addresses have 32 bits there may be none for so many bytes.
+  static size_t addressable(int64_t bytes) {
+    if (bytes > PTRDIFF_MAX) throw std::bad_alloc();
+    return static_cast<size_t>(bytes);
+  }
+
   static constexpr std::align_val_t kLine{64};
   int64_t bytes_;
   float* data_;

@@ -45,6 +45,12 @@ class NSN_API Model {
   /// the beginning of a file that ends behind what a sub-network needs is a file of that.
   static Model open(const std::string& path);
 
+  /// A file that lies in memory of the caller's, of which so many bytes are there by now; in a
+  /// program's own data, or on its way from elsewhere. Nothing is copied: it stays where it is, and
+  /// as it is, as long as the model or a session is there. It begins at a multiple of 4 bytes, best
+  /// of 64. Throws Error as `open` does.
+  static Model in_memory(const void* data, size_t bytes);
+
   /// In the network's order, base first where it was exported; those that a file's beginning is too
   /// short for among them.
   const std::vector<Subnetwork>& subnetworks() const;
@@ -59,6 +65,8 @@ class NSN_API Model {
   /// there too, also for sessions. What was there stays where it is. Throws Error where the file is
   /// shorter than before.
   void grow();
+  /// The same for a file in memory, of which so many bytes are there by now.
+  void grow_to(size_t bytes);
 
   /// Reads what a sub-network needs from the disk, so that no run waits for it. Throws Error where
   /// it is not there.
