@@ -201,12 +201,15 @@ wheel: install ## make dist/nsn-*.whl, which installs where there is no compiler
 
 BENCH := $(BUILD)/bench
 
-bench: install build ## run the benchmark programs, in some 20 minutes; results in build/bench
+bench: install build ## run the benchmark programs, in some 50 minutes; results in build/bench
 	$(BIN)/python benchmarks/switch.py --program $(BUILD)/benchmarks/bench_switch \
 	  --out $(BENCH)/switch.json
 	$(BIN)/python benchmarks/step.py --library $(BUILD)/benchmarks/libbench_step.so \
 	  --out $(BENCH)/step.json
-	$(BIN)/python benchmarks/inference.py --out $(BENCH)/inference.json
+	$(BIN)/python benchmarks/start.py --program $(BUILD)/benchmarks/bench_start \
+	  --out $(BENCH)/start.json
+	$(BIN)/python benchmarks/inference.py --library $(BUILD)/benchmarks/libbench_runtime.so \
+	  --out $(BENCH)/inference.json
 	$(BIN)/python benchmarks/width.py --out $(BENCH)/width.json --plot $(BENCH)/width.png
 
 bench-ops: install ## time each block of the tests' table by itself, beside plain torch

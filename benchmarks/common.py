@@ -14,7 +14,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,8 @@ import torch
 
 import nsn
 
+#: Where results lie, and what is kept for the next time.
+BENCH = Path(__file__).resolve().parents[1] / "build" / "bench"
 THREADS = ("1", "2")
 #: Name of a level to the environment that holds a process to it.
 LEVELS: dict[str, dict[str, str]] = {
@@ -33,6 +34,7 @@ LEVELS: dict[str, dict[str, str]] = {
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "TORCHINDUCTOR_CPP_MARCH": "x86-64-v3",
     },
 }
 VECTORS = {"v2": "SSE4.2", "v3": "AVX2", "v4": "AVX-512"}
@@ -66,7 +68,7 @@ def child(level: str, threads: str, *arguments: str) -> Any:
     """The JSON that this program prints last with ``--child`` in a process of its own."""
     command = [sys.executable, sys.argv[0], "--child", *arguments]
     # The compiler's cache does not tell levels apart.
-    cache = Path(tempfile.gettempdir()) / f"torchinductor-{level}-{threads}"
+    cache = BENCH / f"torchinductor-{level}-{threads}"
     environment = {
         **os.environ,
         **LEVELS[level],
@@ -106,6 +108,11 @@ def run(description: str, measure: Callable[[], Any], show: Callable[[str, Any],
         print(json.dumps(measure()))
         return
     measure_everywhere(arguments, show)
+
+
+def level_name(level: str) -> str:
+    """A level as nsn names it."""
+    return LEVELS[level].get("NSN_CPU_LEVEL", nsn.cpu_level())
 
 
 def title(level: str, threads: str) -> str:
@@ -172,7 +179,7 @@ def peak_bytes(step: Step, release: Release) -> int:
 
 def cpu_model() -> str:
     """The processor's name, with the family and model that tell those of one name apart."""
-    fields = {}
+    fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
