@@ -61,7 +61,12 @@ class Stored:
 
 
 #: Ways that call the runtime from C++. One with narrower weights is a line more.
-RUNTIMES = {"runtime": Stored()}
+RUNTIMES = {
+    "runtime": Stored(),
+    "runtime float16": Stored({"weights": torch.float16}, 1e-2),
+    "runtime bfloat16": Stored({"weights": torch.bfloat16}, 8e-2),
+    "runtime int8": Stored({"weights": torch.int8}, 8e-2),
+}
 
 
 def versions() -> dict[str, str]:
