@@ -176,6 +176,7 @@ $(WEB)/digits/model.safetensors: examples/web/digits.toml $(BUILD)/data/.checked
 	$(BIN)/nsn train $< --threads 1 --out $(@D)
 
 $(WEB)/network.nsnrt: $(WEB)/digits/model.safetensors .venv/.nsn
+	@rm -rf $(WEB)/digits/runtime
 	$(BIN)/nsn export $< --format runtime --out $(WEB)/digits/runtime
 	@cp $(WEB)/digits/runtime/network.nsnrt $@
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 import nsn
 import nsn.runtime
 from nsn.training.recipe import load_recipe
+from nsn.verifying import WEIGHT_TOLERANCES
 
 #: The recipe whose network each kind is.
 RECIPES = {"mlp": "paper", "cnn": "cnn", "transformer": "transformer"}
@@ -63,9 +64,10 @@ class Stored:
 #: Ways that call the runtime from C++. One with narrower weights is a line more.
 RUNTIMES = {
     "runtime": Stored(),
-    "runtime float16": Stored({"weights": torch.float16}, 1e-2),
-    "runtime bfloat16": Stored({"weights": torch.bfloat16}, 8e-2),
-    "runtime int8": Stored({"weights": torch.int8}, 8e-2),
+    **{
+        f"runtime {name}": Stored({"weights": getattr(torch, name)}, tolerance)
+        for name, tolerance in WEIGHT_TOLERANCES.items()
+    },
 }
 
 

@@ -23,6 +23,12 @@ set_target_properties(nsn_runtime PROPERTIES
 # Constants share pages with the code: filling up pages would be 12 KB.
 target_link_options(nsn_runtime PRIVATE -Wl,--gc-sections -Wl,-z,noseparate-code)
 
+if(EMSCRIPTEN)
+  # What links it needs exceptions too, and more than the 64 KB of stack that newer versions give.
+  target_compile_options(nsn_runtime INTERFACE -fexceptions)
+  target_link_options(nsn_runtime INTERFACE -fexceptions -sTOTAL_STACK=512KB)
+endif()
+
 add_executable(nsn-run csrc/run/main.cpp csrc/run/npy.cpp)
 nsn_target(nsn-run)
 target_link_libraries(nsn-run PRIVATE nsn_runtime)

@@ -22,7 +22,8 @@ extern "C" {
 typedef enum nsn_status {
   NSN_OK = 0,
   NSN_NO_SUCH_SUBNETWORK = 1,
-  /* The file ends before what the sub-network needs: append the rest, and call nsn_model_grow. */
+  /* The file ends before what the sub-network needs: append the rest, and call nsn_model_grow,
+   * or nsn_model_grow_to. */
   NSN_NOT_IN_FILE = 2,
   NSN_BATCH_TOO_LARGE = 3,
   NSN_WRONG_INPUT_TYPE = 4,

@@ -101,6 +101,7 @@ void bind_network(py::module_& m) {
              return Pack(nsn::ParameterTable(core, parameters), subnetworks);
            }),
            ReleaseGil())
+      .def_static("map", &Pack::map, ReleaseGil())
       .def("view", &Pack::view)
       .def(
           "stale",

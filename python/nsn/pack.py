@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -73,9 +74,27 @@ class Pack:
     def __init__(self, network: ParameterTable, subnetworks: Sequence[str] = ()) -> None:
         network = network_in("nsn.Pack: network", network)
         chosen = names_of("nsn.Pack: subnetworks", subnetworks)
-        self._network = weakref.ref(network)
+        self._network: Callable[[], ParameterTable | None] = weakref.ref(network)
+        self._is_mapped = False
         with torch.no_grad():
             self._pack = _C.Pack(network._core, network._plain_parameters("Pack"), chosen)
+
+    @classmethod
+    def map(cls, path: str | os.PathLike[str]) -> Pack:
+        """The pack of a runtime file (``nsn.export(..., "runtime")``), mapped.
+
+        Weights are read where they lie, one copy for all processes, of the type that the file has.
+        There is no network, so that it is never stale. Of a file that ends early it has the
+        sub-networks that are there.
+
+        Raises:
+            ValueError: where the file cannot be read, or is none.
+        """
+        pack = cls.__new__(cls)
+        pack._network = lambda: None
+        pack._is_mapped = True
+        pack._pack = _C.Pack.map(os.fsencode(path))
+        return pack
 
     def view(self, name: str) -> PackedView:
         """A handle on one sub-network.
@@ -101,8 +120,13 @@ class Pack:
         """Packs anew; all views made of this pack see it.
 
         Raises:
-            ValueError: once the network is gone.
+            ValueError: once the network is gone, and where there was none.
         """
+        if self._is_mapped:
+            raise ValueError(
+                "nsn.Pack: this pack is mapped from a file, so there is nothing to pack anew. Map "
+                "the file that is to be used in its place."
+            )
         network = self._network()
         if network is None:
             raise ValueError(

@@ -78,6 +78,60 @@ TEST(RuntimeFileOf, NarrowWeightsAreRoundedByRows) {
   std::filesystem::remove(path);
 }
 
+TEST(RuntimeFileOf, ItsPackRunsWhereItLies) {
+  torch::manual_seed(7);
+  const std::string path = runtime_path("packed");
+  const at::Tensor x = at::randn({9, 5});
+  std::optional<PackedView> view;
+  at::Tensor expected;
+  {
+    const Network net(small_options(merge::mean(), 0.5, at::kFloat));
+    write_runtime(net, path);
+    Pack pack = Pack::map(path);
+    for (const std::string& name : net->description().names()) {
+      expect_close(pack.view(name)(x), net->view(name)(x), 1e-6, name);
+      EXPECT_TRUE(pack.view(name)(x).equal(run_file(path, name, x)));
+    }
+    EXPECT_FALSE(pack.stale());
+    const runtime::Model model = runtime::Model::open(path);
+    int64_t bytes = 0;
+    for (const Pack::Entry& entry : pack.entries()) {
+      EXPECT_FALSE(entry.subnetworks.empty());
+      bytes += entry.bytes;
+    }
+    EXPECT_EQ(bytes, pack.bytes());
+    EXPECT_GE(bytes, model.subnetworks()[0].weight_bytes);
+    EXPECT_LE(bytes, static_cast<int64_t>(std::filesystem::file_size(path)));
+    expect_throws_with([&] { pack.refresh(); }, {"mapped from a file", "Map the file"});
+    expect_throws_with([&] { pack.view("none"); },
+                       {"'none' is not in this pack, which has 'base'", "Map a file that has it"});
+    view = pack.view("base");
+    expected = (*view)(x);
+  }
+  // It needs neither the network nor the pack; its input is checked as a network's is.
+  at::Tensor out = at::empty({9, 3});
+  (*view)(x, out);
+  EXPECT_TRUE(out.equal(expected));
+  expect_throws_with([&] { (*view)(x.slice(1, 0, 4)); }, {"expected input of shape (B, 5)"});
+  expect_throws_with([&] { (*view)(x.to(at::kLong)); }, {"expected input of dtype Float"});
+  expect_throws_with([&] { (*view)(x.to(at::kDouble)); }, {"computes in float32"});
+  // Of a file that ends early those that are there; of one that has none, none.
+  const runtime::Model model = runtime::Model::open(path);
+  const auto smallest = std::min_element(
+      model.subnetworks().begin(), model.subnetworks().end(),
+      [](const auto& a, const auto& b) { return a.file_bytes < b.file_bytes; });
+  const std::string part = runtime_path("part");
+  std::filesystem::copy_file(path, part, std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::resize_file(part, static_cast<uintmax_t>(smallest->file_bytes));
+  EXPECT_TRUE(Pack::map(part).view(smallest->name)(x).equal(run_file(path, smallest->name, x)));
+  expect_throws_with([&] { Pack::map(part).view("base"); }, {"'base' is not in this pack"});
+  std::filesystem::resize_file(part, static_cast<uintmax_t>(smallest->file_bytes) - 1);
+  expect_throws_with([&] { Pack::map(part); }, {"ends before the weights of each"});
+  expect_throws_with([&] { Pack::map("/nowhere"); }, {"'/nowhere' cannot be opened"});
+  std::filesystem::remove(part);
+  std::filesystem::remove(path);
+}
+
 /// A block of one's own.
 struct Wave : Block {
   std::string type() const override { return "Wave"; }

@@ -119,10 +119,41 @@ def test_weights_that_a_type_cannot_hold(tmp_path: Path) -> None:
             nsn.export(net, tmp_path / "none", "runtime", weights=torch.float16)
         assert not (tmp_path / "none").exists()
     with torch.no_grad():
-        net.get_parameter("hidden1.weight")[3] = 0.0  # has no largest weight to be scaled by
+        # Rows that have no largest weight to be scaled by, or one whose scale would be none.
+        net.get_parameter("hidden1.weight")[3] = 0.0
+        for row, multiple in enumerate((1, 63, 64, 128, 129)):
+            net.get_parameter("hidden1.weight")[4 + row] = multiple * 2.0**-149
     nsn.export(net, tmp_path / "zeros", "runtime", weights=torch.int8)
     session = runtime.Session(runtime.Model(tmp_path / "zeros" / "network.nsnrt"))
     assert session.run("base", inputs("mlp", 1)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "transformer"])
+def test_a_pack_of_a_file(kind: str) -> None:
+    pack, net, x = nsn.Pack.map(file_of(kind)), network(kind), inputs(kind, 6)
+    session = runtime.Session(runtime.Model(file_of(kind)), 6, threads=1)
+    for name in net.subnetworks:
+        view = pack.view(name)
+        expected = net.view(name)(x)
+        assert torch.allclose(view(x), expected, atol=1e-5 * float(expected.abs().max()))
+        out = torch.empty_like(expected)
+        assert view(x, out) is out and torch.equal(out, session.run(name, x))
+    assert not pack.stale()
+    assert (
+        0
+        < pack.bytes
+        == sum(each["bytes"] for each in pack.entries)
+        < 1.01 * (file_of(kind).stat().st_size)
+    )
+    assert "tensor 0" in str(pack)
+    with pytest.raises(ValueError, match="mapped from a file, so there is nothing to pack anew"):
+        pack.refresh()
+    with pytest.raises(ValueError, match="'none' is not in this pack, which has 'base'"):
+        pack.view("none")
+    with pytest.raises(ValueError, match=r"expected input of shape \(B, "):
+        pack.view("base")(x.flatten()[:3])
+    with pytest.raises(ValueError, match="'/nowhere' cannot be opened"):
+        nsn.Pack.map("/nowhere")
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -30,12 +30,13 @@ static void in_memory(const char* path, const float* x, const float* expected) {
   if (file != NULL) fclose(file);
   if (bytes == NULL) return;
   expect(nsn_model_in_memory(bytes, 100, &model) == NSN_BAD_FILE, "a part of a header");
+  expect(nsn_model_in_memory(bytes + 1, 100, &model) == NSN_BAD_ARGUMENT, "memory anywhere");
   expect(nsn_model_in_memory(NULL, 100, &model) == NSN_BAD_ARGUMENT, "no memory");
   expect(nsn_model_in_memory(bytes, (size_t)size - 1, &model) == NSN_OK, "a file in memory");
   expect(nsn_session_open(model, 1, 1, &session) == NSN_OK, "its session");
   expect(nsn_model_subnetwork(model, 1, &last) == NSN_OK && !last.is_there, "that it is not there");
   expect(nsn_session_run(session, 1, x, y, 1) == NSN_NOT_IN_FILE, "a run of what is not there");
-  expect(nsn_model_grow(model) == NSN_BAD_FILE, "growing of its own");
+  expect(nsn_model_grow(model) == NSN_BAD_ARGUMENT, "growing of its own");
   expect(nsn_model_grow_to(NULL, 0) == NSN_BAD_ARGUMENT, "no model");
   expect(nsn_model_grow_to(model, (size_t)size) == NSN_OK, "the rest");
   expect(nsn_model_subnetwork(model, 1, &last) == NSN_OK && last.is_there, "that it is there");

@@ -6,6 +6,7 @@
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <cstring>
 #include <deque>
 #include <limits>
 #include <map>
@@ -72,9 +73,9 @@ std::optional<Product> product_of(plan::Kernel& kernel) {
 
 /// What int8 weights (out, ...) of each row are multiplied by.
 at::Tensor scales_of(const at::Tensor& weight) {
-  const at::Tensor most = weight.flatten(1).abs().amax(1);
-  // Rows of zeros stay that.
-  return at::where(most > 0, most / kernels::largest(WeightType::kInt8), at::ones_like(most));
+  const at::Tensor scales = weight.flatten(1).abs().amax(1) / kernels::largest(WeightType::kInt8);
+  // Rows of zeros stay that, and those that are next to zero become so.
+  return at::where(scales >= std::numeric_limits<float>::min(), scales, at::ones_like(scales));
 }
 
 void check_can_hold(const ParameterTable& table, const Program& program, const std::string& name) {
@@ -252,6 +253,10 @@ class Contents {
       std::copy_n(tensor.const_data_ptr<float>(), tensor.numel(), elements.begin());
     }
     std::vector<char> result(static_cast<size_t>(own.bytes(box)));
+    if (own.type == WeightType::kFloat32) {
+      std::memcpy(result.data(), elements.data(), result.size());
+      return result;
+    }
     char* to = result.data();
     for (const float each : elements) {
       kernels::store(own.type, each, to);

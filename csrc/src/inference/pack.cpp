@@ -9,19 +9,23 @@
 #include <array>
 #include <cstring>
 #include <iomanip>
+#include <optional>
 #include <ostream>
+#include <set>
 #include <sstream>
 #include <utility>
 
 #include "inference/latest.h"
 #include "inference/packed_program.h"
 #include "inference/packed_tensors.h"
+#include "network/input.h"
 #include "network/parameters.h"
 #include "nsn/description/lower.h"
 #include "nsn/network/network.h"
 #include "operations/autocast.h"
 #include "operations/kernels_for.h"
 #include "operations/plain.h"
+#include "runtime/model.h"
 
 namespace nsn {
 
@@ -52,6 +56,32 @@ uint64_t fingerprint(const at::Tensor& tensor) {
   return result;
 }
 
+/// What those sub-networks of a file read.
+std::vector<Pack::Entry> entries_of(const runtime::File& file,
+                                    const std::vector<size_t>& subnetworks) {
+  std::vector<Pack::Entry> result;
+  for (const size_t i : c10::irange(file.tensors.size())) {
+    const runtime::FileTensor& tensor = file.tensors[i];
+    const auto [is_panels, sizes] = tensor.shape();
+    Pack::Entry entry{"tensor " + std::to_string(i), {sizes.begin(), sizes.end()}, "copy", 0, {}};
+    if (is_panels) entry.form = sizes[2] == 1 ? "product" : "convolution";
+    std::set<size_t> boxes;
+    for (const size_t s : subnetworks) {
+      const runtime::FileNetwork& network = file.networks[s];
+      bool uses = false;
+      file.over_boxes(network, [&](size_t of, size_t box) {
+        if (of != i) return;
+        uses = true;
+        boxes.insert(box);
+      });
+      if (uses) entry.subnetworks.push_back(network.name);
+    }
+    for (const size_t box : boxes) entry.bytes += tensor.boxes[box].bytes;
+    if (!boxes.empty()) result.push_back(std::move(entry));
+  }
+  return result;
+}
+
 /// Whether there are kernels for all of the tensors that count, and there are such.
 bool all_have_kernels(at::TensorList table) {
   bool found = false;
@@ -69,26 +99,59 @@ struct Pack::State {
   /// A name and the dtype of a parameter, as the first of its dtype.
   using NamedDtype = std::pair<std::string, at::ScalarType>;
 
+  /// What a sub-network takes.
+  struct Input {
+    Shape shape;
+    at::ScalarType dtype;
+  };
+
   /// What one packing left; constant.
   struct Snapshot {
+    /// Of a network; or the file, whose weights the programs read.
     std::shared_ptr<const Core> core;
+    std::shared_ptr<const runtime::Model::State> file;
     detail::PackedTensors tensors;
     /// Of each of its sub-networks, in order.
     std::vector<std::unique_ptr<const detail::PackedProgram>> programs;
+    std::vector<Input> inputs;
     /// Of the tensors that its sub-networks read, by place.
     std::vector<std::pair<size_t, uint64_t>> fingerprints;
     /// The floating dtypes that its parameters have.
     std::vector<NamedDtype> dtypes;
   };
 
-  ParameterTable network;
+  /// None of a file.
+  std::optional<ParameterTable> network;
   std::vector<size_t> subnetworks;
   std::vector<std::string> names;  // theirs
   detail::Latest<Snapshot> snapshot;
 
   State(ParameterTable table, std::vector<size_t> places)
       : network(std::move(table)), subnetworks(std::move(places)) {
-    for (const size_t s : subnetworks) names.push_back(network.description().name(s));
+    for (const size_t s : subnetworks) names.push_back(network->description().name(s));
+  }
+
+  explicit State(const std::string& path) {
+    auto made = std::make_unique<Snapshot>();
+    try {
+      made->file = std::make_shared<const runtime::Model::State>(path);
+    } catch (const runtime::Error& error) {
+      TORCH_CHECK_VALUE(false, error.what());
+    }
+    for (const size_t i : c10::irange(made->file->file.networks.size())) {
+      const auto* ready = made->file->ready(i);
+      if (ready == nullptr) continue;
+      const auto& own = made->file->subnetworks[i];
+      subnetworks.push_back(i);
+      names.push_back(own.name);
+      made->programs.push_back(
+          detail::mapped_program(made->file->file.networks[i].plan, ready->tensors));
+      made->inputs.push_back({own.input, own.takes_numbers ? at::kLong : at::kFloat});
+    }
+    TORCH_CHECK_VALUE(!names.empty(), "nsn::Pack: '", path,
+                      "' ends before the weights of each of its sub-networks. Map it when more of "
+                      "it is there.");
+    snapshot.replace(std::move(made));
   }
 
   void pack(const ParameterTable& from) {
@@ -115,6 +178,7 @@ struct Pack::State {
       programs.push_back(lower(made->core->description(), name));
       made->programs.push_back(
           detail::pack_program(programs.back(), name, s, has_kernels, made->tensors));
+      made->inputs.push_back({description.input(), description.dtype()});
     }
     made->tensors.fill(table);
     for (const size_t i : c10::irange(table.size())) {
@@ -140,7 +204,8 @@ struct Pack::State {
   }
 
   bool stale() const {
-    const auto parameters = network.now();
+    if (!network) return false;
+    const auto parameters = network->now();
     return !parameters.empty() && stale(parameters);
   }
 };
@@ -153,22 +218,32 @@ Pack::Pack(const ParameterTable& network, const std::vector<std::string>& subnet
   state_->pack(network);
 }
 
+Pack::Pack(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+Pack Pack::map(const std::string& path) { return Pack(std::make_shared<State>(path)); }
+
 PackedView Pack::view(const std::string& subnetwork) const {
-  const size_t place = state_->network.description().index_of(subnetwork);
+  // Which knows those that are not in this pack.
+  if (state_->network) state_->network->description().index_of(subnetwork);
   std::string names;
-  for (const size_t i : c10::irange(state_->subnetworks.size())) {
-    if (state_->subnetworks[i] == place) return PackedView(state_, i);
+  for (const size_t i : c10::irange(state_->names.size())) {
+    if (state_->names[i] == subnetwork) return PackedView(state_, i);
     names += (names.empty() ? "'" : ", '") + state_->names[i] + "'";
   }
   TORCH_CHECK_VALUE(false, "nsn::Pack: sub-network '", subnetwork,
-                    "' is not in this pack, which has ", names, ". Name it when packing.");
+                    "' is not in this pack, which has ", names, ". ",
+                    state_->network ? "Name it when packing."
+                                    : "Map a file that has it, and all of its weights.");
 }
 
 bool Pack::stale() const { return state_->stale(); }
 bool Pack::stale(at::TensorList current) const { return state_->stale(current); }
 
 void Pack::refresh() {
-  auto parameters = state_->network.now();
+  TORCH_CHECK_VALUE(state_->network.has_value(),
+                    "nsn::Pack: this pack is mapped from a file, so there is nothing to pack anew. "
+                    "Map the file that is to be used in its place.");
+  auto parameters = state_->network->now();
   TORCH_CHECK_VALUE(!parameters.empty(),
                     "nsn::Pack: the network that this pack was made of is gone, so there is "
                     "nothing to pack anew. Keep the network, or use the pack as it is.");
@@ -176,11 +251,15 @@ void Pack::refresh() {
 }
 
 void Pack::refresh(at::TensorList parameters) {
-  state_->pack(state_->network.at_moment(parameters.vec()));
+  TORCH_CHECK_VALUE(state_->network.has_value(),
+                    "nsn::Pack: this pack is mapped from a file, which parameters do not fit. Make "
+                    "a pack of the network.");
+  state_->pack(state_->network->at_moment(parameters.vec()));
 }
 
 std::vector<Pack::Entry> Pack::entries() const {
   const auto snapshot = state_->snapshot.now();
+  if (snapshot->file) return entries_of(snapshot->file->file, state_->subnetworks);
   return snapshot->tensors.entries(snapshot->core->description());
 }
 
@@ -199,7 +278,8 @@ void PackedView::run(const at::Tensor& x, const Run& run) const {
   const at::NoGradGuard no_grad;
   const detail::WithoutAutocast guard(at::kCPU);
   const auto snapshot = state_->snapshot.now();
-  snapshot->core->check_input(x);
+  const auto& [shape, input_dtype] = snapshot->inputs[index_];
+  detail::check_input(x, shape, input_dtype);
   for (const auto& [parameter, dtype] : snapshot->dtypes) {
     detail::check_dtype(x, parameter, dtype);
   }

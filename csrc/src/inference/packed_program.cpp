@@ -212,6 +212,12 @@ class PlannedProgram : public PackedProgram {
     });
   }
 
+  PlannedProgram(const plan::Plan& plan, const std::vector<plan::Tensor>& tensors)
+      : plan_(plan),
+        output_(plan.values[plan.steps.back().output].shape),
+        is_integral_(plan.embeds),
+        tensors_(tensors) {}
+
   at::Tensor operator()(const at::Tensor& x) const override {
     at::Tensor y = at::detail::empty_cpu(shape_of(x), at::kFloat);
     (*this)(x, y);
@@ -307,6 +313,11 @@ std::unique_ptr<const PackedProgram> pack_program(const Program& program, const 
     return std::make_unique<PlannedProgram>(program, name, subnetwork, tensors);
   }
   return std::make_unique<PlainProgram>(program, name, subnetwork, tensors);
+}
+
+std::unique_ptr<const PackedProgram> mapped_program(const plan::Plan& plan,
+                                                    const std::vector<plan::Tensor>& tensors) {
+  return std::make_unique<PlannedProgram>(plan, tensors);
 }
 
 }  // namespace nsn::detail

@@ -9,6 +9,7 @@
 
 #include "inference/packed_tensors.h"
 #include "nsn/program/program.h"
+#include "plan/run.h"
 
 namespace nsn::detail {
 
@@ -35,5 +36,9 @@ class PackedProgram {
 std::unique_ptr<const PackedProgram> pack_program(const Program& program, const std::string& name,
                                                   size_t subnetwork, bool has_kernels,
                                                   PackedTensors& tensors);
+
+/// The program of a plan over tensors that stay where they are.
+std::unique_ptr<const PackedProgram> mapped_program(const plan::Plan& plan,
+                                                    const std::vector<plan::Tensor>& tensors);
 
 }  // namespace nsn::detail

@@ -5,9 +5,21 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace nsn::kernels {
 
 namespace {
+
+#if defined(__x86_64__)
+/// Of x86-64-v3 what __builtin_cpu_supports does not know with every compiler.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 Level chosen_level() {
   const std::vector<Level> supported = supported_levels();
@@ -50,7 +62,7 @@ std::vector<Level> supported_levels() {
   if (!__builtin_cpu_supports("sse4.2")) return result;
   result.push_back(Level::kV2);
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-      !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")) {
+      !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2") || !has_f16c()) {
     return result;
   }
   result.push_back(Level::kV3);

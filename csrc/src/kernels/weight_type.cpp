@@ -1,5 +1,6 @@
 #include "kernels/weight_type.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -86,7 +87,7 @@ void store(WeightType type, float value, void* to) {
     case WeightType::kBFloat16:
       return put(static_cast<uint16_t>(without_lowest(bit_cast<uint32_t>(value), 16)), to);
     default:
-      return put(static_cast<int8_t>(std::nearbyint(value)), to);
+      return put(static_cast<int8_t>(std::nearbyint(std::clamp(value, -127.0F, 127.0F))), to);
   }
 }
 

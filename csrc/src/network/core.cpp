@@ -18,6 +18,7 @@
 #include "description/cells.h"
 #include "kernels/mix.h"
 #include "network/by_lane.h"
+#include "network/input.h"
 #include "network/parameters.h"
 #include "nsn/functional/functional.h"
 #include "nsn/operations/cpu.h"
@@ -125,31 +126,7 @@ std::vector<at::Tensor> Core::initial_parameters() const {
 }
 
 void Core::check_input(const at::Tensor& x) const {
-  TORCH_CHECK_VALUE(x.defined(), "nsn::Network: the input is an undefined tensor. Pass a batch.");
-  const Shape& shape = description_.input();
-  const bool fits = x.dim() == static_cast<int64_t>(shape.size()) + 1 &&
-                    x.sizes().slice(1) == at::IntArrayRef(shape);
-  if (!fits) {
-    std::string extents;
-    for (const int64_t extent : shape) extents += ", " + std::to_string(extent);
-    const int64_t numel = c10::multiply_integers(shape);
-    const bool is_sample = x.sizes() == at::IntArrayRef(shape);
-    const bool is_reshaped = x.dim() > 0 && x.numel() == x.size(0) * numel;
-    const std::string remedy =
-        is_sample                          ? "For a single sample use unsqueeze(0)"
-        : is_reshaped && shape.size() == 1 ? "Reshape the batch with flatten(1)"
-        : is_reshaped                      ? "Reshape the batch to (-1" + extents + ")"
-        : x.dim() == static_cast<int64_t>(shape.size()) + 1
-            ? "Bring the samples to that size, for example with interpolate, or describe a network "
-              "of theirs"
-            : "Give samples of that shape, with the batch in front";
-    TORCH_CHECK_VALUE(false, "nsn::Network: expected input of shape (B", extents,
-                      "), a batch of samples, but got ", to_string(x.sizes().vec()), ". ", remedy,
-                      ".");
-  }
-  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) == at::isFloatingType(description_.dtype()),
-                    "nsn::Network: expected input of dtype ", description_.dtype(), ", but got ",
-                    x.scalar_type(), ". Convert the batch with to().");
+  detail::check_input(x, description_.input(), description_.dtype());
 }
 
 void Core::check_parameters(at::TensorList parameters, const BlockPass& pass, size_t place,

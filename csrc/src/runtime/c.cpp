@@ -7,8 +7,10 @@
 #include "nsn/version.h"
 #include "nsn_runtime.h"
 #include "plan/plan.h"
+#include "runtime/model.h"
 
 using nsn::runtime::Error;
+using nsn::runtime::Misuse;
 using nsn::runtime::Model;
 using nsn::runtime::Session;
 using nsn::runtime::Status;
@@ -52,6 +54,8 @@ template <typename What>
 nsn_status guarded(nsn_status bad, const What& what) noexcept {
   try {
     return what();
+  } catch (const Misuse& error) {
+    return fail_with(NSN_BAD_ARGUMENT, error.what());
   } catch (const Error& error) {
     return fail_with(bad, error.what());
   } catch (const std::bad_alloc&) {

@@ -101,9 +101,9 @@ Model Model::open(const std::string& path) { return Model(std::make_shared<State
 
 Model Model::in_memory(const void* data, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(data) % alignof(float) != 0) {
-    throw Error("nsn::runtime: a file in memory has to begin at a multiple of " +
-                std::to_string(alignof(float)) + " bytes, and best at one of " +
-                std::to_string(kAlignment) + "; this one does not. Align it, or copy it.");
+    throw Misuse("nsn::runtime: a file in memory has to begin at a multiple of " +
+                 std::to_string(alignof(float)) + " bytes, and best at one of " +
+                 std::to_string(kAlignment) + "; this one does not. Align it, or copy it.");
   }
   return Model(std::make_shared<State>(std::string_view(static_cast<const char*>(data), bytes)));
 }
@@ -127,7 +127,7 @@ bool Model::has(size_t subnetwork) const {
 void Model::grow() {
   const std::lock_guard<std::mutex> lock(state_->growing);
   if (state_->mapped == nullptr) {
-    throw Error(
+    throw Misuse(
         "nsn::runtime: of a file in memory only its owner knows how much is there by now. Say it "
         "with grow_to.");
   }
@@ -139,13 +139,13 @@ void Model::grow_to(size_t bytes) {
   const std::lock_guard<std::mutex> lock(state_->growing);
   const auto now = static_cast<int64_t>(bytes);
   if (state_->mapped != nullptr) {
-    throw Error("nsn::runtime: " + state_->name +
-                " is looked at by grow; grow_to is for files in memory");
+    throw Misuse("nsn::runtime: " + state_->name +
+                 " is looked at by grow; grow_to is for files in memory");
   }
   if (now < state_->size) {
-    throw Error("nsn::runtime: " + state_->name + " had " + std::to_string(state_->size) +
-                " bytes, and is said to have " + std::to_string(now) +
-                " now. Say how many there are from its beginning on.");
+    throw Misuse("nsn::runtime: " + state_->name + " had " + std::to_string(state_->size) +
+                 " bytes, and is said to have " + std::to_string(now) +
+                 " now. Say how many there are from its beginning on.");
   }
   state_->make_ready(now);
 }

@@ -16,6 +16,11 @@
 
 namespace nsn::runtime {
 
+/// Not the file is wrong, but what is asked of it.
+struct Misuse : Error {
+  using Error::Error;
+};
+
 struct Model::State {
   /// Throw Error.
   explicit State(const std::string& path);

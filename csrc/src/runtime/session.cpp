@@ -69,7 +69,7 @@ const char* message(Status status) noexcept {
       return "the model has no sub-network of this place; Model::index_of finds it by its name";
     case Status::kNotInFile:
       return "the file ends before the weights of this sub-network; append the rest, and call "
-             "Model::grow";
+             "Model::grow, or grow_to";
     case Status::kBatchTooLarge:
       return "there are more samples than the session's max_batch, or fewer than 0; make a session "
              "for as many";

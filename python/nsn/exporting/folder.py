@@ -12,6 +12,9 @@ from nsn import files
 MANIFEST = "manifest.json"
 _SCHEMA = 1
 
+#: What weights may be held as, beside the dtype of the outputs.
+NARROW = ("float16", "bfloat16", "int8")
+
 
 @dataclass(frozen=True)
 class Program:
@@ -72,6 +75,9 @@ class Export:
         try:
             document = json.loads(files.read(path))
             programs = tuple(Program(**each) for each in document["programs"])
+            unknown = {each.weights for each in programs} - {None, *NARROW}
+            if unknown:
+                raise ValueError(f"weights of {', '.join(map(str, unknown))}")
             facts, made_with = dict(document["files"]), dict(document["made_with"])
             kind, schema = str(document["format"]), document["schema"]
         except (ValueError, KeyError, TypeError) as error:
@@ -109,7 +115,10 @@ def write_manifest(
         "schema": _SCHEMA,
         "format": kind,
         "made_with": made_with,
-        "programs": [asdict(each) for each in programs],
+        "programs": [
+            {key: value for key, value in asdict(each).items() if (key, value) != ("weights", None)}
+            for each in programs
+        ],
         "files": {name: _facts(folder / name) for name in names if (folder / name).is_file()},
     }
     (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -41,6 +41,12 @@ class NSN_API Pack {
   /// The same of any table.
   explicit Pack(const ParameterTable& network, const std::vector<std::string>& subnetworks = {});
 
+  /// Of a runtime file (nsn/checkpoint/runtime_file.h), mapped: weights are read where they lie,
+  /// one copy for all processes, of the type that the file has. There is no network, so that it is
+  /// never stale. Of a file that ends early it has the sub-networks that are there. Throws
+  /// c10::ValueError where the file cannot be read, or is none.
+  static Pack map(const std::string& path);
+
   /// A handle on one sub-network; throws c10::ValueError where it is not in this pack.
   PackedView view(const std::string& subnetwork) const;
 
@@ -52,13 +58,14 @@ class NSN_API Pack {
   bool stale(at::TensorList current) const;
 
   /// Packs anew; all views made of this pack see it. Throws c10::ValueError once the network is
-  /// gone.
+  /// gone, and where there was none.
   void refresh();
   void refresh(at::TensorList parameters);
 
   /// One copy of one slice of one parameter.
   struct Entry {
-    /// "hidden1.weight"; of what is folded the running mean, or the first of it.
+    /// "hidden1.weight"; of what is folded the running mean, or the first of it. Files have no
+    /// names of parameters, but "tensor 3".
     std::string parameter;
     /// The extents of the widest slice that it serves.
     Shape shape;
@@ -77,6 +84,8 @@ class NSN_API Pack {
   struct State;
 
  private:
+  explicit Pack(std::shared_ptr<State> state);
+
   std::shared_ptr<State> state_;
 };
 

@@ -13,7 +13,8 @@ namespace nsn::runtime {
 enum class Status {
   kOk = 0,
   kNoSuchSubnetwork,
-  /// The file ends before what the sub-network needs: append the rest, and call Model::grow.
+  /// The file ends before what the sub-network needs: append the rest, and call Model::grow, or
+  /// grow_to.
   kNotInFile,
   /// More samples than the session was made for, or fewer than 0.
   kBatchTooLarge,
