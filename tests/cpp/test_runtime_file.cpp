@@ -117,9 +117,9 @@ TEST(RuntimeFileOf, ItsPackRunsWhereItLies) {
   expect_throws_with([&] { (*view)(x.to(at::kDouble)); }, {"computes in float32"});
   // Of a file that ends early those that are there; of one that has none, none.
   const runtime::Model model = runtime::Model::open(path);
-  const auto smallest = std::min_element(
-      model.subnetworks().begin(), model.subnetworks().end(),
-      [](const auto& a, const auto& b) { return a.file_bytes < b.file_bytes; });
+  const auto smallest =
+      std::min_element(model.subnetworks().begin(), model.subnetworks().end(),
+                       [](const auto& a, const auto& b) { return a.file_bytes < b.file_bytes; });
   const std::string part = runtime_path("part");
   std::filesystem::copy_file(path, part, std::filesystem::copy_options::overwrite_existing);
   std::filesystem::resize_file(part, static_cast<uintmax_t>(smallest->file_bytes));
