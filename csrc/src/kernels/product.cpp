@@ -256,9 +256,9 @@ void run_packed(const Product& p, const ParallelFor& parallel_for) {
       const int64_t end_row = std::min(first + tasks.block_rows, p.rows);
       if (type == WeightType::kFloat32) {
         multiply_rows(p, panel, first, end_row, all);
-      } else if (end_row - first > 1 || p.positions != nullptr) {
+      } else if (kIsSmall || end_row - first > 1 || p.positions != nullptr) {
         expand_and_multiply(p, panel, first, end_row);
-      } else {
+      } else if constexpr (!kIsSmall) {
         with_type(type, [&](auto typed) HWY_ATTR {
           over_panel<1>(panel.width, panel.features, [&](auto vectors, int64_t at) HWY_ATTR {
             tile<decltype(typed), 1, vectors()>(p, first, panel, at, all);

@@ -31,13 +31,11 @@ constexpr size_t kLanes = HWY_MAX_BYTES >= 64 ? 16 : HWY_MAX_BYTES / sizeof(floa
 
 /// Registers for a tile's sums and for its weights; one or two more hold a factor.
 constexpr size_t kRegisters = (HWY_MAX_BYTES >= 64 || HWY_ARCH_ARM_A64 ? 32 : 16) - 2;
+/// Whether code is to be small before all: SSE4 runs on old processors alone.
+constexpr bool kIsSmall = HWY_TARGET == HWY_SSE4;
 /// Rows of a tile, where there are enough. On ARM compilers read the factors of all rows ahead,
-/// each into a register, and with six rows of four vectors would put sums on the stack. Of SSE4
-/// there are few, since every size is code, and it runs on old processors alone.
-constexpr size_t kRows = HWY_MAX_BYTES >= 64      ? 8
-                         : HWY_ARCH_ARM_A64       ? 5
-                         : HWY_TARGET == HWY_SSE4 ? 4
-                                                  : 6;
+/// each into a register, and with six rows of four vectors would put sums on the stack.
+constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : HWY_ARCH_ARM_A64 ? 5 : kIsSmall ? 4 : 6;
 /// Sums that run side by side at least, so that none waits for the one before.
 constexpr size_t kLeastSums = 8;
 
