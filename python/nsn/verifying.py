@@ -110,6 +110,7 @@ def verify(
     # Cells of a grid are not listed, but may have been exported.
     known = [*network.subnetworks, *sorted(filter(network.description.has_cell, exported))]
     views = {name: network.view(name)(x) for name in known}
+    reached: dict[str, float] = {}  # by views, where it was asked for
     for title, ways in _ways_of(network, checkpoint, x):
         progress(title)
         for name in network.subnetworks:
@@ -124,11 +125,10 @@ def verify(
             row = _of_program(title, export, program, views, x)
             if accuracy is not None and program.weights is not None and row.difference is not None:
                 own = accuracy(_in_parts(export, program))
-                row = replace(
-                    row,
-                    accuracy=own,
-                    view_accuracy=accuracy(network.view(program.subnetwork)),
-                )
+                name = program.subnetwork
+                if name not in reached:
+                    reached[name] = accuracy(network.view(name))
+                row = replace(row, accuracy=own, view_accuracy=reached[name])
             yield row
 
 

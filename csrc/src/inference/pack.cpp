@@ -9,6 +9,7 @@
 #include <array>
 #include <cstring>
 #include <iomanip>
+#include <map>
 #include <optional>
 #include <ostream>
 #include <set>
@@ -59,25 +60,33 @@ uint64_t fingerprint(const at::Tensor& tensor) {
 /// What those sub-networks of a file read.
 std::vector<Pack::Entry> entries_of(const runtime::File& file,
                                     const std::vector<size_t>& subnetworks) {
-  std::vector<Pack::Entry> result;
-  for (const size_t i : c10::irange(file.tensors.size())) {
-    const runtime::FileTensor& tensor = file.tensors[i];
-    const auto [is_panels, sizes] = tensor.shape();
-    Pack::Entry entry{"tensor " + std::to_string(i), {sizes.begin(), sizes.end()}, "copy", 0, {}};
-    if (is_panels) entry.form = sizes[2] == 1 ? "product" : "convolution";
+  struct Use {
     std::set<size_t> boxes;
-    for (const size_t s : subnetworks) {
-      const runtime::FileNetwork& network = file.networks[s];
-      bool uses = false;
-      file.over_boxes(network, [&](size_t of, size_t box) {
-        if (of != i) return;
-        uses = true;
-        boxes.insert(box);
-      });
-      if (uses) entry.subnetworks.push_back(network.name);
-    }
-    for (const size_t box : boxes) entry.bytes += tensor.boxes[box].bytes;
-    if (!boxes.empty()) result.push_back(std::move(entry));
+    std::vector<std::string> subnetworks;
+  };
+  std::map<size_t, Use> uses;  // by tensor
+  for (const size_t s : subnetworks) {
+    const runtime::FileNetwork& network = file.networks[s];
+    file.over_boxes(network, [&](size_t tensor, size_t box) {
+      Use& use = uses[tensor];
+      use.boxes.insert(box);
+      const bool is_known = !use.subnetworks.empty() && use.subnetworks.back() == network.name;
+      if (!is_known) use.subnetworks.push_back(network.name);
+    });
+  }
+  std::vector<Pack::Entry> result;
+  for (const auto& [place, use] : uses) {
+    const runtime::FileTensor& tensor = file.tensors[place];
+    const auto [is_panels, sizes] = tensor.shape();
+    int64_t bytes = 0;
+    for (const size_t box : use.boxes) bytes += tensor.boxes[box].bytes;
+    result.push_back({"tensor " + std::to_string(place),
+                      {sizes.begin(), sizes.end()},
+                      !is_panels      ? "copy"
+                      : sizes[2] == 1 ? "product"
+                                      : "convolution",
+                      bytes,
+                      use.subnetworks});
   }
   return result;
 }

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 from nsn import _C, runtime
-from nsn.exporting.folder import Program
+from nsn.exporting.folder import NARROW, Program
 from nsn.exporting.job import Job, versions
 
 PACKAGES: tuple[str, ...] = ()
 
 #: What weights may be held as; all is computed in float32.
-WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
+WEIGHTS: tuple[torch.dtype, ...] = (
+    torch.float32,
+    *(getattr(torch, name) for name in NARROW),
+)
 
 _FILE = "network.nsnrt"
 
