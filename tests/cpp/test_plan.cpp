@@ -61,8 +61,7 @@ at::Tensor make(const plan::Kernel& kernel, const at::Tensor& x, const Shape& ou
   std::vector<float> memory(static_cast<size_t>(plan::memory_for(plan, samples, threads)));
   for (size_t i = 0; i < others.size(); ++i) {
     const auto* data = others[i].const_data_ptr<float>();
-    std::copy_n(data, others[i].numel(),
-                memory.begin() + plan.zeros + plan.values[2 + i].offset * samples);
+    std::copy_n(data, others[i].numel(), memory.begin() + plan.values[2 + i].offset * samples);
   }
   std::vector<plan::Tensor> table;
   for (const at::Tensor& tensor : tensors) {

@@ -43,13 +43,15 @@ def test_what_stands_behind_a_convolution_is_its_epilogue() -> None:
     )
     assert net.description.plan_text("base").splitlines() == [
         "%0: (4, 6, 6)",
-        "%1 = transpose(%0) -> (6, 6, 4) at 1152",
-        "%2 = convolve(%1, kernel 3x3, padding 1x1, shifted) -> (6, 6, 8) at 0  # stem",
-        "%3 = convolve(%2, kernel 3x3, padding 1x1, scaled, shifted, + %2, relu) -> (6, 6, 8) "
-        "at 1152  # body.conv",
-        "%4 = global_average(%3) -> (8) at 0  # pool",
-        "%5 = multiply(%4, shifted, gelu) -> (3) the output  # out",
-        "arena: 2304 bytes a sample; 62256 FLOPs a sample",
+        "%1 = transpose(%0) -> (6, 6, 4) at 1024",
+        "%2 = border(%1, before 1x1) -> (8, 8, 4) at 0  # stem",
+        "%3 = convolve(%2, kernel 3x3, shifted) -> (6, 6, 8) at 2048  # stem",
+        "%4 = border(%3, before 1x1) -> (8, 8, 8) at 0  # body.conv",
+        "%5 = convolve(%4, kernel 3x3, scaled, shifted, + %3, relu) -> (6, 6, 8) at 3200  "
+        "# body.conv",
+        "%6 = global_average(%5) -> (8) at 0  # pool",
+        "%7 = multiply(%6, shifted, gelu) -> (3) the output  # out",
+        "arena: 4352 bytes a sample; 62256 FLOPs a sample",
     ]
     # What is folded is one scale and shift.
     forms = [entry["form"] for entry in net.pack().entries]

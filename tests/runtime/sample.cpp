@@ -163,7 +163,14 @@ void NetworkBuilder::random_step() {
                                  epilogue(features, positions * features)},
                   {positions, features});
     case 1: {
-      const plan::Window at = window({height, width}, true);
+      plan::Window at = window({height, width}, true);
+      plan::Border border{at.in_size, {}, at.padding, channels};
+      for (const size_t d : {0U, 1U}) {
+        border.out_size[d] = border.before[d] + std::max(at.in_size[d], at.end(d)) + integer(0, 1);
+      }
+      at.in_size = border.out_size;
+      at.padding = {0, 0};
+      step(border, {at.in_size[0], at.in_size[1], channels});
       return step(plan::Convolve{at, channels, features, 1, panels(features, channels, at.taps()),
                                  epilogue(features, at.outputs() * features)},
                   {at.out_size[0], at.out_size[1], features});

@@ -92,7 +92,7 @@ TEST(RuntimeFile, WhatIsNoneIsRefused) {
   std::string other = sample_bytes(1);
   other[8] = 9;
   write(folder / "version", other);
-  expect_says(folder / "version", "it has version 9, but this program reads 2");
+  expect_says(folder / "version", "it has version 9, but this program reads 3");
 }
 
 TEST(RuntimeFile, OneThatIsCutInTheHeaderIsRefused) {
@@ -163,6 +163,10 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
   const auto multiply = [](runtime::File& file) -> Multiply& {
     return std::get<Multiply>(file.networks[0].plan.steps[0].kernel);
   };
+  // A product as a convolution.
+  const auto of_one_tap = [](const Multiply& k, plan::Pair in, plan::Pair out, plan::Pair padding) {
+    return plan::Convolve{{in, out, {1, 1}, {1, 1}, padding}, k.in, k.out, 1, k.weight, {}};
+  };
   const std::vector<std::pair<std::string, std::function<void(runtime::File&)>>> cases = {
       {"its weight has other extents", [&](auto& f) { f.networks[0].table[0].in = 4; }},
       // A slice that is larger than what its kernel says would be multiplied all the same.
@@ -212,6 +216,24 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
          f.networks[2].plan.steps.back().kernel = plan::Apply{5, plan::Function::kRelu};
          f.networks[2].plan.steps.back().inputs = {0};
          f.networks[2].plan.values.back().shape = {5};
+       }},
+      {"its border is out of range",
+       [&](auto& f) {
+         f.networks[0].plan.steps[0].kernel = plan::Border{{1, 1}, {1, 1}, {1, 0}, 5};
+       }},
+      {"its border is out of range",
+       [&](auto& f) {
+         f.networks[0].plan.steps[0].kernel = plan::Border{{1, 5}, {1, 3}, {0, 0}, 1};
+       }},
+      {"its window reads outside of its input",
+       [&](auto& f) {
+         f.networks[0].plan.steps[0].kernel = of_one_tap(multiply(f), {1, 1}, {1, 1}, {0, 1});
+       }},
+      {"its window reads outside of its input",
+       [&](auto& f) {
+         f.networks[0].plan.values[0].shape = {10};
+         f.networks[0].plan.values[1].shape = {9};
+         f.networks[0].plan.steps[0].kernel = of_one_tap(multiply(f), {1, 2}, {1, 3}, {0, 0});
        }},
       {"it calls its user", [&](auto& f) { f.networks[0].plan.steps[0].kernel = plan::Call{0}; }},
       {"it has too many positions",

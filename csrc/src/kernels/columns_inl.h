@@ -24,6 +24,10 @@ HWY_INLINE void over_columns(int64_t columns, const Each& each) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   int64_t at = 0;
   for (; at + lanes <= columns; at += lanes) each(d, at);
+  if (lanes > 8 && at + 8 <= columns) {
+    each(hn::CappedTag<float, 8>(), at);
+    at += 8;
+  }
   for (; at + 4 <= columns; at += 4) each(hn::CappedTag<float, 4>(), at);
   for (; at < columns; ++at) each(hn::CappedTag<float, 1>(), at);
 }

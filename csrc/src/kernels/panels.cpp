@@ -9,8 +9,8 @@ void fill_panels(const WeightSource& weight, float* box) {
   const auto [from_out, from_in, from_tap] = weight.strides;
   for (int64_t first = 0; first < out; first += kPanel) {
     const int64_t width = panel_width(out - first), features = std::min(width, out - first);
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      for (int64_t i = 0; i < in; ++i, box += width) {
+    for (int64_t i = 0; i < in; ++i) {
+      for (int64_t tap = 0; tap < taps; ++tap, box += width) {
         const float* from = weight.data + first * from_out + i * from_in + tap * from_tap;
         for (int64_t f = 0; f < features; ++f) box[f] = from[f * from_out];
         std::fill(box + features, box + width, 0.0F);
@@ -34,8 +34,8 @@ Panels::Panels(const std::vector<int64_t>& out_ends, const std::vector<int64_t>&
       for (size_t j = 0; j < in_ends.size() && first < in; first = in_ends[j++]) {
         const int64_t inner = in_ends[j] - first;
         const auto* box = static_cast<const char*>(boxes[i * in_ends.size() + j]);
-        segments_.push_back({box + (at - begin) * inner * taps * bytes, std::min(inner, in - first),
-                             inner * width});
+        segments_.push_back(
+            {box + (at - begin) * inner * taps * bytes, std::min(inner, in - first) * taps});
         ++panels_.back().segment_count;
       }
     }

@@ -11,10 +11,10 @@
 //
 // A weight (out, in, taps), a product's having one tap, is cut into boxes: intervals of its output
 // features times intervals of its inputs. A box is panels of 32 features one behind the other, each
-// (taps, in, width); the last has width 16 where it has no more than 16 features. Features that
+// (in, taps, width); the last has width 16 where it has no more than 16 features. Features that
 // there are not are zeros. At batch 1 a product reads panels once from front to back, and with more
-// rows a panel stays in the cache. Leading slices are leading parts of the same panels, so that a
-// box alone serves them all; several boxes let each lie where it is wanted.
+// rows a panel stays in the cache. Leading slices are leading parts of the same panels, one behind
+// the other, so that a box alone serves them all; several boxes let each lie where it is wanted.
 
 namespace nsn::kernels {
 
@@ -40,17 +40,17 @@ struct WeightSource {
 /// Copies it to the panels of one box.
 void fill_panels(const WeightSource& weight, float* box);
 
-/// Inputs of a panel beside each other: `in` of each tap, `tap_stride` elements from tap to tap, of
-/// the type that the weight has.
+/// Rows of a panel behind each other, one for each tap of each input, of the type that the weight
+/// has.
 struct Segment {
   const void* weights;
-  int64_t in, tap_stride;
+  int64_t rows;
 };
 
 /// Output features [feature, feature + features).
 struct Panel {
   int64_t feature, features, width;
-  /// All inputs, in order.
+  /// All rows, in order.
   const Segment* segments;
   size_t segment_count;
 };

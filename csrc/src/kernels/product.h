@@ -19,13 +19,16 @@ struct Epilogue {
   bool relu = false;
 };
 
-/// The rows that a convolution of two dimensions multiplies: for each output position and each tap
-/// of its kernel the channels of one position of the input, or zeros outside of it.
-struct Positions {
+/// What a convolution reads.
+struct Image {
+  /// Without padding: images have borders of their own.
   const Window* window;
-  /// As many zeros as there are channels.
-  const float* zeros;
+  /// For each tap of each channel, in the order of panels, the element of an image that it reads
+  /// for the first output position: what `fill_places` writes.
+  const int64_t* places;
 };
+/// `places`: in * taps.
+void fill_places(const Window& window, int64_t in, int64_t* places);
 
 /// y = epilogue(x W^T), or the convolution W * x.
 struct Product {
@@ -40,7 +43,7 @@ struct Product {
   float* y;
   int64_t y_stride;
   /// Null for a matrix.
-  const Positions* positions = nullptr;
+  const Image* image = nullptr;
 };
 
 /// A reference to what is called with (begin, end); made without memory of its own, and valid as

@@ -100,11 +100,11 @@ HWY_INLINE V load_weights(D d, const Weight* from) {
   }
 }
 
-/// Adds rows times weights to `total`, over `count` inputs: `step` elements from one to the next in
-/// a row, `width` in the weights.
-template <size_t rows, size_t vectors, typename Weight>
-HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[rows], int64_t step,
-                         const Weight* weights, int64_t width, int64_t count) {
+/// Adds rows times weights to `total`, over `count` inputs: those of a row lie at `place(i)`, those
+/// of the weights `width` elements behind each other.
+template <size_t rows, size_t vectors, typename Weight, typename Place>
+HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[rows],
+                         const Place& place, const Weight* weights, int64_t width, int64_t count) {
   const D d;
   constexpr size_t kSums = sums_for(rows, vectors);
   V sum[kSums][rows][vectors];
@@ -116,8 +116,8 @@ HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[r
       for (size_t v = 0; v < vectors; ++v) sum[s][r][v] = s == 0 ? total[r][v] : hn::Zero(d);
     }
   }
-  int64_t at = 0;
-  const auto add = [&](V(&to)[rows][vectors]) HWY_ATTR {
+  const auto add = [&](V(&to)[rows][vectors], int64_t i) HWY_ATTR {
+    const int64_t at = place(i);
     V w[vectors];
     HWY_UNROLL(8)
     for (size_t v = 0; v < vectors; ++v) w[v] = load_weights(d, weights + v * kLanes);
@@ -127,16 +127,15 @@ HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[r
       HWY_UNROLL(8)
       for (size_t v = 0; v < vectors; ++v) to[r][v] = hn::MulAdd(factor, w[v], to[r][v]);
     }
-    at += step;
     weights += width;
   };
   int64_t k = 0;
   for (; k + static_cast<int64_t>(kSums) <= count; k += kSums) {
     HWY_UNROLL(4)
-    for (size_t s = 0; s < kSums; ++s) add(sum[s]);
+    for (size_t s = 0; s < kSums; ++s) add(sum[s], k + static_cast<int64_t>(s));
   }
   if constexpr (kSums > 1) {
-    for (; k < count; ++k) add(sum[0]);
+    for (; k < count; ++k) add(sum[0], k);
   }
   HWY_UNROLL(8)
   for (size_t r = 0; r < rows; ++r) {
@@ -160,7 +159,12 @@ HWY_INLINE void over_panel(int64_t width, int64_t used, const Each& each) {
   for (; at + kHalf < used && at + kWhole <= width; at += kWhole) {
     each(std::integral_constant<size_t, kVectors>(), at);
   }
-  for (; at < used; at += kHalf) each(std::integral_constant<size_t, kOfHalf>(), at);
+  // Of half a panel one vector alone, where that is enough.
+  constexpr int64_t kOne = kOfHalf > 1 && !kIsSmall ? kLanes : 0;
+  for (; at + kOne < used; at += kHalf) each(std::integral_constant<size_t, kOfHalf>(), at);
+  if constexpr (kOne > 0) {
+    if (at < used) each(std::integral_constant<size_t, 1>(), at);
+  }
 }
 
 /// Calls `each(rows, first)` for tiles of rows, the last one of those that are left.

@@ -17,20 +17,39 @@ namespace nsn::kernels::HWY_NAMESPACE {
 
 namespace {
 
-/// Calls `each(place, tap)` for the taps of the window at (h, w) that lie inside, `place` being the
-/// position in the input.
-template <typename Each>
-HWY_INLINE void over_taps(const Window& at, int64_t h, int64_t w, const Each& each) {
-  for (int64_t i = 0; i < at.kernel[0]; ++i) {
-    const int64_t row = h * at.stride[0] + i * at.dilation[0] - at.padding[0];
-    if (row < 0 || row >= at.in_size[0]) continue;
-    for (int64_t j = 0; j < at.kernel[1]; ++j) {
-      const int64_t column = w * at.stride[1] + j * at.dilation[1] - at.padding[1];
-      if (column < 0 || column >= at.in_size[1]) continue;
-      each(row * at.in_size[1] + column, i * at.kernel[1] + j);
+/// The taps of the window at (h, w) that lie inside.
+class Taps {
+ public:
+  HWY_INLINE Taps(const Window& at, int64_t h, int64_t w) : window_(at) {
+    for (const size_t d : {0U, 1U}) {
+      const int64_t step = at.dilation[d];
+      int64_t place = (d == 0 ? h : w) * at.stride[d] - at.padding[d];
+      for (; place < 0 && begin_[d] < at.kernel[d]; place += step) ++begin_[d];
+      first_[d] = place;
+      end_[d] = at.kernel[d];
+      place += (end_[d] - begin_[d] - 1) * step;
+      for (; place >= at.in_size[d] && end_[d] > begin_[d]; place -= step) --end_[d];
     }
   }
-}
+
+  /// Calls `each(place, tap)` for each, `place` being the position in the input.
+  template <typename Each>
+  HWY_INLINE void operator()(const Each& each) const {
+    int64_t row = first_[0] * window_.in_size[1] + first_[1];
+    for (int64_t i = begin_[0]; i < end_[0]; ++i) {
+      int64_t place = row;
+      for (int64_t j = begin_[1]; j < end_[1]; ++j) {
+        each(place, i * window_.kernel[1] + j);
+        place += window_.dilation[1];
+      }
+      row += window_.dilation[0] * window_.in_size[1];
+    }
+  }
+
+ private:
+  const Window& window_;
+  int64_t begin_[2] = {}, end_[2], first_[2];
+};
 
 /// Calls `each(h, w, place)` for all output positions.
 template <typename Each>
@@ -52,40 +71,70 @@ HWY_INLINE void add_scaled(float factor, const float* weight, int64_t count, flo
 }  // namespace
 
 void pool_window(const PoolWindow& pass) {
-  const auto taps = static_cast<float>(pass.window.kernel[0] * pass.window.kernel[1]);
+  const auto count = static_cast<float>(pass.window.taps());
   over_positions(pass.window.out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
-    float* y = pass.y + place * pass.channels;
-    std::fill_n(y, pass.channels, pass.is_max ? -std::numeric_limits<float>::infinity() : 0.0F);
-    over_taps(pass.window, h, w, [&](int64_t from, int64_t /*tap*/) HWY_ATTR {
-      const float* x = pass.x + from * pass.channels;
-      over_columns(pass.channels, [&](auto d, int64_t at) HWY_ATTR {
-        const auto own = hn::LoadU(d, y + at), other = hn::LoadU(d, x + at);
+    const Taps taps(pass.window, h, w);
+    over_columns(pass.channels, [&](auto d, int64_t at) HWY_ATTR {
+      auto y = hn::Set(d, pass.is_max ? -std::numeric_limits<float>::infinity() : 0.0F);
+      taps([&](int64_t from, int64_t /*tap*/) HWY_ATTR {
+        const auto x = hn::LoadU(d, pass.x + from * pass.channels + at);
         // NaN stays: it is not at most anything.
-        const auto most = hn::IfThenElse(hn::Or(hn::Gt(other, own), hn::IsNaN(other)), other, own);
-        hn::StoreU(pass.is_max ? most : hn::Add(own, other), d, y + at);
+        y = pass.is_max ? hn::IfThenElse(hn::Or(hn::Gt(x, y), hn::IsNaN(x)), x, y) : hn::Add(y, x);
       });
+      if (!pass.is_max) y = hn::Div(y, hn::Set(d, count));
+      hn::StoreU(y, d, pass.y + place * pass.channels + at);
     });
-    if (pass.is_max) return;
-    for (int64_t c = 0; c < pass.channels; ++c) y[c] /= taps;
   });
+}
+
+void add_border(const Border& pass) {
+  const auto [height, width] = pass.in_size;
+  const int64_t line = pass.out_size[1] * pass.channels, left = pass.before[1] * pass.channels;
+  const int64_t inner = width * pass.channels, right = line - left - inner;
+  const auto zeros = [&](int64_t count, float* to) HWY_ATTR {
+    over_columns(
+        count, [&](auto d, int64_t at) HWY_ATTR { hn::StoreU(hn::Set(d, pass.zero), d, to + at); });
+  };
+  int64_t sample = pass.begin / pass.out_size[0];
+  int64_t h = pass.begin % pass.out_size[0] - pass.before[0];
+  float* y = pass.y + pass.begin * line;
+  for (int64_t i = pass.begin; i < pass.end; ++i, y += line) {
+    if (h < 0 || h >= height) {
+      zeros(line, y);
+    } else {
+      const float* x = pass.x + (sample * height + h) * inner;
+      zeros(left, y);
+      over_columns(inner, [&](auto d, int64_t at)
+                              HWY_ATTR { hn::StoreU(hn::LoadU(d, x + at), d, y + left + at); });
+      zeros(right, y + left + inner);
+    }
+    if (++h < pass.out_size[0] - pass.before[0]) continue;
+    h = -pass.before[0];
+    ++sample;
+  }
 }
 
 void grouped_convolution(const GroupedConvolution& pass) {
   const int64_t in = pass.in / pass.groups, out = pass.out / pass.groups;
   over_positions(pass.window.out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
     float* y = pass.y + place * pass.out;
-    std::fill_n(y, pass.out, 0.0F);
-    over_taps(pass.window, h, w, [&](int64_t from, int64_t tap) HWY_ATTR {
-      const float* x = pass.x + from * pass.in;
-      const float* weight = pass.weight + tap * pass.packed_in * pass.packed_out;
-      if (in == 1 && out == 1) {
-        over_columns(pass.out, [&](auto d, int64_t at) HWY_ATTR {
-          hn::StoreU(
-              hn::MulAdd(hn::LoadU(d, x + at), hn::LoadU(d, weight + at), hn::LoadU(d, y + at)), d,
-              y + at);
+    const int64_t step = pass.packed_in * pass.packed_out;
+    const Taps taps(pass.window, h, w);
+    if (in == 1 && out == 1) {
+      over_columns(pass.out, [&](auto d, int64_t at) HWY_ATTR {
+        auto sum = hn::Zero(d);
+        taps([&](int64_t from, int64_t tap) HWY_ATTR {
+          sum = hn::MulAdd(hn::LoadU(d, pass.x + from * pass.in + at),
+                           hn::LoadU(d, pass.weight + tap * step + at), sum);
         });
-        return;
-      }
+        hn::StoreU(sum, d, y + at);
+      });
+      return;
+    }
+    std::fill_n(y, pass.out, 0.0F);
+    taps([&](int64_t from, int64_t tap) HWY_ATTR {
+      const float* x = pass.x + from * pass.in;
+      const float* weight = pass.weight + tap * step;
       for (int64_t g = 0; g < pass.groups; ++g) {
         for (int64_t i = 0; i < in; ++i) {
           add_scaled(x[g * in + i], weight + i * pass.packed_out + g * out, out, y + g * out);
@@ -100,7 +149,7 @@ void transposed_convolution(const TransposedConvolution& pass) {
   std::fill_n(pass.y, size[0] * size[1] * pass.out, 0.0F);
   over_positions(pass.window.out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
     const float* x = pass.x + place * pass.in;
-    over_taps(pass.window, h, w, [&](int64_t to, int64_t tap) HWY_ATTR {
+    Taps(pass.window, h, w)([&](int64_t to, int64_t tap) HWY_ATTR {
       const float* weight = pass.weight + tap * pass.packed_in * pass.packed_out;
       for (int64_t i = 0; i < pass.in; ++i) {
         add_scaled(x[i], weight + i * pass.packed_out, pass.out, pass.y + to * pass.out);
@@ -173,6 +222,7 @@ HWY_AFTER_NAMESPACE();
 namespace nsn::kernels {
 
 void run(const PoolWindow& pass) { NSN_AT_LEVEL(pool_window)(pass); }
+void run(const Border& pass) { NSN_AT_LEVEL(add_border)(pass); }
 void run(const GroupedConvolution& pass) { NSN_AT_LEVEL(grouped_convolution)(pass); }
 void run(const TransposedConvolution& pass) { NSN_AT_LEVEL(transposed_convolution)(pass); }
 void run(const MeanOfPositions& pass) { NSN_AT_LEVEL(mean_of_positions)(pass); }

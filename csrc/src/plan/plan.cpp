@@ -24,6 +24,7 @@ class Attributes {
   explicit Attributes(std::ostream& stream) : stream_(stream) {}
 
   void operator()(const Multiply& k) const { after(k.epilogue); }
+  void operator()(const Border& k) const { pair("before", k.before); }
   void operator()(const Convolve& k) const {
     window(k.window);
     if (k.groups != 1) stream_ << ", groups " << k.groups;
@@ -122,6 +123,7 @@ const char* name_of(const Kernel& kernel) {
   // In the order of the variant's alternatives.
   static constexpr std::array<const char*, std::variant_size_v<Kernel>> kNames = {
       "multiply",
+      "border",
       "convolve",
       "convolve_transposed",
       "pool",
@@ -154,7 +156,7 @@ std::vector<ValuePlace> read_by(const Step& step) {
 }
 
 void Plan::place() {
-  scratch = zeros = outputs = weights = 0;
+  scratch = outputs = weights = 0;
   flops = 0;
   embeds = calls = false;
   inputs = numel(values[0].shape);
@@ -173,7 +175,7 @@ void Plan::place() {
       flops += 4 * positions * positions * static_cast<double>(attend->heads * attend->head_dim);
       scratch = std::max(scratch, in_lines(attend->scores()) + in_lines(attend->panel()));
     } else if (const auto* convolve = std::get_if<Convolve>(&step.kernel)) {
-      zeros = std::max(zeros, in_lines(convolve->in));
+      scratch = std::max(scratch, in_lines(convolve->places()));
     }
   }
   struct Life {

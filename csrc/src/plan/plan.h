@@ -65,12 +65,19 @@ struct Multiply {
 using Pair = std::array<int64_t, 2>;
 using kernels::Window;
 
-/// (*in_size, in) to (*out_size, out). Weight: panels, or, in groups, (taps, in / groups, out).
+/// (*in_size, in) to (*out_size, out). Weight: panels, and the window has no padding; or, in
+/// groups, (taps, in / groups, out).
 struct Convolve {
   Window window;
   int64_t in, out, groups;
   TensorPlace weight;
   Epilogue epilogue;
+
+  /// Elements of float32 that hold its places.
+  int64_t places() const {
+    constexpr int64_t kElements = sizeof(int64_t) / sizeof(float);
+    return groups > 1 ? 0 : kElements * in * window.taps();
+  }
 };
 
 /// torch's ConvTranspose2d, positions beside channels: (*out_size, in) to (*in_size, out), the
@@ -80,6 +87,14 @@ struct ConvolveTransposed {
   int64_t in, out;
   TensorPlace weight;
   Epilogue epilogue;
+};
+
+/// (*in_size, channels) to (*out_size, channels): `before` positions of zeros above and on the
+/// left, and as many below and on the right as there is room for. What a convolution reads, so that
+/// none of its taps lies outside.
+struct Border {
+  Pair in_size, out_size, before;
+  int64_t channels;
 };
 
 /// The largest, or the mean, padding counted, of a window.
@@ -177,9 +192,9 @@ struct Call {
   size_t number;
 };
 
-using Kernel = std::variant<Multiply, Convolve, ConvolveTransposed, Pool, GlobalAverage, Upsample,
-                            NormalizeRows, NormalizeGroups, ScaleAndShift, Apply, Gate, Add, Pad,
-                            Transpose, Copy, Embed, Attend, Call>;
+using Kernel = std::variant<Multiply, Border, Convolve, ConvolveTransposed, Pool, GlobalAverage,
+                            Upsample, NormalizeRows, NormalizeGroups, ScaleAndShift, Apply, Gate,
+                            Add, Pad, Transpose, Copy, Embed, Attend, Call>;
 
 /// "multiply", "convolve", ...
 const char* name_of(const Kernel& kernel);
@@ -210,9 +225,8 @@ std::vector<ValuePlace> read_by(const Step& step);
 struct Plan {
   std::vector<Value> values;
   std::vector<Step> steps;
-  /// Elements of the arena for one sample; of the memory that a thread computes in beside it; and
-  /// of the zeros that convolutions read outside of images.
-  int64_t arena = 0, scratch = 0, zeros = 0;
+  /// Elements of the arena for one sample, and of the memory that a thread computes in beside it.
+  int64_t arena = 0, scratch = 0;
   /// Elements of the input and of the output of a sample.
   int64_t inputs = 0, outputs = 0;
   /// Whether its input is embedded, and whether it calls its user.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <new>
 
 #include "kernels/cross_entropy.h"
 #include "kernels/matrix_product.h"
@@ -54,12 +55,8 @@ Parts parts_of(const Plan& plan, int64_t batch, int64_t threads) {
 class Runner {
  public:
   /// `memory`: the arena, and behind it the scratch memory of each thread.
-  Runner(const Plan& plan, const Run& run, const float* zeros, float* memory)
-      : plan_(plan),
-        run_(run),
-        zeros_(zeros),
-        arena_(memory),
-        scratch_(memory + plan.arena * run.samples) {}
+  Runner(const Plan& plan, const Run& run, float* memory)
+      : plan_(plan), run_(run), arena_(memory), scratch_(memory + plan.arena * run.samples) {}
 
   std::optional<NoSuchRow> operator()() {
     for (const Step& step : plan_.steps) {
@@ -79,6 +76,15 @@ class Runner {
     rest(k.epilogue, k.rows * k.out);
   }
 
+  void operator()(const Border& k) const {
+    const int64_t line = k.out_size[1] * k.channels;
+    const int64_t grain = std::max<int64_t>(1, kLeastElements / line);
+    (*run_.parallel_for)(samples() * k.out_size[0], grain, [&](int64_t begin, int64_t end) {
+      kernels::run(
+          kernels::Border{k.in_size, k.out_size, k.before, k.channels, begin, end, x_, y_});
+    });
+  }
+
   void operator()(const Convolve& k) const {
     const Window& at = k.window;
     const Tensor& weight = tensor(k.weight);
@@ -91,9 +97,11 @@ class Runner {
       plain(k.epilogue, at.outputs(), k.out);
       return;
     }
-    const kernels::Positions positions{&at, zeros_};
+    auto* const places = new (scratch_) int64_t[static_cast<size_t>(k.in * at.taps())];
+    kernels::fill_places(at, k.in, places);
+    const kernels::Image image{&at, places};
     kernels::run(kernels::Product{x_, k.in, samples() * at.outputs(), k.in, weight.panels,
-                                  fused(k.epilogue), y_, k.out, &positions},
+                                  fused(k.epilogue), y_, k.out, &image},
                  *run_.parallel_for);
     rest(k.epilogue, at.outputs() * k.out);
   }
@@ -337,7 +345,6 @@ class Runner {
 
   const Plan& plan_;
   const Run& run_;
-  const float* zeros_;
   float* arena_;
   float* scratch_;
   std::optional<NoSuchRow> no_such_row_;
@@ -352,17 +359,15 @@ int64_t memory_for(const Plan& plan, int64_t samples, int64_t threads) {
   // Of all smaller batches too, so that no part is assumed to be smaller than the largest.
   const int64_t most = most_samples(plan, samples);
   if (!may_be_side_by_side(plan, threads)) {
-    return plan.zeros + plan.arena * most + plan.scratch * threads;
+    return plan.arena * most + plan.scratch * threads;
   }
   const int64_t share = std::min(most, (samples + threads - 1) / threads);
-  return plan.zeros + threads * (plan.arena * std::max<int64_t>(1, share) + plan.scratch);
+  return threads * (plan.arena * std::max<int64_t>(1, share) + plan.scratch);
 }
 
 std::optional<NoSuchRow> run(const Plan& plan, const Run& run) {
   if (run.samples == 0) return {};
   const Parts parts = parts_of(plan, run.samples, run.threads);
-  const float* zeros = run.memory;
-  std::fill_n(run.memory, plan.zeros, 0.0F);
   const auto bytes = static_cast<int64_t>(plan.embeds ? sizeof(int64_t) : sizeof(float));
   std::atomic<bool> is_wrong = false;
   std::optional<NoSuchRow> wrong;
@@ -372,13 +377,13 @@ std::optional<NoSuchRow> run(const Plan& plan, const Run& run) {
       part.samples = std::min(parts.samples, run.samples - begin);
       part.input = static_cast<const char*>(run.input) + begin * plan.inputs * bytes;
       part.output = run.output + begin * plan.outputs;
-      const auto found = Runner(plan, part, zeros, memory)();
+      const auto found = Runner(plan, part, memory)();
       if (!found) continue;
       if (!is_wrong.exchange(true)) wrong = found;
       return;
     }
   };
-  float* const memory = run.memory + plan.zeros;
+  float* const memory = run.memory;
   if (!parts.side_by_side) {
     run_parts(0, parts.count, run, memory);
     return wrong;
