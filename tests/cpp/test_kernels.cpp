@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "guarded.h"
-#include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/matrix_product.h"
 #include "kernels/mix.h"
 #include "kernels/pointwise.h"
+#include "kernels/softmax.h"
 
 namespace nsn::test {
 namespace {

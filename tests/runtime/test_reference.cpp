@@ -7,8 +7,8 @@
 #include <set>
 
 #include "folder.h"
-#include "kernels/cross_entropy.h"
 #include "kernels/pointwise.h"
+#include "kernels/softmax.h"
 #include "nsn/runtime/session.h"
 #include "reference.h"
 #include "sample.h"

@@ -32,6 +32,40 @@ HWY_INLINE void over_columns(int64_t columns, const Each& each) {
   for (; at < columns; ++at) each(hn::CappedTag<float, 1>(), at);
 }
 
+/// Whether masked loads and stores leave alone what the mask leaves out.
+constexpr bool kHasMasks = HWY_MAX_BYTES >= 32;
+
+/// Where there are no masks, and rarely: no part of each loop.
+template <typename T>
+HWY_NOINLINE void copy_some(const T* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+/// The first `count` of a vector's elements, zeros behind; no more is read.
+template <typename D>
+HWY_INLINE hn::Vec<D> load_part(D d, const float* from, int64_t count) {
+  if (count >= static_cast<int64_t>(hn::MaxLanes(d))) return hn::LoadU(d, from);
+  if constexpr (kHasMasks) return hn::MaskedLoad(hn::FirstN(d, count), d, from);
+  HWY_ALIGN float part[hn::MaxLanes(D())] = {};
+  copy_some(from, count, part);
+  return hn::Load(d, part);
+}
+
+template <typename D>
+HWY_INLINE void store_part(D d, hn::Vec<D> value, float* to, int64_t count) {
+  if (count >= static_cast<int64_t>(hn::MaxLanes(d))) {
+    hn::StoreU(value, d, to);
+    return;
+  }
+  if constexpr (kHasMasks) {
+    hn::BlendedStore(value, hn::FirstN(d, count), d, to);
+    return;
+  }
+  HWY_ALIGN float part[hn::MaxLanes(D())];
+  hn::Store(value, d, part);
+  copy_some(part, count, to);
+}
+
 }  // namespace
 }  // namespace nsn::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/columns_inl.h"
 #include "kernels/product.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -54,37 +55,6 @@ constexpr size_t sums_for(size_t rows, size_t vectors) {
     sums *= 2;
   }
   return sums;
-}
-
-/// Whether masked loads and stores leave alone what the mask leaves out.
-constexpr bool kHasMasks = HWY_MAX_BYTES >= 32;
-
-/// Where there are no masks, and rarely: no part of each tile.
-HWY_NOINLINE void copy_some(const float* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-}
-
-/// The first `count` of a vector's elements; no more is read.
-HWY_INLINE V load_part(D d, const float* from, int64_t count) {
-  if (count >= static_cast<int64_t>(kLanes)) return hn::LoadU(d, from);
-  if constexpr (kHasMasks) return hn::MaskedLoad(hn::FirstN(d, count), d, from);
-  HWY_ALIGN float part[kLanes] = {};
-  copy_some(from, count, part);
-  return hn::Load(d, part);
-}
-
-HWY_INLINE void store_part(D d, V value, float* to, int64_t count) {
-  if (count >= static_cast<int64_t>(kLanes)) {
-    hn::StoreU(value, d, to);
-    return;
-  }
-  if constexpr (kHasMasks) {
-    hn::BlendedStore(value, hn::FirstN(d, count), d, to);
-    return;
-  }
-  HWY_ALIGN float part[kLanes];
-  hn::Store(value, d, part);
-  copy_some(part, count, to);
 }
 
 /// A vector of weights of any type.

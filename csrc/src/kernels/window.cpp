@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/level.h"
 
@@ -17,46 +18,57 @@ namespace nsn::kernels::HWY_NAMESPACE {
 
 namespace {
 
-/// The taps of the window at (h, w) that lie inside.
-class Taps {
- public:
-  HWY_INLINE Taps(const Window& at, int64_t h, int64_t w) : window_(at) {
-    for (const size_t d : {0U, 1U}) {
-      const int64_t step = at.dilation[d];
-      int64_t place = (d == 0 ? h : w) * at.stride[d] - at.padding[d];
-      for (; place < 0 && begin_[d] < at.kernel[d]; place += step) ++begin_[d];
-      first_[d] = place;
-      end_[d] = at.kernel[d];
-      place += (end_[d] - begin_[d] - 1) * step;
-      for (; place >= at.in_size[d] && end_[d] > begin_[d]; place -= step) --end_[d];
+/// The taps of a window that lie inside, in one dimension: so many, from the one `first` on, which
+/// reads the input at `place`.
+struct Inside {
+  int64_t first, count, place;
+
+  HWY_INLINE Inside(const Window& at, size_t d, int64_t output)
+      : first(0), count(at.kernel[d]), place(output * at.stride[d] - at.padding[d]) {
+    const int64_t step = at.dilation[d];
+    for (; place < 0 && count > 0; place += step, --count) ++first;
+    for (int64_t last = place + (count - 1) * step; last >= at.in_size[d] && count > 0;
+         last -= step) {
+      --count;
     }
   }
+};
+
+/// Those of both.
+class Taps {
+ public:
+  HWY_INLINE Taps(const Window& at, const Inside& rows, const Inside& columns)
+      : rows_(rows),
+        columns_(columns),
+        place_(rows.place * at.in_size[1] + columns.place),
+        below_(at.dilation[0] * at.in_size[1]),
+        right_(at.dilation[1]),
+        line_(at.kernel[1]) {}
 
   /// Calls `each(place, tap)` for each, `place` being the position in the input.
   template <typename Each>
   HWY_INLINE void operator()(const Each& each) const {
-    int64_t row = first_[0] * window_.in_size[1] + first_[1];
-    for (int64_t i = begin_[0]; i < end_[0]; ++i) {
-      int64_t place = row;
-      for (int64_t j = begin_[1]; j < end_[1]; ++j) {
-        each(place, i * window_.kernel[1] + j);
-        place += window_.dilation[1];
-      }
-      row += window_.dilation[0] * window_.in_size[1];
+    int64_t line = place_, first = rows_.first * line_ + columns_.first;
+    for (int64_t i = 0; i < rows_.count; ++i, line += below_, first += line_) {
+      int64_t place = line;
+      for (int64_t j = 0; j < columns_.count; ++j, place += right_) each(place, first + j);
     }
   }
 
  private:
-  const Window& window_;
-  int64_t begin_[2] = {}, end_[2], first_[2];
+  Inside rows_, columns_;
+  int64_t place_, below_, right_, line_;
 };
 
-/// Calls `each(h, w, place)` for all output positions.
+/// Calls `each(taps, place)` for all output positions.
 template <typename Each>
-HWY_INLINE void over_positions(const std::array<int64_t, 2>& size, const Each& each) {
+HWY_INLINE void over_windows(const Window& at, const Each& each) {
   int64_t place = 0;
-  for (int64_t h = 0; h < size[0]; ++h) {
-    for (int64_t w = 0; w < size[1]; ++w) each(h, w, place++);
+  for (int64_t h = 0; h < at.out_size[0]; ++h) {
+    const Inside rows(at, 0, h);
+    for (int64_t w = 0; w < at.out_size[1]; ++w) {
+      each(Taps(at, rows, Inside(at, 1, w)), place++);
+    }
   }
 }
 
@@ -71,20 +83,27 @@ HWY_INLINE void add_scaled(float factor, const float* weight, int64_t count, flo
 }  // namespace
 
 void pool_window(const PoolWindow& pass) {
-  const auto count = static_cast<float>(pass.window.taps());
-  over_positions(pass.window.out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
-    const Taps taps(pass.window, h, w);
-    over_columns(pass.channels, [&](auto d, int64_t at) HWY_ATTR {
-      auto y = hn::Set(d, pass.is_max ? -std::numeric_limits<float>::infinity() : 0.0F);
-      taps([&](int64_t from, int64_t /*tap*/) HWY_ATTR {
-        const auto x = hn::LoadU(d, pass.x + from * pass.channels + at);
-        // NaN stays: it is not at most anything.
-        y = pass.is_max ? hn::IfThenElse(hn::Or(hn::Gt(x, y), hn::IsNaN(x)), x, y) : hn::Add(y, x);
+  const auto pool = [&](auto is_max) HWY_ATTR {
+    over_windows(pass.window, [&](const Taps& taps, int64_t place) HWY_ATTR {
+      over_columns(pass.channels, [&](auto d, int64_t at) HWY_ATTR {
+        auto y = hn::Set(d, is_max() ? -std::numeric_limits<float>::infinity() : 0.0F);
+        const float* const channels = pass.x + at;
+        taps([&](int64_t from, int64_t /*tap*/) HWY_ATTR {
+          const auto x = hn::LoadU(d, channels + from * pass.channels);
+          if constexpr (is_max()) {
+            // NaN stays: it is not at most anything.
+            y = hn::IfThenElse(hn::Or(hn::Gt(x, y), hn::IsNaN(x)), x, y);
+          } else {
+            y = hn::Add(y, x);
+          }
+        });
+        if constexpr (!is_max()) y = hn::Div(y, hn::Set(d, static_cast<float>(pass.window.taps())));
+        hn::StoreU(y, d, pass.y + place * pass.channels + at);
       });
-      if (!pass.is_max) y = hn::Div(y, hn::Set(d, count));
-      hn::StoreU(y, d, pass.y + place * pass.channels + at);
     });
-  });
+  };
+  if (pass.is_max) return pool(std::true_type());
+  pool(std::false_type());
 }
 
 void add_border(const Border& pass) {
@@ -116,10 +135,9 @@ void add_border(const Border& pass) {
 
 void grouped_convolution(const GroupedConvolution& pass) {
   const int64_t in = pass.in / pass.groups, out = pass.out / pass.groups;
-  over_positions(pass.window.out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
+  over_windows(pass.window, [&](const Taps& taps, int64_t place) HWY_ATTR {
     float* y = pass.y + place * pass.out;
     const int64_t step = pass.packed_in * pass.packed_out;
-    const Taps taps(pass.window, h, w);
     if (in == 1 && out == 1) {
       over_columns(pass.out, [&](auto d, int64_t at) HWY_ATTR {
         auto sum = hn::Zero(d);
@@ -147,9 +165,9 @@ void grouped_convolution(const GroupedConvolution& pass) {
 void transposed_convolution(const TransposedConvolution& pass) {
   const auto& size = pass.window.in_size;  // of the result
   std::fill_n(pass.y, size[0] * size[1] * pass.out, 0.0F);
-  over_positions(pass.window.out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
+  over_windows(pass.window, [&](const Taps& taps, int64_t place) HWY_ATTR {
     const float* x = pass.x + place * pass.in;
-    Taps(pass.window, h, w)([&](int64_t to, int64_t tap) HWY_ATTR {
+    taps([&](int64_t to, int64_t tap) HWY_ATTR {
       const float* weight = pass.weight + tap * pass.packed_in * pass.packed_out;
       for (int64_t i = 0; i < pass.in; ++i) {
         add_scaled(x[i], weight + i * pass.packed_out, pass.out, pass.y + to * pass.out);
@@ -194,14 +212,15 @@ void enlarge(const Enlarge& pass) {
     const int64_t low = std::min(static_cast<int64_t>(bounded), last);
     return Source{low, std::min(low + 1, last), bounded - static_cast<float>(low)};
   };
-  const std::array<int64_t, 2> out_size{pass.in_size[0] * pass.factor,
-                                        pass.in_size[1] * pass.factor};
-  over_positions(out_size, [&](int64_t h, int64_t w, int64_t place) HWY_ATTR {
+  const int64_t width = pass.in_size[1] * pass.factor;
+  const int64_t positions = pass.in_size[0] * pass.factor * width;
+  for (int64_t place = 0; place < positions; ++place) {
+    const int64_t h = place / width, w = place % width;
     float* y = pass.y + place * pass.channels;
     if (!pass.is_bilinear) {
       const int64_t from = h / pass.factor * pass.in_size[1] + w / pass.factor;
       std::copy_n(pass.x + from * pass.channels, pass.channels, y);
-      return;
+      continue;
     }
     const Source row = source(h, 0), column = source(w, 1);
     std::fill_n(y, pass.channels, 0.0F);
@@ -212,7 +231,7 @@ void enlarge(const Enlarge& pass) {
     add(row.low, column.high, (1.0F - row.share) * column.share);
     add(row.high, column.low, row.share * (1.0F - column.share));
     add(row.high, column.high, row.share * column.share);
-  });
+  }
 }
 
 }  // namespace nsn::kernels::HWY_NAMESPACE

@@ -15,7 +15,7 @@
 #include <cmath>
 #include <memory>
 
-#include "kernels/cross_entropy.h"
+#include "kernels/softmax.h"
 #include "operations/autograd.h"
 #include "operations/kernels_for.h"
 #include "operations/lanes.h"

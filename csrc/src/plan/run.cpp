@@ -5,9 +5,9 @@
 #include <cmath>
 #include <new>
 
-#include "kernels/cross_entropy.h"
 #include "kernels/matrix_product.h"
 #include "kernels/normalize.h"
+#include "kernels/softmax.h"
 
 namespace nsn::plan {
 
@@ -241,12 +241,8 @@ class Runner {
           kernels::run(kernels::MatrixProduct{rows, most, k.head_dim, q + first * in, in, 1,
                                               q + out, 1, in, scores, most, 1.0F, false, panel},
                        serial);
-          for (int64_t i = 0; i < rows; ++i) {
-            float* row = scores + i * most;
-            const int64_t seen = k.causal ? first + i + 1 : most;
-            kernels::row_softmax(row, row, seen, factor);
-            std::fill(row + seen, row + most, 0.0F);
-          }
+          kernels::run(kernels::SoftmaxRows{rows, most, k.causal ? first + 1 : most,
+                                            k.causal ? 1 : 0, factor, scores});
           kernels::run(kernels::MatrixProduct{rows, k.head_dim, most, scores, most, 1, q + 2 * out,
                                               in, 1, y + first * out, out, 1.0F, false, panel},
                        serial);

@@ -14,4 +14,13 @@ struct LogSum {
 /// exp(factor * logits). logits, probabilities: (classes), contiguous; factor > 0.
 LogSum row_softmax(const float* logits, float* probabilities, int64_t classes, float factor);
 
+/// x = softmax(factor * x) of rows of scores, one behind the other, in place. Of the first row the
+/// first `seen` columns count, and of each next one `more` more; zeros are written to the others.
+struct SoftmaxRows {
+  int64_t rows, columns, seen, more;
+  float factor;
+  float* x;
+};
+void run(const SoftmaxRows& pass);
+
 }  // namespace nsn::kernels
