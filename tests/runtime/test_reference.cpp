@@ -107,6 +107,28 @@ TEST(Runtime, WidthsOfOneWeightAreTheReference) {
   }
 }
 
+TEST(Runtime, EachTileByItselfIsTheReference) {
+  // Weights so large that threads share the tiles of each product; the last block of rows has
+  // fewer.
+  const Folder folder;
+  constexpr int64_t kIn = 4096;
+  for (uint64_t seed = 0; seed < 6; ++seed) {
+    Sample sample(seed);
+    sample.mlp({37}, kIn, 3);
+    write(folder / "net", sample.bytes());
+    const Model model = Model::open(folder / "net");
+    runtime::SessionOptions options{41, 2, {}};
+    options.parallel_for = [](int64_t count, int64_t /*grain*/, auto* call, const void* task) {
+      for (int64_t i = 0; i < count; ++i) call(task, i, i + 1);
+    };
+    Session session(model, options);
+    for (const int64_t samples : {1, 9, 17, 33, 41}) {
+      const auto input = sample.numbers(samples * kIn);
+      EXPECT_LE(difference(sample, model, session, 0, input, samples), 1e-5) << "seed " << seed;
+    }
+  }
+}
+
 TEST(Runtime, ALargeBatchInPartsIsTheSameAsOneByOne) {
   const Folder folder;
   Sample sample(3);

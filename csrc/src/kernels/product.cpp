@@ -207,32 +207,46 @@ void expand_and_multiply(const Product& p, const Panel& panel, int64_t inner, in
   }
 }
 
+/// Rows [first, end) times a panel.
+void multiply_panel(const Product& p, const Panel& panel, int64_t inner, int64_t first,
+                    int64_t end) {
+  const WeightType type = p.weight->type();
+  if (type == WeightType::kFloat32) {
+    multiply_rows(p, panel, first, end, /*adds=*/false);
+  } else if (kIsSmall || end - first > 1 || p.image != nullptr) {
+    expand_and_multiply(p, panel, inner, first, end);
+  } else if constexpr (!kIsSmall) {
+    with_type(type, [&](auto typed) HWY_ATTR {
+      const float* const from[] = {p.x + first * p.x_stride};
+      over_panel<1>(panel.width, panel.features, [&](auto vectors, int64_t at) HWY_ATTR {
+        tile<decltype(typed), 1, vectors()>(p, first, from, panel, at, /*adds=*/false);
+      });
+    });
+  }
+}
+
 void run_packed(const Product& p, const ParallelFor& parallel_for) {
   // The rows of a block and a panel fit into a cache of the second level.
   constexpr int64_t kBlockBytes = int64_t{1} << 18;
   const int64_t inner = p.image == nullptr ? p.in : p.in * p.image->window->taps();
   const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * inner;
   const Tasks tasks(p.rows, p.weight->size(), inner, kBlockBytes / std::max<int64_t>(1, row_bytes));
-  const WeightType type = p.weight->type();
-  parallel_for(tasks.blocks * tasks.panels, tasks.grain, [&](int64_t begin, int64_t end) HWY_ATTR {
-    for (int64_t task = begin; task < end; ++task) {
-      const Panel& panel = (*p.weight)[task % tasks.panels];
-      const int64_t first = task / tasks.panels * tasks.block_rows;
-      const int64_t end_row = std::min(first + tasks.block_rows, p.rows);
-      if (type == WeightType::kFloat32) {
-        multiply_rows(p, panel, first, end_row, /*adds=*/false);
-      } else if (kIsSmall || end_row - first > 1 || p.image != nullptr) {
-        expand_and_multiply(p, panel, inner, first, end_row);
-      } else if constexpr (!kIsSmall) {
-        with_type(type, [&](auto typed) HWY_ATTR {
-          const float* const from[] = {p.x + first * p.x_stride};
-          over_panel<1>(panel.width, panel.features, [&](auto vectors, int64_t at) HWY_ATTR {
-            tile<decltype(typed), 1, vectors()>(p, first, from, panel, at, /*adds=*/false);
-          });
-        });
-      }
-    }
-  });
+  // Threads share the tiles: those of a panel lie behind each other, then the panels of a block.
+  constexpr auto kStep = static_cast<int64_t>(kRows);
+  const int64_t tiles = (std::min(tasks.block_rows, p.rows) + kStep - 1) / kStep;
+  const int64_t grain = grain_for(std::min(kStep, p.rows) * inner * kPanel);
+  parallel_for(tasks.blocks * tasks.panels * tiles, grain,
+               [&](int64_t begin, int64_t end) HWY_ATTR {
+                 for (int64_t next; begin < end; begin = next) {
+                   const int64_t tile = begin % tiles, panel = begin / tiles % tasks.panels;
+                   const int64_t block = begin / tiles / tasks.panels * tasks.block_rows;
+                   next = std::min(end, begin - tile + tiles);
+                   const int64_t first = block + tile * kStep;
+                   const int64_t last = std::min(block + (tile + next - begin) * kStep, p.rows);
+                   // The last block may have fewer tiles than the others.
+                   if (first < last) multiply_panel(p, (*p.weight)[panel], inner, first, last);
+                 }
+               });
 }
 
 }  // namespace

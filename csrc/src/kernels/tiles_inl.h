@@ -159,6 +159,11 @@ HWY_INLINE void over_rows(int64_t first, int64_t end, const Each& each) {
 /// Multiply-adds below which a second thread costs more than it brings.
 constexpr int64_t kLeastWork = int64_t{1} << 16;
 
+/// So many tasks of `work` multiply-adds are worth a thread.
+constexpr int64_t grain_for(int64_t work) {
+  return std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work));
+}
+
 /// How a product is cut into tasks, each a block of rows times one panel.
 struct Tasks {
   int64_t block_rows, blocks, panels;
@@ -173,8 +178,7 @@ struct Tasks {
     const int64_t share = (rows + least - 1) / least;
     block_rows = std::max(kStep, (share + kStep - 1) / kStep * kStep);
     blocks = (rows + block_rows - 1) / block_rows;
-    const int64_t work = std::min(block_rows, rows) * inner * kPanel;
-    grain = std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work));
+    grain = grain_for(std::min(block_rows, rows) * inner * kPanel);
   }
 };
 
