@@ -9,6 +9,9 @@ one network, one pack and one runtime file for all of them.
 - onnxruntime, openvino, executorch, compiled (``torch.compile``), and for the paper's network aoti
   (AOTInductor), all from that: engines.py says how they are set up.
 
+Beside each stands how much of the processor's peak of multiply-adds the runtime reaches, and how
+much of the best engine's time is left at that peak, which is the least that anything could reach.
+
 All but the first are called from Python; what a call of an empty function takes stands beside. The
 ways of a sub-network run interleaved in one process, and are checked to compute the same. Bytes are
 those of the weights that each way holds to serve all sub-networks, for engines by the sizes of the
@@ -24,11 +27,13 @@ packages, is not measured again, so that a run that was ended goes on where it w
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +58,8 @@ BATCHES = (1, 8, 128)
 SLOW_SECONDS = 0.02
 #: The pause between two ways, and a way's warm-up.
 WARM_SECONDS = 0.004
+#: For how long multiply-adds alone are computed.
+PEAK_SECONDS = 0.2
 #: As long as ONNX Runtime's threads wait busily for more, and a reserve.
 MOST_REST_SECONDS = 0.2
 
@@ -104,6 +111,16 @@ def read_bandwidth(count: int, rounds: int, seconds: float) -> float:
     return 4 * count / (1e-6 * best)
 
 
+def peak_flops(library: Path, threads: int) -> float:
+    """Operations a second of nothing but multiply-adds, in vectors of this process's level."""
+    peak = ctypes.CDLL(str(library)).nsn_peak
+    peak.restype, peak.argtypes = ctypes.c_double, [ctypes.c_int, ctypes.c_double]
+    lanes = {"v4": 16, "v3": 8}.get(nsn.cpu_level(), 4)
+    with ThreadPoolExecutor(threads) as pool:
+        of_threads = pool.map(lambda _: peak(lanes, PEAK_SECONDS), range(threads))
+        return 2.0 * sum(of_threads)
+
+
 def measure(kind: str, arguments: argparse.Namespace) -> Document:
     """All sub-networks and batch sizes in this process."""
     rounds, seconds = arguments.rounds, arguments.seconds
@@ -131,6 +148,9 @@ def measure(kind: str, arguments: argparse.Namespace) -> Document:
                             found["median_us"] = results[name]["median_us"].pop(way)
                         measuring += time.perf_counter() - begin
         result: Document = {"batch": batches, "bytes": every.bytes}
+        result["flops"] = {name: every.network.description.flops(name) for name in results}
+        if not arguments.prepare:
+            result["peak_flops"] = peak_flops(arguments.library, torch.get_num_threads())
         if kind == "mlp" and not arguments.prepare:
             weights = {name: parameters_of(every.network, name) for name in results}
             result["weights"] = weights

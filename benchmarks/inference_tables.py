@@ -82,6 +82,7 @@ def show_targets(level: str, document: Document) -> None:
             )
             table.add_column("batch, sub-network", no_wrap=True)
             columns = ["runtime us", "best us", "best", "runtime / best", "target"]
+            columns += ["of peak", "peak / best"]
             columns += [] if level == "native" else ["best of all, native ones too", "over that"]
             for column in (*columns, "packed / runtime", "packed - runtime us", "misses"):
                 table.add_column(column, justify="right")
@@ -92,6 +93,8 @@ def show_targets(level: str, document: Document) -> None:
                     own, packed = median["runtime"], median["packed"]
                     held, of_all = best(median, level), best(median)
                     ratio = own / median[held]
+                    # At the processor's peak of multiply-adds.
+                    least = 1e6 * int(batch) * result["flops"][name] / result["peak_flops"]
                     misses = {
                         f"runtime {ratio:.2f} of {held}": target is not None and ratio > target,
                         f"packed {packed:.1f} us over {own:.1f}": packed
@@ -108,6 +111,8 @@ def show_targets(level: str, document: Document) -> None:
                         held,
                         f"{ratio:.2f}",
                         f"{target:.2f}" if target is not None else "",
+                        f"{least / own:.0%}",
+                        f"{least / median[held]:.2f}",
                         *([] if level == "native" else beside),
                         f"{packed / own:.2f}",
                         f"{packed - own:.1f}",
