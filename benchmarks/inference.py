@@ -49,7 +49,7 @@ from common import (
     write_json,
 )
 from engines import RECIPES, Way, Ways, example, times_of, versions, wrong_ones
-from inference_tables import show, show_targets
+from inference_tables import markdown, show, show_targets
 
 import nsn
 
@@ -214,6 +214,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.02, help="of one way in one round")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     parser.add_argument("--prepare", action="store_true", help="export and compile, and no more")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the tables of the docs alone"
+    )
     arguments = parser.parse_args()
     if arguments.child:
         print("\n" + json.dumps(measure(arguments.child, arguments)))
@@ -233,8 +236,12 @@ def main() -> None:
             if threads not in results:
                 results[threads] = child(level, threads, kind, *told)
                 write_json(path, document)
-            show(above, level, results[threads])
-    if not arguments.prepare:
+            if not arguments.markdown:
+                show(above, level, results[threads])
+    if arguments.markdown:
+        for level, (_, document) in documents.items():
+            print(markdown(level, document), end="\n\n")
+    elif not arguments.prepare:
         for level, (_, document) in documents.items():
             show_targets(level, document)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common import title
+from common import VECTORS, title
 from engines import NATIVE
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +21,11 @@ TARGETS = {
 PACKED_FACTOR, PACKED_US = 1.1, 10.0
 #: Of fewer weights a call takes longer than to read them.
 LEAST_WEIGHTS = 100_000
+#: Ways that tables of documents leave out: weights of these types take as long as int8's at all but
+#: the smallest batch.
+LEFT_OUT = ("runtime float16", "runtime bfloat16")
+#: What engines that have no switch for it run on where others are held to less.
+NATIVE_VECTORS = "AVX-512"
 #: How much faster the paper's base should be at batch 1 with weights of int8.
 INT8_FACTOR = 1.8
 
@@ -69,6 +74,64 @@ def show(above: str, level: str, result: Document) -> None:
     console.print(f"an empty call from Python: {result['empty_call_us']} us")
 
 
+def markdown(level: str, document: Document) -> str:
+    """The tables of docs/performance.md."""
+    vectors = VECTORS[document["level"]]
+    is_held = level != "native"
+    parts = []
+    for kind, measured in document["kinds"].items():
+        for threads, result in measured["threads"].items():
+            rows = [
+                (batch, name, each)
+                for batch, names in result["batch"].items()
+                for name, each in names.items()
+            ]
+            every = dict.fromkeys(way for _, _, each in rows for way in each["p10_p90_us"])
+            ways = [way for way in every if way not in LEFT_OUT]
+            headings = [
+                f"{kind}, {vectors}, {threads} thread{'s' if threads != '1' else ''}",
+                *(
+                    f"{way} ({NATIVE_VECTORS})" if is_held and way in NATIVE else way
+                    for way in ways
+                ),
+                "runtime / best",
+                *(["over all"] if is_held else []),
+                "of peak",
+                "peak / best",
+            ]
+            lines = [headings, ["---"] * len(headings)]
+            for batch, name, each in rows:
+                median = each["median_us"]
+                held, of_all = best(median, level), best(median)
+                least = least_us(result, batch, name)
+                lines.append(
+                    [
+                        f"{batch}, {name}",
+                        *(in_us(median[way]) if way in median else "wrong" for way in ways),
+                        f"{median['runtime'] / median[held]:.2f} {held}",
+                        *(
+                            [f"{median['runtime'] / median[of_all]:.2f} {of_all}"]
+                            if is_held
+                            else []
+                        ),
+                        f"{least / median['runtime']:.0%}",
+                        f"{least / median[held]:.2f}",
+                    ]
+                )
+            parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def in_us(time: float) -> str:
+    """Microseconds with three digits or more."""
+    return f"{time:.1f}" if time < 100 else f"{time:,.0f}"
+
+
+def least_us(result: Document, batch: str, name: str) -> float:
+    """What a sub-network takes at the processor's peak of multiply-adds."""
+    return float(1e6 * int(batch) * result["flops"][name] / result["peak_flops"])
+
+
 def show_targets(level: str, document: Document) -> None:
     """Prints how the runtime stands beside the best engine, and what misses its target."""
     console = Console(width=180)
@@ -93,8 +156,7 @@ def show_targets(level: str, document: Document) -> None:
                     own, packed = median["runtime"], median["packed"]
                     held, of_all = best(median, level), best(median)
                     ratio = own / median[held]
-                    # At the processor's peak of multiply-adds.
-                    least = 1e6 * int(batch) * result["flops"][name] / result["peak_flops"]
+                    least = least_us(result, batch, name)
                     misses = {
                         f"runtime {ratio:.2f} of {held}": target is not None and ratio > target,
                         f"packed {packed:.1f} us over {own:.1f}": packed

@@ -32,6 +32,13 @@ HWY_INLINE void over_columns(int64_t columns, const Each& each) {
   for (; at < columns; ++at) each(hn::CappedTag<float, 1>(), at);
 }
 
+/// x, or `least` where it is smaller. NaN passes: on x86 Max is the second operand where one is
+/// NaN, and on ARM the number.
+template <typename D>
+HWY_INLINE hn::Vec<D> at_least(D /*d*/, hn::Vec<D> least, hn::Vec<D> x) {
+  return HWY_ARCH_X86 ? hn::Max(least, x) : hn::IfThenElse(hn::Lt(x, least), least, x);
+}
+
 /// Whether masked loads and stores leave alone what the mask leaves out.
 constexpr bool kHasMasks = HWY_MAX_BYTES >= 32;
 

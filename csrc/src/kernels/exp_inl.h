@@ -8,6 +8,8 @@
 
 #include <hwy/highway.h>
 
+#include "kernels/columns_inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace nsn::kernels::HWY_NAMESPACE {
 namespace {
@@ -19,10 +21,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <typename D>
 HWY_INLINE hn::Vec<D> exp_of_negative(D d, hn::Vec<D> x) {
   const hn::Rebind<int32_t, D> as_int;
-  // NaN passes: on x86 Max is the second operand where one is NaN, and on ARM the number.
-  const auto least = hn::Set(d, -87.0F);
-  const auto bounded =
-      HWY_ARCH_X86 ? hn::Max(least, x) : hn::IfThenElse(hn::Lt(x, least), least, x);
+  const auto bounded = at_least(d, hn::Set(d, -87.0F), x);
   const auto n = hn::ConvertTo(
       as_int, hn::MulAdd(bounded, hn::Set(d, 1.44269504F), hn::Set(d, -0.5F)));  // the nearest
   const auto whole = hn::ConvertTo(d, n);

@@ -90,6 +90,11 @@ HWY_INLINE void add_products(const Product& p, const Panel& panel, int64_t begin
   }
 }
 
+/// A product's epilogue: all of it at all times, which is less than to ask for each part.
+HWY_INLINE V finish(D d, V z, V factor, V shift, V least) {
+  return at_least(d, least, hn::MulAdd(z, factor, shift));
+}
+
 /// `rows` rows times `vectors` vectors of a panel's features, from the one `begin` on.
 template <typename Weight, size_t rows, size_t vectors>
 HWY_INLINE void tile(const Product& p, int64_t first, const float* const (&from)[rows],
@@ -116,22 +121,26 @@ HWY_INLINE void tile(const Product& p, int64_t first, const float* const (&from)
     }
   }
   add_products<Weight>(p, panel, begin, from, sum);
+  const auto& [scale, bias, relu] = p.epilogue;
+  const V least = hn::Set(d, relu ? 0.0F : -std::numeric_limits<float>::infinity());
   HWY_UNROLL(8)
   for (size_t v = 0; v < vectors; ++v) {
     const auto of_tile = static_cast<int64_t>(v * kLanes);
     const int64_t left = features - of_tile, at = panel.feature + begin + of_tile;
     if (left <= 0) break;
-    const auto& [scale, bias, relu] = p.epilogue;
-    const V factor = scale == nullptr ? hn::Zero(d) : load_part(d, scale + at, left);
+    const V factor = scale == nullptr ? hn::Set(d, 1.0F) : load_part(d, scale + at, left);
     const V shift = bias == nullptr ? hn::Zero(d) : load_part(d, bias + at, left);
-    HWY_UNROLL(8)
-    for (size_t r = 0; r < rows; ++r) {
-      V z = sum[r][v];
-      if (scale != nullptr) z = hn::Mul(z, factor);
-      if (bias != nullptr) z = hn::Add(z, shift);
-      // "not <= 0" and not "> 0": NaN passes, as through torch's ReLU.
-      if (relu) z = hn::IfThenZeroElse(hn::Le(z, hn::Zero(d)), z);
-      store_part(d, z, y + static_cast<int64_t>(r) * p.y_stride + of_tile, left);
+    float* to = y + of_tile;
+    if (left >= static_cast<int64_t>(kLanes)) {
+      HWY_UNROLL(8)
+      for (size_t r = 0; r < rows; ++r, to += p.y_stride) {
+        hn::StoreU(finish(d, sum[r][v], factor, shift, least), d, to);
+      }
+    } else {
+      HWY_UNROLL(8)
+      for (size_t r = 0; r < rows; ++r, to += p.y_stride) {
+        store_part(d, finish(d, sum[r][v], factor, shift, least), to, left);
+      }
     }
   }
 }
