@@ -115,6 +115,7 @@ def peak_flops(library: Path, threads: int) -> float:
     """Operations a second of nothing but multiply-adds, in vectors of this process's level."""
     peak = ctypes.CDLL(str(library)).nsn_peak
     peak.restype, peak.argtypes = ctypes.c_double, [ctypes.c_int, ctypes.c_double]
+    rest()
     lanes = {"v4": 16, "v3": 8}.get(nsn.cpu_level(), 4)
     with ThreadPoolExecutor(threads) as pool:
         of_threads = pool.map(lambda _: peak(lanes, PEAK_SECONDS), range(threads))

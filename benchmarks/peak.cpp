@@ -16,7 +16,7 @@ template <typename Vector>
   Vector sums[kSums], factor, more;
   for (size_t i = 0; i < sizeof(Vector) / sizeof(float); ++i) {
     factor[i] = 0.5F;
-    more[i] = out[i];
+    more[i] = 1e-30F;  // small, and never so small that it takes longer
     // No two are the same, of which the compiler would make one.
     for (size_t s = 0; s < kSums; ++s) sums[s][i] = static_cast<float>(s);
   }

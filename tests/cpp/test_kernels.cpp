@@ -262,6 +262,29 @@ TEST(Kernels, SoftmaxOfWhatIsNotFinite) {
   EXPECT_TRUE(std::isnan(kernels::row_softmax(logits.data(), probabilities.data(), 20, 1.0F).rest));
 }
 
+TEST(Kernels, SoftmaxOfRowsThatSeeMoreAndMore) {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    Random random(seed);
+    const int64_t rows = random.integer(1, 9), more = random.integer(0, 1);
+    const int64_t seen = random.integer(1, 70), least = seen + more * (rows - 1);
+    const int64_t columns = least + (random.chance(0.5) ? 0 : random.integer(1, 40));
+    Guarded x(rows * columns, random);
+    std::vector<float> expected(static_cast<size_t>(rows * columns), 0.0F);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t own = seen + i * more;
+      kernels::row_softmax(x.data() + i * columns, expected.data() + i * columns, own, 0.5F);
+      // What a row does not see counts for nothing, whatever it is.
+      std::fill(x.data() + i * columns + own, x.data() + (i + 1) * columns,
+                std::numeric_limits<float>::quiet_NaN());
+    }
+    kernels::run(kernels::SoftmaxRows{rows, columns, seen, more, 0.5F, x.data()});
+    x.expect_untouched();
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      ASSERT_EQ(x[i], expected[static_cast<size_t>(i)]) << "seed " << seed << ", element " << i;
+    }
+  }
+}
+
 TEST(Kernels, ScaleRows) {
   for (uint64_t seed = 0; seed < 50; ++seed) {
     Random random(seed);

@@ -278,6 +278,28 @@ void Sample::mlp(const std::vector<int64_t>& widths, int64_t in, int64_t out) {
   }
 }
 
+void Sample::cnn(const std::vector<int64_t>& widths) {
+  constexpr int64_t kHeight = 7, kWidth = 6, kIn = 3;
+  const int64_t most = *std::max_element(widths.begin(), widths.end());
+  const size_t first = weight(most, kIn, 9), second = weight(most, most, 9);
+  const size_t bias = elements(1, 1, most);
+  for (const int64_t width : widths) {
+    NetworkBuilder builder(*this, "w" + std::to_string(width), {kHeight, kWidth, kIn});
+    const auto convolve = [&](size_t tensor, int64_t in) {
+      const plan::Border border{{kHeight, kWidth}, {kHeight + 2, kWidth + 2}, {1, 1}, in};
+      builder.step(border, {kHeight + 2, kWidth + 2, in});
+      const plan::Window window{border.out_size, border.in_size, {3, 3}, {1, 1}, {0, 0}};
+      const size_t slice = builder.slice(tensor, width, in), shift = builder.slice(bias);
+      builder.step(
+          plan::Convolve{window, in, width, 1, slice, {{}, shift, Function::kRelu, {}, {}}},
+          {kHeight, kWidth, width});
+    };
+    convolve(first, kIn);
+    convolve(second, width);
+    builder.finish();
+  }
+}
+
 void Sample::transformer(const std::string& name, int64_t positions, int64_t heads,
                          int64_t head_dim, bool causal) {
   NetworkBuilder builder(*this, name, {positions});

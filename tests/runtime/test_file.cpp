@@ -235,6 +235,24 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
          f.networks[0].plan.values[1].shape = {9};
          f.networks[0].plan.steps[0].kernel = of_one_tap(multiply(f), {1, 2}, {1, 3}, {0, 0});
        }},
+      {"its border is out of range",
+       [&](auto& f) {
+         f.networks[0].plan.steps[0].kernel = plan::Border{{1, 1}, {1, 1}, {-1, 0}, 5};
+       }},
+      {"its window reads outside of its input",
+       [&](auto& f) {
+         f.networks[0].plan.values[0].shape = {10};
+         f.networks[0].plan.values[1].shape = {9};
+         f.networks[0].plan.steps[0].kernel = of_one_tap(multiply(f), {2, 1}, {3, 1}, {0, 0});
+       }},
+      {"its window reads outside of its input",
+       [&](auto& f) {
+         f.networks[0].plan.values[0].shape = {10};
+         plan::Convolve k = of_one_tap(multiply(f), {2, 1}, {1, 1}, {0, 0});
+         k.window.kernel = {2, 1};
+         k.window.dilation = {2, 1};
+         f.networks[0].plan.steps[0].kernel = k;
+       }},
       {"it calls its user", [&](auto& f) { f.networks[0].plan.steps[0].kernel = plan::Call{0}; }},
       {"it has too many positions",
        [&](auto& f) {

@@ -107,24 +107,48 @@ TEST(Runtime, WidthsOfOneWeightAreTheReference) {
   }
 }
 
+TEST(Runtime, WidthsOfConvolutionsAreTheReference) {
+  // Widths above 32, so that weights lie in several boxes, of which a slice ends in any.
+  const Folder folder;
+  for (uint64_t seed = 0; seed < 16; ++seed) {
+    Sample sample(seed);
+    const int64_t most = sample.integer(33, 80);
+    const std::set<int64_t> widths{most, sample.integer(17, 40), sample.integer(1, 32)};
+    sample.cnn({widths.begin(), widths.end()});
+    write(folder / "net", sample.bytes());
+    const Model model = Model::open(folder / "net");
+    Session session(model, {3, 1, {}});
+    for (size_t i = 0; i < widths.size(); ++i) {
+      const int64_t samples = sample.integer(1, 3);
+      const auto input = sample.numbers(samples * plan::numel(model.subnetworks()[i].input));
+      EXPECT_LE(difference(sample, model, session, i, input, samples), 1e-5) << "seed " << seed;
+    }
+  }
+}
+
 TEST(Runtime, EachTileByItselfIsTheReference) {
   // Weights so large that threads share the tiles of each product; the last block of rows has
   // fewer.
   const Folder folder;
-  constexpr int64_t kIn = 4096;
+  runtime::SessionOptions options{41, 2, {}};
+  options.parallel_for = [](int64_t count, int64_t /*grain*/, auto* call, const void* task) {
+    for (int64_t i = 0; i < count; ++i) call(task, i, i + 1);
+  };
   for (uint64_t seed = 0; seed < 6; ++seed) {
-    Sample sample(seed);
-    sample.mlp({37}, kIn, 3);
-    write(folder / "net", sample.bytes());
-    const Model model = Model::open(folder / "net");
-    runtime::SessionOptions options{41, 2, {}};
-    options.parallel_for = [](int64_t count, int64_t /*grain*/, auto* call, const void* task) {
-      for (int64_t i = 0; i < count; ++i) call(task, i, i + 1);
-    };
-    Session session(model, options);
-    for (const int64_t samples : {1, 9, 17, 33, 41}) {
-      const auto input = sample.numbers(samples * kIn);
-      EXPECT_LE(difference(sample, model, session, 0, input, samples), 1e-5) << "seed " << seed;
+    for (const bool has_images : {false, true}) {
+      Sample sample(seed);
+      if (has_images) {
+        sample.cnn({130});
+      } else {
+        sample.mlp({37}, 4096, 3);
+      }
+      write(folder / "net", sample.bytes());
+      const Model model = Model::open(folder / "net");
+      Session session(model, options);
+      for (const int64_t samples : {1, 9, 17, 33, 41}) {
+        const auto input = sample.numbers(samples * plan::numel(model.subnetworks()[0].input));
+        EXPECT_LE(difference(sample, model, session, 0, input, samples), 1e-5) << "seed " << seed;
+      }
     }
   }
 }

@@ -1,4 +1,5 @@
-// Loops over elements beside each other, once for each level: included behind per_level.h.
+// Elements beside each other, in loops and in parts of vectors, once for each level: included
+// behind per_level.h.
 #if defined(NSN_COLUMNS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef NSN_COLUMNS_INL
 #undef NSN_COLUMNS_INL
@@ -17,7 +18,7 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 /// Calls `each(d, at)` for all vectors of `columns` floats, of up to 64 bytes, and for the rest
-/// with vectors of one.
+/// with smaller ones, down to one float.
 template <typename Each>
 HWY_INLINE void over_columns(int64_t columns, const Each& each) {
   const hn::CappedTag<float, 16> d;

@@ -13,8 +13,9 @@
 // features times intervals of its inputs. A box is panels of 32 features one behind the other, each
 // (in, taps, width); the last has width 16 where it has no more than 16 features. Features that
 // there are not are zeros. At batch 1 a product reads panels once from front to back, and with more
-// rows a panel stays in the cache. Leading slices are leading parts of the same panels, one behind
-// the other, so that a box alone serves them all; several boxes let each lie where it is wanted.
+// rows a panel stays in the cache. A leading slice is the first features and the first
+// inputs of the same panels, so that a box alone serves all; several boxes let each lie where it is
+// wanted.
 
 namespace nsn::kernels {
 

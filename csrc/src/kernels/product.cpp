@@ -241,17 +241,19 @@ void run_packed(const Product& p, const ParallelFor& parallel_for) {
   const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * inner;
   const Tasks tasks(p.rows, p.weight->size(), inner, kBlockBytes / std::max<int64_t>(1, row_bytes));
   // Threads share the tiles: those of a panel lie behind each other, then the panels of a block.
-  constexpr auto kStep = static_cast<int64_t>(kRows);
-  const int64_t tiles = (std::min(tasks.block_rows, p.rows) + kStep - 1) / kStep;
-  const int64_t grain = grain_for(std::min(kStep, p.rows) * inner * kPanel);
+  // Narrow panels are made float32 once for all rows of a block, which are one tile here.
+  const bool is_narrow = p.weight->type() != WeightType::kFloat32;
+  const auto step = is_narrow ? tasks.block_rows : static_cast<int64_t>(kRows);
+  const int64_t tiles = (std::min(tasks.block_rows, p.rows) + step - 1) / step;
+  const int64_t grain = grain_for(std::min(step, p.rows) * inner * kPanel);
   parallel_for(tasks.blocks * tasks.panels * tiles, grain,
                [&](int64_t begin, int64_t end) HWY_ATTR {
                  for (int64_t next; begin < end; begin = next) {
                    const int64_t tile = begin % tiles, panel = begin / tiles % tasks.panels;
                    const int64_t block = begin / tiles / tasks.panels * tasks.block_rows;
                    next = std::min(end, begin - tile + tiles);
-                   const int64_t first = block + tile * kStep;
-                   const int64_t last = std::min(block + (tile + next - begin) * kStep, p.rows);
+                   const int64_t first = block + tile * step;
+                   const int64_t last = std::min(block + (tile + next - begin) * step, p.rows);
                    // The last block may have fewer tiles than the others.
                    if (first < last) multiply_panel(p, (*p.weight)[panel], inner, first, last);
                  }

@@ -164,10 +164,10 @@ constexpr int64_t grain_for(int64_t work) {
   return std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work));
 }
 
-/// How a product is cut into tasks, each a block of rows times one panel.
+/// How a product is cut: into blocks of rows, each times one panel after the other.
 struct Tasks {
   int64_t block_rows, blocks, panels;
-  /// So many of them are worth a thread.
+  /// So many blocks times a panel are worth a thread.
   int64_t grain;
 
   Tasks(int64_t rows, int64_t panels, int64_t inner, int64_t most_rows) : panels(panels) {

@@ -73,7 +73,7 @@ struct Convolve {
   TensorPlace weight;
   Epilogue epilogue;
 
-  /// Elements of float32 that hold its places.
+  /// Elements of float32 that hold what kernels::fill_places writes: numbers of 64 bits.
   int64_t places() const {
     constexpr int64_t kElements = sizeof(int64_t) / sizeof(float);
     return groups > 1 ? 0 : kElements * in * window.taps();
