@@ -1,3 +1,4 @@
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Tensors here are small: with several threads these wait for each other far longer than they compute
 # where another program has a core. Tests of threads set how many they want.
 torch.set_num_threads(1)
+# A shell that starts the tests behind itself has them ignore Ctrl-C, and so the programs they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("nsn", deadline=None, print_blob=True)
 settings.load_profile("nsn")
 
