@@ -24,8 +24,6 @@ LEAST_WEIGHTS = 100_000
 #: Ways that tables of documents leave out: weights of these types take as long as int8's at all but
 #: the smallest batch.
 LEFT_OUT = ("runtime float16", "runtime bfloat16")
-#: What engines that have no switch for it run on where others are held to less.
-NATIVE_VECTORS = "AVX-512"
 #: How much faster the paper's base should be at batch 1 with weights of int8.
 INT8_FACTOR = 1.8
 
@@ -90,10 +88,7 @@ def markdown(level: str, document: Document) -> str:
             ways = [way for way in every if way not in LEFT_OUT]
             headings = [
                 f"{kind}, {vectors}, {threads} thread{'s' if threads != '1' else ''}",
-                *(
-                    f"{way} ({NATIVE_VECTORS})" if is_held and way in NATIVE else way
-                    for way in ways
-                ),
+                *(f"{way} ({VECTORS['v4']})" if is_held and way in NATIVE else way for way in ways),
                 "runtime / best",
                 *(["over all"] if is_held else []),
                 "of peak",

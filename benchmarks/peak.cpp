@@ -3,16 +3,18 @@
 
 #include <nsn/runtime/model.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 
 namespace {
 
+constexpr size_t kSums = 12;
+
 /// So many rounds of sums, each of which waits for itself alone; the compiler joins * and +.
 template <typename Vector>
 [[gnu::always_inline]] inline void multiply_and_add(int64_t rounds, float* out) {
-  constexpr size_t kSums = 12;
   Vector sums[kSums], factor, more;
   for (size_t i = 0; i < sizeof(Vector) / sizeof(float); ++i) {
     factor[i] = 0.5F;
@@ -62,8 +64,7 @@ extern "C" NSN_API double nsn_peak(int lanes, double seconds) {
     const auto start = Clock::now();
     run(kRounds, out);
     const double took = std::chrono::duration<double>(Clock::now() - start).count();
-    const double rate = 12.0 * lanes * static_cast<double>(kRounds) / took;
-    most = rate > most ? rate : most;
+    most = std::max(most, static_cast<double>(kSums * kRounds) * lanes / took);
   }
   return out[0] > 0.5F ? 0.0 : most;
 }

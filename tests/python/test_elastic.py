@@ -226,10 +226,10 @@ def check_pass(case: Case) -> None:
             continue
         assert parameter.grad is not None, key
         rule = reference.rule_of(case.document, key)
+        rounding = scale
         if rule["rule"] in NOT_LINEAR and not close(parameter.grad, gradient, scale):
-            assert close(parameter.grad, gradient, 3 * expected.doubt(key) / TOLERANCE), (key, rule)
-        else:
-            assert close(parameter.grad, gradient, scale), (key, rule)
+            rounding = 3 * expected.doubt(key) / TOLERANCE
+        assert close(parameter.grad, gradient, rounding), (key, rule)
         unused = ~torch.stack(list(expected.covered[key].values())).any(0)
         assert not parameter.grad[unused].any(), key
     if expected.input_gradient is not None:

@@ -167,6 +167,13 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
   const auto of_one_tap = [](const Multiply& k, plan::Pair in, plan::Pair out, plan::Pair padding) {
     return plan::Convolve{{in, out, {1, 1}, {1, 1}, padding}, k.in, k.out, 1, k.weight, {}};
   };
+  // One that is to read two positions and make three.
+  const auto two_to_three = [&](runtime::File& file, plan::Pair in, plan::Pair out) {
+    plan::Plan& plan = file.networks[0].plan;
+    plan.values[0].shape = {10};
+    plan.values[1].shape = {9};
+    plan.steps[0].kernel = of_one_tap(multiply(file), in, out, {0, 0});
+  };
   const std::vector<std::pair<std::string, std::function<void(runtime::File&)>>> cases = {
       {"its weight has other extents", [&](auto& f) { f.networks[0].table[0].in = 4; }},
       // A slice that is larger than what its kernel says would be multiplied all the same.
@@ -223,28 +230,18 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
        }},
       {"its border is out of range",
        [&](auto& f) {
+         f.networks[0].plan.steps[0].kernel = plan::Border{{1, 1}, {1, 1}, {-1, 0}, 5};
+       }},
+      {"its border is out of range",
+       [&](auto& f) {
          f.networks[0].plan.steps[0].kernel = plan::Border{{1, 5}, {1, 3}, {0, 0}, 1};
        }},
       {"its window reads outside of its input",
        [&](auto& f) {
          f.networks[0].plan.steps[0].kernel = of_one_tap(multiply(f), {1, 1}, {1, 1}, {0, 1});
        }},
-      {"its window reads outside of its input",
-       [&](auto& f) {
-         f.networks[0].plan.values[0].shape = {10};
-         f.networks[0].plan.values[1].shape = {9};
-         f.networks[0].plan.steps[0].kernel = of_one_tap(multiply(f), {1, 2}, {1, 3}, {0, 0});
-       }},
-      {"its border is out of range",
-       [&](auto& f) {
-         f.networks[0].plan.steps[0].kernel = plan::Border{{1, 1}, {1, 1}, {-1, 0}, 5};
-       }},
-      {"its window reads outside of its input",
-       [&](auto& f) {
-         f.networks[0].plan.values[0].shape = {10};
-         f.networks[0].plan.values[1].shape = {9};
-         f.networks[0].plan.steps[0].kernel = of_one_tap(multiply(f), {2, 1}, {3, 1}, {0, 0});
-       }},
+      {"its window reads outside of its input", [&](auto& f) { two_to_three(f, {1, 2}, {1, 3}); }},
+      {"its window reads outside of its input", [&](auto& f) { two_to_three(f, {2, 1}, {3, 1}); }},
       {"its window reads outside of its input",
        [&](auto& f) {
          f.networks[0].plan.values[0].shape = {10};

@@ -192,7 +192,9 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
                                                         kLeastInputs, kMostInputs);
   const int64_t parts = std::max<int64_t>(1, (p.k + most_inputs - 1) / most_inputs);
   const int64_t share = (p.k + parts - 1) / parts;
-  const Tasks tasks(t.rows, (t.columns + kPanel - 1) / kPanel, share, kBlockRows);
+  const Blocks blocks(t.rows, kBlockRows);
+  const int64_t panels = (t.columns + kPanel - 1) / kPanel;
+  const int64_t grain = grain_for(std::min(blocks.rows, t.rows) * share * kPanel);
   const bool lies_in_panels = t.w_column == 1 && reads_as_it_lies(t.rows) && p.alpha == 1.0F;
   float* laid = lies_in_rows ? nullptr : memory_of_thread<0>(t.rows * share);
   for (int64_t part = 0; part < parts; ++part) {
@@ -200,40 +202,39 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
     const bool adds = p.adds || part > 0;
     const float* x = t.x + i * t.x_step;
     if (!lies_in_rows) {
-      parallel_for(tasks.blocks, tasks.grain, [&](int64_t begin, int64_t end) HWY_ATTR {
-        const int64_t end_row = std::min(end * tasks.block_rows, t.rows);
-        over_rows(begin * tasks.block_rows, end_row, [&](auto rows, int64_t row) HWY_ATTR {
+      parallel_for(blocks.count, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
+        const int64_t end_row = std::min(end * blocks.rows, t.rows);
+        over_rows(begin * blocks.rows, end_row, [&](auto rows, int64_t row) HWY_ATTR {
           lay_out_rows<rows()>(t, x, row, k, laid + row * k);
         });
       });
     }
-    parallel_for(
-        tasks.blocks * tasks.panels, tasks.grain, [&](int64_t begin, int64_t end) HWY_ATTR {
-          float* panel = p.panel != nullptr ? p.panel : memory_of_thread<1>(k * kPanel);
-          // The tasks of one panel at a time, which is laid out for all of them.
-          for (int64_t next; begin < end; begin = next) {
-            const int64_t block = begin % tasks.blocks, column = begin / tasks.blocks * kPanel;
-            next = std::min(end, begin - block + tasks.blocks);
-            const int64_t columns = std::min(kPanel, t.columns - column);
-            const float* w = t.w + i * t.w_step + column * t.w_column;
-            int64_t width = t.w_step;
-            if (!lies_in_panels || columns < kPanel) {
-              width = panel_width(columns);
-              lay_out(t, w, k, columns, width, p.alpha, panel);
-              w = panel;
-            }
-            const int64_t end_row = std::min((block + next - begin) * tasks.block_rows, t.rows);
-            over_rows(block * tasks.block_rows, end_row, [&](auto rows, int64_t row) HWY_ATTR {
-              const float* own = lies_in_rows ? x + row * t.x_row : laid + row * k;
-              const int64_t x_row = lies_in_rows ? t.x_row : 1;
-              const int64_t x_step = lies_in_rows ? 1 : static_cast<int64_t>(rows());
-              over_panel<rows()>(width, columns, [&](auto vectors, int64_t at) HWY_ATTR {
-                matrix_tile<rows(), vectors()>(p, t, own, x_row, x_step, row, column + at, w + at,
-                                               width, k, adds);
-              });
-            });
-          }
+    parallel_for(blocks.count * panels, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
+      float* panel = p.panel != nullptr ? p.panel : memory_of_thread<1>(k * kPanel);
+      // The tasks of one panel at a time, which is laid out for all of them.
+      for (int64_t next; begin < end; begin = next) {
+        const int64_t block = begin % blocks.count, column = begin / blocks.count * kPanel;
+        next = std::min(end, begin - block + blocks.count);
+        const int64_t columns = std::min(kPanel, t.columns - column);
+        const float* w = t.w + i * t.w_step + column * t.w_column;
+        int64_t width = t.w_step;
+        if (!lies_in_panels || columns < kPanel) {
+          width = panel_width(columns);
+          lay_out(t, w, k, columns, width, p.alpha, panel);
+          w = panel;
+        }
+        const int64_t end_row = std::min((block + next - begin) * blocks.rows, t.rows);
+        over_rows(block * blocks.rows, end_row, [&](auto rows, int64_t row) HWY_ATTR {
+          const float* own = lies_in_rows ? x + row * t.x_row : laid + row * k;
+          const int64_t x_row = lies_in_rows ? t.x_row : 1;
+          const int64_t x_step = lies_in_rows ? 1 : static_cast<int64_t>(rows());
+          over_panel<rows()>(width, columns, [&](auto vectors, int64_t at) HWY_ATTR {
+            matrix_tile<rows(), vectors()>(p, t, own, x_row, x_step, row, column + at, w + at,
+                                           width, k, adds);
+          });
         });
+      }
+    });
   }
 }
 

@@ -131,7 +131,7 @@ HWY_INLINE void tile(const Product& p, int64_t first, const float* const (&from)
     const V factor = scale == nullptr ? hn::Set(d, 1.0F) : load_part(d, scale + at, left);
     const V shift = bias == nullptr ? hn::Zero(d) : load_part(d, bias + at, left);
     float* to = y + of_tile;
-    if (left >= static_cast<int64_t>(kLanes)) {
+    if (left >= static_cast<int64_t>(kLanes)) {  // asked here, and not for each row
       HWY_UNROLL(8)
       for (size_t r = 0; r < rows; ++r, to += p.y_stride) {
         hn::StoreU(finish(d, sum[r][v], factor, shift, least), d, to);
@@ -239,25 +239,25 @@ void run_packed(const Product& p, const ParallelFor& parallel_for) {
   constexpr int64_t kBlockBytes = int64_t{1} << 18;
   const int64_t inner = p.image == nullptr ? p.in : p.in * p.image->window->taps();
   const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * inner;
-  const Tasks tasks(p.rows, p.weight->size(), inner, kBlockBytes / std::max<int64_t>(1, row_bytes));
+  const Blocks blocks(p.rows, kBlockBytes / std::max<int64_t>(1, row_bytes));
+  const int64_t panels = p.weight->size();
   // Threads share the tiles: those of a panel lie behind each other, then the panels of a block.
   // Narrow panels are made float32 once for all rows of a block, which are one tile here.
   const bool is_narrow = p.weight->type() != WeightType::kFloat32;
-  const auto step = is_narrow ? tasks.block_rows : static_cast<int64_t>(kRows);
-  const int64_t tiles = (std::min(tasks.block_rows, p.rows) + step - 1) / step;
+  const auto step = is_narrow ? blocks.rows : static_cast<int64_t>(kRows);
+  const int64_t tiles = (std::min(blocks.rows, p.rows) + step - 1) / step;
   const int64_t grain = grain_for(std::min(step, p.rows) * inner * kPanel);
-  parallel_for(tasks.blocks * tasks.panels * tiles, grain,
-               [&](int64_t begin, int64_t end) HWY_ATTR {
-                 for (int64_t next; begin < end; begin = next) {
-                   const int64_t tile = begin % tiles, panel = begin / tiles % tasks.panels;
-                   const int64_t block = begin / tiles / tasks.panels * tasks.block_rows;
-                   next = std::min(end, begin - tile + tiles);
-                   const int64_t first = block + tile * step;
-                   const int64_t last = std::min(block + (tile + next - begin) * step, p.rows);
-                   // The last block may have fewer tiles than the others.
-                   if (first < last) multiply_panel(p, (*p.weight)[panel], inner, first, last);
-                 }
-               });
+  parallel_for(blocks.count * panels * tiles, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
+    for (int64_t next; begin < end; begin = next) {
+      const int64_t tile = begin % tiles, panel = begin / tiles % panels;
+      const int64_t block = begin / tiles / panels * blocks.rows;
+      next = std::min(end, begin - tile + tiles);
+      const int64_t first = block + tile * step;
+      const int64_t last = std::min(block + (tile + next - begin) * step, p.rows);
+      // The last block may have fewer tiles than the others.
+      if (first < last) multiply_panel(p, (*p.weight)[panel], inner, first, last);
+    }
+  });
 }
 
 }  // namespace

@@ -31,10 +31,8 @@ struct RowSum {
 HWY_BEFORE_NAMESPACE();
 namespace nsn::kernels::HWY_NAMESPACE {
 
-namespace {
-
 /// y = softmax(factor * x) of a row.
-HWY_INLINE RowSum softmax(const float* x, float* y, int64_t count, float factor) {
+RowSum softmax_row(const float* x, float* y, int64_t count, float factor) {
   const hn::CappedTag<float, 16> d;
   constexpr int64_t kLanes = hn::MaxLanes(hn::CappedTag<float, 16>());
   // A row begins with whole vectors, behind which is a part of one.
@@ -70,17 +68,11 @@ HWY_INLINE RowSum softmax(const float* x, float* y, int64_t count, float factor)
   return {largest, sum};
 }
 
-}  // namespace
-
-RowSum softmax_row(const float* logits, float* probabilities, int64_t classes, float factor) {
-  return softmax(logits, probabilities, classes, factor);
-}
-
 void softmax_rows(const SoftmaxRows& pass) {
   float* x = pass.x;
   int64_t seen = pass.seen;
   for (int64_t i = 0; i < pass.rows; ++i, x += pass.columns, seen += pass.more) {
-    softmax(x, x, seen, pass.factor);
+    softmax_row(x, x, seen, pass.factor);
     std::fill(x + seen, x + pass.columns, 0.0F);
   }
 }

@@ -164,21 +164,18 @@ constexpr int64_t grain_for(int64_t work) {
   return std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work));
 }
 
-/// How a product is cut: into blocks of rows, each times one panel after the other.
-struct Tasks {
-  int64_t block_rows, blocks, panels;
-  /// So many blocks times a panel are worth a thread.
-  int64_t grain;
+/// Blocks of rows that a product is cut into, whole tiles each.
+struct Blocks {
+  int64_t rows, count;
 
-  Tasks(int64_t rows, int64_t panels, int64_t inner, int64_t most_rows) : panels(panels) {
+  Blocks(int64_t all_rows, int64_t most_rows) {
     constexpr auto kStep = static_cast<int64_t>(kRows);
     const int64_t most = std::max(kStep, most_rows / kStep * kStep);
     // Blocks of equal size, so that threads get equal shares.
-    const int64_t least = std::max<int64_t>(1, (rows + most - 1) / most);
-    const int64_t share = (rows + least - 1) / least;
-    block_rows = std::max(kStep, (share + kStep - 1) / kStep * kStep);
-    blocks = (rows + block_rows - 1) / block_rows;
-    grain = grain_for(std::min(block_rows, rows) * inner * kPanel);
+    const int64_t least = std::max<int64_t>(1, (all_rows + most - 1) / most);
+    const int64_t share = (all_rows + least - 1) / least;
+    rows = std::max(kStep, (share + kStep - 1) / kStep * kStep);
+    count = (all_rows + rows - 1) / rows;
   }
 };
 
