@@ -99,6 +99,79 @@ def test_what_is_no_epilogue(
     assert difference(net.pack().view("base")(x), net.view("base")(x)) < 1e-5
 
 
+CONVOLVED = {"a": nsn.Conv2d(4, 40, 1, activation="relu")}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shape", "found"),
+    [
+        ({**CONVOLVED, "b": nsn.MaxPool2d(2)}, (4, 6, 6), ["convolve"]),
+        # What is left over at the ends is in no pool.
+        ({**CONVOLVED, "b": nsn.MaxPool2d((2, 4))}, (4, 7, 11), ["convolve"]),
+        # A norm, and what only training drops, in between.
+        (
+            {
+                "a": nsn.Conv2d(4, 5, 3, padding=1),
+                "b": nsn.BatchNorm(5),
+                "c": nsn.Dropout(0.5),
+                "d": nsn.MaxPool2d(2),
+                "e": nsn.Conv2d(5, 6, 3, padding=1),
+            },
+            (4, 7, 7),
+            ["border", "convolve", "border", "convolve"],
+        ),
+        ({"a": nsn.Conv1d(4, 5, 3), "b": nsn.MaxPool1d(3)}, (4, 20), ["convolve"]),
+        # A mean; pools that overlap, are padded, or are no part of the rows that lie together.
+        ({**CONVOLVED, "b": nsn.AvgPool2d(2)}, (4, 6, 6), ["convolve", "pool"]),
+        ({**CONVOLVED, "b": nsn.MaxPool2d(3, stride=2)}, (4, 7, 7), ["convolve", "pool"]),
+        ({**CONVOLVED, "b": nsn.MaxPool2d(2, padding=1)}, (4, 6, 6), ["convolve", "pool"]),
+        ({**CONVOLVED, "b": nsn.MaxPool2d(5)}, (4, 6, 6), ["convolve", "pool"]),
+        # Passes that come behind the product.
+        (
+            {"a": nsn.Conv2d(4, 5, 1, activation="gelu"), "b": nsn.MaxPool2d(2)},
+            (4, 6, 6),
+            ["convolve", "pool"],
+        ),
+        (
+            {
+                "a": nsn.Conv2d(4, 5, 1),
+                "b": nsn.Residual({"c": nsn.Conv2d(5, 5, 1)}),
+                "d": nsn.MaxPool2d(2),
+            },
+            (4, 6, 6),
+            ["convolve", "convolve", "pool"],
+        ),
+        # Groups have a kernel of their own.
+        (
+            {"a": nsn.Conv2d(4, 8, 1, groups=4), "b": nsn.MaxPool2d(2)},
+            (4, 6, 6),
+            ["convolve", "pool"],
+        ),
+        # What two read is kept.
+        (
+            {
+                "a": nsn.Conv2d(4, 4, 1),
+                "b": nsn.Residual({"c": nsn.MaxPool2d(1), "d": nsn.Activation("tanh")}),
+            },
+            (4, 6, 6),
+            ["convolve", "pool", "apply", "add"],
+        ),
+    ],
+)
+def test_a_max_pool_is_the_end_of_its_convolution(
+    blocks: dict[str, Any], shape: tuple[int, ...], found: list[str]
+) -> None:
+    net = network(blocks, shape)
+    assert [kernel for kernel in kernels(net) if kernel != "transpose"] == found
+    x = torch.randn(9, *shape)
+    view = net.pack().view("base")
+    assert difference(view(x), net.view("base")(x)) < 1e-5
+    # Where a kernel has one tap, in one of a pool's rows alone.
+    for i, sample in enumerate(x):
+        sample[2].view(-1)[2 * i] = torch.nan
+    assert torch.equal(view(x).isnan(), net.view("base")(x).isnan())
+
+
 @pytest.mark.parametrize("block", [nsn.Dropout(0.5), nsn.Flatten()])
 def test_nothing_to_do_but_to_hand_over(block: Any) -> None:
     net = nsn.Network(

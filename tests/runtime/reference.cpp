@@ -68,6 +68,7 @@ class Interpreter {
 
   void operator()(const plan::Convolve& k) {
     const int64_t in = k.in / k.groups, out = k.out / k.groups;
+    y_.assign(static_cast<size_t>(k.window.outputs() * k.out), 0.0);
     over_taps(k.window, [&](int64_t to, int64_t from, int64_t tap) {
       for (int64_t o = 0; o < k.out; ++o) {
         for (int64_t i = 0; i < in; ++i) {
@@ -78,6 +79,20 @@ class Interpreter {
       }
     });
     epilogue(k.epilogue, k.out);
+    if (!k.pools()) return;
+    const auto [height, width] = k.out_size();
+    Numbers pooled(static_cast<size_t>(height * width * k.out),
+                   -std::numeric_limits<double>::infinity());
+    for (int64_t h = 0; h < height * k.pool[0]; ++h) {
+      for (int64_t w = 0; w < width * k.pool[1]; ++w) {
+        for (int64_t o = 0; o < k.out; ++o) {
+          const int64_t to = (h / k.pool[0] * width + w / k.pool[1]) * k.out + o;
+          double& own = pooled[static_cast<size_t>(to)];
+          own = std::max(own, y((h * k.window.out_size[1] + w) * k.out + o));
+        }
+      }
+    }
+    y_ = std::move(pooled);
   }
 
   void operator()(const plan::ConvolveTransposed& k) {

@@ -171,9 +171,18 @@ void NetworkBuilder::random_step() {
       at.in_size = border.out_size;
       at.padding = {0, 0};
       step(border, {at.in_size[0], at.in_size[1], channels});
-      return step(plan::Convolve{at, channels, features, 1, panels(features, channels, at.taps()),
-                                 epilogue(features, at.outputs() * features)},
-                  {at.out_size[0], at.out_size[1], features});
+      plan::Convolve kernel{at, channels, features, 1, panels(features, channels, at.taps()), {}};
+      if (sample_.chance(0.5)) {
+        kernel.epilogue = {maybe_vector(features), maybe_vector(features), {}, {}, {}};
+        if (sample_.chance(0.5)) kernel.epilogue.function = Function::kRelu;
+        for (const size_t d : {0U, 1U}) {
+          kernel.pool[d] = integer(1, std::min<int64_t>(at.out_size[d], 6));
+        }
+        if (!kernel.may_pool(kernel.pool)) kernel.pool = {1, 1};
+      } else {
+        kernel.epilogue = epilogue(features, at.outputs() * features);
+      }
+      return step(kernel, {kernel.out_size()[0], kernel.out_size()[1], features});
     }
     case 2: {
       const plan::Window at = window({height, width}, true);
@@ -278,24 +287,24 @@ void Sample::mlp(const std::vector<int64_t>& widths, int64_t in, int64_t out) {
   }
 }
 
-void Sample::cnn(const std::vector<int64_t>& widths) {
+void Sample::cnn(const std::vector<int64_t>& widths, const Pair& pool) {
   constexpr int64_t kHeight = 7, kWidth = 6, kIn = 3;
   const int64_t most = *std::max_element(widths.begin(), widths.end());
   const size_t first = weight(most, kIn, 9), second = weight(most, most, 9);
   const size_t bias = elements(1, 1, most);
   for (const int64_t width : widths) {
     NetworkBuilder builder(*this, "w" + std::to_string(width), {kHeight, kWidth, kIn});
-    const auto convolve = [&](size_t tensor, int64_t in) {
+    const auto convolve = [&](size_t tensor, int64_t in, const Pair& pool) {
       const plan::Border border{{kHeight, kWidth}, {kHeight + 2, kWidth + 2}, {1, 1}, in};
       builder.step(border, {kHeight + 2, kWidth + 2, in});
       const plan::Window window{border.out_size, border.in_size, {3, 3}, {1, 1}, {0, 0}};
       const size_t slice = builder.slice(tensor, width, in), shift = builder.slice(bias);
-      builder.step(
-          plan::Convolve{window, in, width, 1, slice, {{}, shift, Function::kRelu, {}, {}}},
-          {kHeight, kWidth, width});
+      const plan::Convolve kernel{window, in, width, 1, slice, {{}, shift, Function::kRelu, {}, {}},
+                                  pool};
+      builder.step(kernel, {kernel.out_size()[0], kernel.out_size()[1], width});
     };
-    convolve(first, kIn);
-    convolve(second, width);
+    convolve(first, kIn, {1, 1});
+    convolve(second, width, pool);
     builder.finish();
   }
 }

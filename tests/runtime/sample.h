@@ -39,7 +39,7 @@ class Sample {
   /// Two layers, whose widths slice one pair of weights.
   void mlp(const std::vector<int64_t>& widths, int64_t in, int64_t out);
   /// Two convolutions, at several widths of the same weights.
-  void cnn(const std::vector<int64_t>& widths);
+  void cnn(const std::vector<int64_t>& widths, const plan::Pair& pool = {1, 1});
   /// A table, a position embedding, attention and a product.
   void transformer(const std::string& name, int64_t positions, int64_t heads, int64_t head_dim,
                    bool causal);

@@ -92,7 +92,7 @@ TEST(RuntimeFile, WhatIsNoneIsRefused) {
   std::string other = sample_bytes(1);
   other[8] = 9;
   write(folder / "version", other);
-  expect_says(folder / "version", "it has version 9, but this program reads 3");
+  expect_says(folder / "version", "it has version 9, but this program reads 4");
 }
 
 TEST(RuntimeFile, OneThatIsCutInTheHeaderIsRefused) {
@@ -174,6 +174,14 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
     plan.values[1].shape = {9};
     plan.steps[0].kernel = of_one_tap(multiply(file), in, out, {0, 0});
   };
+  // One of ten positions, of which it is to keep the largest.
+  const auto pooled = [&](runtime::File& file, plan::Pair pool) -> plan::Convolve& {
+    plan::Plan& plan = file.networks[0].plan;
+    plan.values[0].shape = {50};
+    plan::Convolve k = of_one_tap(multiply(file), {1, 10}, {1, 10}, {0, 0});
+    k.pool = pool;
+    return plan.steps[0].kernel.emplace<plan::Convolve>(k);
+  };
   const std::vector<std::pair<std::string, std::function<void(runtime::File&)>>> cases = {
       {"its weight has other extents", [&](auto& f) { f.networks[0].table[0].in = 4; }},
       // A slice that is larger than what its kernel says would be multiplied all the same.
@@ -250,6 +258,14 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
          k.window.dilation = {2, 1};
          f.networks[0].plan.steps[0].kernel = k;
        }},
+      {"its pool is out of range", [&](auto& f) { pooled(f, {0, 1}); }},
+      {"its pool is out of range", [&](auto& f) { pooled(f, {1, 11}); }},
+      {"it cannot pool", [&](auto& f) { pooled(f, {1, 5}); }},
+      {"it cannot pool",
+       [&](auto& f) { pooled(f, {1, 8}).epilogue.function = plan::Function::kTanh; }},
+      {"it cannot pool",
+       [&](auto& f) { pooled(f, {1, 8}).epilogue.after = plan::Function::kRelu; }},
+      {"it cannot pool", [&](auto& f) { pooled(f, {1, 8}).epilogue.residual = 0; }},
       {"it calls its user", [&](auto& f) { f.networks[0].plan.steps[0].kernel = plan::Call{0}; }},
       {"it has too many positions",
        [&](auto& f) {

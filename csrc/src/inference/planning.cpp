@@ -97,6 +97,7 @@ class Planner {
     if (p.groups == 1) x = bordered(x, in, window);
     plan::Convolve kernel{window, in[0], out[0], p.groups, tensor(read("weight", form)), {}};
     kernel.epilogue = epilogue(1, /*channels_last=*/true);
+    kernel.pool = pool_behind(kernel);
     makes(kernel, {x}, /*channels_last=*/true);
   }
 
@@ -394,6 +395,21 @@ class Planner {
     }
     last_ = last;
     return result;
+  }
+
+  /// The max pool behind a convolution and its epilogue, where the kernel can do it; that step is
+  /// done with.
+  Pair pool_behind(const plan::Convolve& kernel) {
+    constexpr Pair kNone{1, 1};
+    const auto reader = only_reader(last_ + 1);
+    if (!reader) return kNone;
+    const auto* p = std::get_if<primitives::MaxPool>(&program_.steps()[*reader].primitive);
+    if (p == nullptr || p->stride != p->kernel) return kNone;
+    const Pair pool = pair_of(p->kernel, 1);
+    if (pair_of(p->padding, 0) != Pair{0, 0} || !kernel.may_pool(pool)) return kNone;
+    last_ = *reader;
+    is_done_[last_] = true;
+    return pool;
   }
 
   // ---- kinds of kernels

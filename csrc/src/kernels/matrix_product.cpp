@@ -149,7 +149,7 @@ HWY_INLINE void matrix_tile(const MatrixProduct& p, const Turned& t, const float
     HWY_UNROLL(8)
     for (size_t v = 0; v < vectors; ++v) sum[r][v] = hn::Zero(d);
   }
-  multiply(sum, from, [&](int64_t i) HWY_ATTR { return i * x_step; }, panel, width, k);
+  multiply(sum, from, [&](int64_t i) HWY_ATTR { return i * x_step; }, {panel}, width, k);
   if (t.is_turned) {
     HWY_ALIGN float turned[rows][vectors * kLanes];
     HWY_UNROLL(8)

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <type_traits>
@@ -26,20 +27,25 @@ struct Image {
   /// For each tap of each channel, in the order of panels, the element of an image that it reads
   /// for the first output position: what `fill_places` writes.
   const int64_t* places;
+  /// Of so many output positions (down, right) the largest is kept, NaN where one is; those behind
+  /// the last whole pool are left out. Its positions divide `kPooledRows`.
+  std::array<int64_t, 2> pool = {1, 1};
 };
+/// Rows that are whole pools of any kind.
+inline constexpr int64_t kPooledRows = 24;
 /// `places`: in * taps.
 void fill_places(const Window& window, int64_t in, int64_t* places);
 
 /// y = epilogue(x W^T), or the convolution W * x.
 struct Product {
   /// Matrix: (rows, in), `x_stride` elements from row to row. Convolution: (B, H, W, in),
-  /// contiguous.
+  /// contiguous; its rows are the output positions, of pools those of one behind each other.
   const float* x;
   int64_t x_stride, rows, in;
   /// (out, in), or (out, in, taps).
   const Panels* weight;
   Epilogue epilogue;
-  /// (rows, out), `y_stride` elements from row to row.
+  /// (rows, out), or a row for each pool, `y_stride` elements from row to row.
   float* y;
   int64_t y_stride;
   /// Null for a matrix.

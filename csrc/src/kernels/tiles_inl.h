@@ -37,6 +37,9 @@ constexpr bool kIsSmall = HWY_TARGET == HWY_SSE4;
 /// Rows of a tile, where there are enough. On ARM compilers read the factors of all rows ahead,
 /// each into a register, and with six rows of four vectors would put sums on the stack.
 constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : HWY_ARCH_ARM_A64 ? 5 : kIsSmall ? 4 : 6;
+/// Rows of a tile of two panels, where there are registers for it: each factor that is read then
+/// serves twice as many sums.
+constexpr size_t kPairRows = HWY_MAX_BYTES >= 64 ? 6 : 0;
 /// Sums that run side by side at least, so that none waits for the one before.
 constexpr size_t kLeastSums = 8;
 
@@ -71,10 +74,14 @@ HWY_INLINE V load_weights(D d, const Weight* from) {
 }
 
 /// Adds rows times weights to `total`, over `count` inputs: those of a row lie at `place(i)`, those
-/// of the weights `width` elements behind each other.
-template <size_t rows, size_t vectors, typename Weight, typename Place>
+/// of the weights `width` elements behind each other, in `panels` panels with equal shares of the
+/// vectors.
+template <size_t rows, size_t vectors, size_t panels, typename Weight, typename Place>
 HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[rows],
-                         const Place& place, const Weight* weights, int64_t width, int64_t count) {
+                         const Place& place, const Weight* const (&weights)[panels], int64_t width,
+                         int64_t count) {
+  static_assert(vectors % panels == 0);
+  constexpr size_t kOfPanel = vectors / panels;
   const D d;
   constexpr size_t kSums = sums_for(rows, vectors);
   V sum[kSums][rows][vectors];
@@ -86,18 +93,21 @@ HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[r
       for (size_t v = 0; v < vectors; ++v) sum[s][r][v] = s == 0 ? total[r][v] : hn::Zero(d);
     }
   }
+  int64_t begin = 0;  // of an input's weights
   const auto add = [&](V(&to)[rows][vectors], int64_t i) HWY_ATTR {
     const int64_t at = place(i);
     V w[vectors];
     HWY_UNROLL(8)
-    for (size_t v = 0; v < vectors; ++v) w[v] = load_weights(d, weights + v * kLanes);
+    for (size_t v = 0; v < vectors; ++v) {
+      w[v] = load_weights(d, weights[v / kOfPanel] + begin + v % kOfPanel * kLanes);
+    }
     HWY_UNROLL(8)
     for (size_t r = 0; r < rows; ++r) {
       const V factor = hn::Set(d, from[r][at]);
       HWY_UNROLL(8)
       for (size_t v = 0; v < vectors; ++v) to[r][v] = hn::MulAdd(factor, w[v], to[r][v]);
     }
-    weights += width;
+    begin += width;
   };
   int64_t k = 0;
   for (; k + static_cast<int64_t>(kSums) <= count; k += kSums) {
@@ -137,23 +147,22 @@ HWY_INLINE void over_panel(int64_t width, int64_t used, const Each& each) {
   }
 }
 
-/// Calls `each(rows, first)` for tiles of rows, the last one of those that are left.
+/// Calls `each(rows, first)`, for `count` rows, at most so many.
 template <size_t most, typename Each>
-HWY_INLINE void remaining_rows(int64_t first, int64_t count, const Each& each) {
+HWY_INLINE void with_rows(int64_t first, int64_t count, const Each& each) {
   if constexpr (most > 0) {
     if (count == static_cast<int64_t>(most)) {
       each(std::integral_constant<size_t, most>(), first);
     } else {
-      remaining_rows<most - 1>(first, count, each);
+      with_rows<most - 1>(first, count, each);
     }
   }
 }
 
+/// The same for tiles of `step` rows, at most kRows, the last one of those that are left.
 template <typename Each>
-HWY_INLINE void over_rows(int64_t first, int64_t end, const Each& each) {
-  constexpr auto kStep = static_cast<int64_t>(kRows);
-  for (; first + kStep <= end; first += kStep) each(std::integral_constant<size_t, kRows>(), first);
-  remaining_rows<kRows - 1>(first, end - first, each);
+HWY_INLINE void over_rows(int64_t first, int64_t end, const Each& each, int64_t step = kRows) {
+  for (; first < end; first += step) with_rows<kRows>(first, std::min(step, end - first), each);
 }
 
 /// Multiply-adds below which a second thread costs more than it brings.
@@ -164,17 +173,16 @@ constexpr int64_t grain_for(int64_t work) {
   return std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work));
 }
 
-/// Blocks of rows that a product is cut into, whole tiles each.
+/// Blocks of rows that a product is cut into, whole tiles of `step` rows each.
 struct Blocks {
   int64_t rows, count;
 
-  Blocks(int64_t all_rows, int64_t most_rows) {
-    constexpr auto kStep = static_cast<int64_t>(kRows);
-    const int64_t most = std::max(kStep, most_rows / kStep * kStep);
+  Blocks(int64_t all_rows, int64_t most_rows, int64_t step = kRows) {
+    const int64_t most = std::max(step, most_rows / step * step);
     // Blocks of equal size, so that threads get equal shares.
     const int64_t least = std::max<int64_t>(1, (all_rows + most - 1) / most);
     const int64_t share = (all_rows + least - 1) / least;
-    rows = std::max(kStep, (share + kStep - 1) / kStep * kStep);
+    rows = std::max(step, (share + step - 1) / step * step);
     count = (all_rows + rows - 1) / rows;
   }
 };

@@ -91,8 +91,7 @@ void pool_window(const PoolWindow& pass) {
         taps([&](int64_t from, int64_t /*tap*/) HWY_ATTR {
           const auto x = hn::LoadU(d, channels + from * pass.channels);
           if constexpr (is_max()) {
-            // NaN stays: it is not at most anything.
-            y = hn::IfThenElse(hn::Or(hn::Gt(x, y), hn::IsNaN(x)), x, y);
+            y = larger(d, x, y);
           } else {
             y = hn::Add(y, x);
           }
@@ -110,27 +109,34 @@ void add_border(const Border& pass) {
   const auto [height, width] = pass.in_size;
   const int64_t line = pass.out_size[1] * pass.channels, left = pass.before[1] * pass.channels;
   const int64_t inner = width * pass.channels, right = line - left - inner;
-  const auto zeros = [&](int64_t count, float* to) HWY_ATTR {
-    over_columns(
-        count, [&](auto d, int64_t at) HWY_ATTR { hn::StoreU(hn::Set(d, pass.zero), d, to + at); });
+  float* y = pass.y + pass.begin * line;
+  int64_t zeros = 0;  // that are due before y
+  const auto write_zeros = [&] HWY_ATTR {
+    float* const to = y - zeros;
+    cover_columns(
+        zeros, [&](auto d, int64_t at) HWY_ATTR { hn::StoreU(hn::Set(d, pass.zero), d, to + at); });
   };
   int64_t sample = pass.begin / pass.out_size[0];
   int64_t h = pass.begin % pass.out_size[0] - pass.before[0];
-  float* y = pass.y + pass.begin * line;
-  for (int64_t i = pass.begin; i < pass.end; ++i, y += line) {
+  for (int64_t i = pass.begin; i < pass.end; ++i) {
     if (h < 0 || h >= height) {
-      zeros(line, y);
+      y += line;
+      zeros += line;
     } else {
+      y += left;
+      zeros += left;
+      write_zeros();
       const float* x = pass.x + (sample * height + h) * inner;
-      zeros(left, y);
-      over_columns(inner, [&](auto d, int64_t at)
-                              HWY_ATTR { hn::StoreU(hn::LoadU(d, x + at), d, y + left + at); });
-      zeros(right, y + left + inner);
+      cover_columns(
+          inner, [&](auto d, int64_t at) HWY_ATTR { hn::StoreU(hn::LoadU(d, x + at), d, y + at); });
+      y += inner + right;
+      zeros = right;
     }
     if (++h < pass.out_size[0] - pass.before[0]) continue;
     h = -pass.before[0];
     ++sample;
   }
+  write_zeros();
 }
 
 void grouped_convolution(const GroupedConvolution& pass) {

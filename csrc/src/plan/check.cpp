@@ -68,8 +68,12 @@ class Checker {
     window(k.window);
     extents({k.in, k.out, k.groups});
     require(k.in % k.groups == 0 && k.out % k.groups == 0, "its groups divide no channels");
+    for (const size_t d : {0U, 1U}) {
+      require(k.pool[d] >= 1 && k.pool[d] <= k.window.out_size[d], "its pool is out of range");
+    }
+    require(!k.pools() || k.may_pool(k.pool), "it cannot pool");
     takes({{k.window.in_size[0], k.window.in_size[1], k.in}},
-          {k.window.out_size[0], k.window.out_size[1], k.out});
+          {k.out_size()[0], k.out_size()[1], k.out});
     if (k.groups == 1) {
       for (const size_t d : {0U, 1U}) {
         require(k.window.padding[d] == 0 && k.window.end(d) <= k.window.in_size[d],

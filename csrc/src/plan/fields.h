@@ -21,7 +21,7 @@ auto fields_of(Struct& s) {
   } else if constexpr (std::is_same_v<T, Border>) {
     return std::tie(s.in_size, s.out_size, s.before, s.channels);
   } else if constexpr (std::is_same_v<T, Convolve>) {
-    return std::tie(s.window, s.in, s.out, s.groups, s.weight, s.epilogue);
+    return std::tie(s.window, s.in, s.out, s.groups, s.weight, s.epilogue, s.pool);
   } else if constexpr (std::is_same_v<T, ConvolveTransposed>) {
     return std::tie(s.window, s.in, s.out, s.weight, s.epilogue);
   } else if constexpr (std::is_same_v<T, Pool>) {

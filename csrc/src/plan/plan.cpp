@@ -29,6 +29,7 @@ class Attributes {
     window(k.window);
     if (k.groups != 1) stream_ << ", groups " << k.groups;
     after(k.epilogue);
+    if (k.pools()) pair("max", k.pool);
   }
   void operator()(const ConvolveTransposed& k) const {
     window(k.window);
@@ -82,9 +83,7 @@ class Work {
   double uses = 0;
 
   void operator()(const Multiply& k) { set(k.in * k.out, k.rows); }
-  void operator()(const Convolve& k) {
-    set(k.window.taps() * (k.in / k.groups) * k.out, k.window.outputs());
-  }
+  void operator()(const Convolve& k) { set(k.window.taps() * (k.in / k.groups) * k.out, k.rows()); }
   void operator()(const ConvolveTransposed& k) {
     set(k.window.taps() * k.in * k.out, k.window.outputs());
   }

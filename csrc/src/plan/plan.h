@@ -12,6 +12,7 @@
 
 #include "kernels/matrix_product.h"
 #include "kernels/pointwise.h"
+#include "kernels/product.h"
 #include "kernels/window.h"
 
 // A program with its steps fused and its buffers placed: what runs a sub-network's inference in
@@ -65,13 +66,28 @@ struct Multiply {
 using Pair = std::array<int64_t, 2>;
 using kernels::Window;
 
-/// (*in_size, in) to (*out_size, out). Weight: panels, and the window has no padding; or, in
-/// groups, (taps, in / groups, out).
+/// (*in_size, in) to (*out_size, out), or to as many positions as there are pools. Weight: panels,
+/// and the window has no padding; or, in groups, (taps, in / groups, out).
 struct Convolve {
   Window window;
   int64_t in, out, groups;
   TensorPlace weight;
   Epilogue epilogue;
+  /// Of so many positions each way, (down, right), the largest result alone is kept.
+  Pair pool = {1, 1};
+
+  bool pools() const { return pool != Pair{1, 1}; }
+  Pair out_size() const { return {window.out_size[0] / pool[0], window.out_size[1] / pool[1]}; }
+  int64_t outputs() const { return out_size()[0] * out_size()[1]; }
+  /// The positions that are computed: those behind the last whole pool are not.
+  int64_t rows() const { return outputs() * pool[0] * pool[1]; }
+
+  /// Whether it could have such a pool: in one group, with all of its epilogue in registers.
+  bool may_pool(const Pair& of) const {
+    return groups == 1 && !epilogue.residual && !epilogue.after &&
+           epilogue.function.value_or(Function::kRelu) == Function::kRelu &&
+           kernels::kPooledRows % (of[0] * of[1]) == 0;
+  }
 
   /// Elements of float32 that hold what kernels::fill_places writes: numbers of 64 bits.
   int64_t places() const {

@@ -20,7 +20,7 @@ constexpr int64_t kLeastElements = int64_t{1} << 15;
 /// whole batch.
 int64_t most_samples(const Plan& plan, int64_t batch) {
   if (plan.calls) return batch;
-  constexpr int64_t kArena = (int64_t{1} << 20) / sizeof(float);
+  constexpr int64_t kArena = (int64_t{1} << 19) / sizeof(float);
   return std::clamp<int64_t>(kArena / std::max<int64_t>(1, plan.arena), 1, batch);
 }
 
@@ -99,11 +99,11 @@ class Runner {
     }
     auto* const places = new (scratch_) int64_t[static_cast<size_t>(k.in * at.taps())];
     kernels::fill_places(at, k.in, places);
-    const kernels::Image image{&at, places};
-    kernels::run(kernels::Product{x_, k.in, samples() * at.outputs(), k.in, weight.panels,
+    const kernels::Image image{&at, places, k.pool};
+    kernels::run(kernels::Product{x_, k.in, samples() * k.rows(), k.in, weight.panels,
                                   fused(k.epilogue), y_, k.out, &image},
                  *run_.parallel_for);
-    rest(k.epilogue, at.outputs() * k.out);
+    rest(k.epilogue, k.outputs() * k.out);
   }
 
   void operator()(const ConvolveTransposed& k) const {
