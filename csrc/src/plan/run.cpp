@@ -31,9 +31,11 @@ bool may_be_side_by_side(const Plan& plan, int64_t threads) {
   return threads > 1 && !plan.calls && plan.weights <= kWeights;
 }
 
-/// How a batch is cut.
+/// How a batch is cut: into parts of nearly the same size, so that threads get equal shares.
 struct Parts {
-  int64_t samples, count;
+  /// Of the largest part.
+  int64_t samples;
+  int64_t count;
   /// Whether threads have parts of their own, and not parts of each step.
   bool side_by_side;
 };
@@ -46,9 +48,8 @@ Parts parts_of(const Plan& plan, int64_t batch, int64_t threads) {
       plan.flops * static_cast<double>(batch) >= static_cast<double>(threads * kFlops);
   const int64_t most = most_samples(plan, batch);
   int64_t count = (batch + most - 1) / most;
-  if (side_by_side) count = (count + threads - 1) / threads * threads;
-  const int64_t samples = (batch + count - 1) / count;
-  return {samples, (batch + samples - 1) / samples, side_by_side};
+  if (side_by_side) count = std::min(batch, (count + threads - 1) / threads * threads);
+  return {(batch + count - 1) / count, count, side_by_side};
 }
 
 /// Runs one part of a batch.
@@ -369,8 +370,8 @@ std::optional<NoSuchRow> run(const Plan& plan, const Run& run) {
   std::optional<NoSuchRow> wrong;
   const auto run_parts = [&](int64_t first, int64_t last, Run part, float* memory) {
     for (int64_t i = first; i < last; ++i) {
-      const int64_t begin = i * parts.samples;
-      part.samples = std::min(parts.samples, run.samples - begin);
+      const int64_t begin = i * run.samples / parts.count;
+      part.samples = (i + 1) * run.samples / parts.count - begin;
       part.input = static_cast<const char*>(run.input) + begin * plan.inputs * bytes;
       part.output = run.output + begin * plan.outputs;
       const auto found = Runner(plan, part, memory)();
