@@ -273,7 +273,7 @@ void multiply_panel(const Product& p, const Panel& panel, int64_t inner, int64_t
   const WeightType type = p.weight->type();
   if (type == WeightType::kFloat32) {
     multiply_rows(p, panel, first, end, /*adds=*/false, to, step);
-  } else if (kIsSmall || end - first > 1 || p.image != nullptr) {
+  } else if (kIsSmall || p.rows > 1 || p.image != nullptr) {
     expand_and_multiply(p, panel, inner, first, end, to);
   } else if constexpr (!kIsSmall) {
     with_type(type, [&](auto typed) HWY_ATTR {
@@ -314,20 +314,17 @@ void run_packed(const Product& p, const ParallelFor& parallel_for) {
   const int64_t inner = p.image == nullptr ? p.in : p.in * p.image->window->taps();
   const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * inner;
   const int64_t panels = p.weight->size();
-  const bool is_narrow = p.weight->type() != WeightType::kFloat32;
   const int64_t of_pool = p.image == nullptr ? 1 : p.image->pool[0] * p.image->pool[1];
   // Of few rows larger tiles would leave too many over.
-  const bool pairs = kPairRows > 0 && !is_narrow && of_pool == 1 && panels > 1 &&
-                     are_pair(&(*p.weight)[0]) && p.rows >= static_cast<int64_t>(4 * kPairRows);
-  // Threads begin at whole tiles, so that it changes no bit where they do.
-  const int64_t of_tile =
-      of_pool > 1 ? kPooledRows : static_cast<int64_t>(pairs ? kPairRows : kRows);
-  const Blocks blocks(p.rows, kBlockBytes / std::max<int64_t>(1, row_bytes), of_tile);
+  const bool pairs = kPairRows > 0 && p.weight->type() == WeightType::kFloat32 && of_pool == 1 &&
+                     panels > 1 && are_pair(&(*p.weight)[0]) &&
+                     p.rows >= static_cast<int64_t>(4 * kPairRows);
+  const int64_t step = of_pool > 1 ? kPooledRows : static_cast<int64_t>(pairs ? kPairRows : kRows);
+  const Blocks blocks(p.rows, kBlockBytes / std::max<int64_t>(1, row_bytes), step);
   const int64_t group = pairs ? 2 : 1, groups = (panels + group - 1) / group;
   // Threads share the tiles: those of a panel lie behind each other, then the panels of a block.
-  // Narrow panels are made float32 for all rows of a block, which are one tile here, or of pools
-  // for as many as are computed at a time.
-  const int64_t step = is_narrow ? blocks.rows : of_tile;
+  // They begin at whole tiles, so that it changes no bit where they do; each makes those panels
+  // float32 that are narrow and that it multiplies.
   const int64_t tiles = (std::min(blocks.rows, p.rows) + step - 1) / step;
   const int64_t grain = grain_for(std::min(step, p.rows) * inner * kPanel * group);
   parallel_for(blocks.count * groups * tiles, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
@@ -351,7 +348,7 @@ void run_packed(const Product& p, const ParallelFor& parallel_for) {
         if (of_pool > 1) {
           multiply_and_pool(p, panel[i], inner, first, last, of_panel);
         } else {
-          multiply_panel(p, panel[i], inner, first, last, of_panel, of_tile);
+          multiply_panel(p, panel[i], inner, first, last, of_panel, step);
         }
       }
     }
