@@ -133,9 +133,12 @@ TEST(Runtime, EachTileByItselfIsTheReference) {
   // Weights so large that threads share the tiles of each product; the last block of rows has
   // fewer. It changes no bit.
   const Folder folder;
-  runtime::SessionOptions options{41, 2, {}};
+  runtime::SessionOptions options{41, 2, {}}, at_once = options;
   options.parallel_for = [](int64_t count, int64_t /*grain*/, auto* call, const void* task) {
     for (int64_t i = 0; i < count; ++i) call(task, i, i + 1);
+  };
+  at_once.parallel_for = [](int64_t count, int64_t /*grain*/, auto* call, const void* task) {
+    call(task, 0, count);
   };
   for (uint64_t seed = 0; seed < 4; ++seed) {
     // Of 48 of 64 features the second panel is half empty; of 80 the third is a half one.
@@ -149,14 +152,14 @@ TEST(Runtime, EachTileByItselfIsTheReference) {
       }
       write(folder / "net", sample.bytes());
       const Model model = Model::open(folder / "net");
-      Session session(model, options), serial(model, {41, 1, {}});
+      Session session(model, options), whole(model, at_once);
       for (const int64_t samples : {1, 9, 17, 30, 41}) {
         const auto input = sample.numbers(samples * plan::numel(model.subnetworks()[0].input));
         EXPECT_LE(difference(sample, model, session, 0, input, samples), 1e-5) << "seed " << seed;
         std::vector<float> y[2];
         for (auto& own : y) {
           own.resize(static_cast<size_t>(samples * plan::numel(model.subnetworks()[0].output)));
-          ASSERT_EQ((&own == y ? session : serial).run(0, input.data(), own.data(), samples),
+          ASSERT_EQ((&own == y ? session : whole).run(0, input.data(), own.data(), samples),
                     Status::kOk);
         }
         EXPECT_EQ(y[0], y[1]) << "seed " << seed << ", " << samples << " samples";

@@ -16,19 +16,22 @@ namespace {
 /// Elements of a pass below which a second thread costs more than it brings.
 constexpr int64_t kLeastElements = int64_t{1} << 15;
 
-/// The most samples of a part, whose activations are to stay in a cache. What a plan calls sees the
-/// whole batch.
-int64_t most_samples(const Plan& plan, int64_t batch) {
-  if (plan.calls) return batch;
-  constexpr int64_t kArena = (int64_t{1} << 19) / sizeof(float);
-  return std::clamp<int64_t>(kArena / std::max<int64_t>(1, plan.arena), 1, batch);
-}
-
 /// Whether threads may have parts of their own. Each then reads all weights, which have to stay in
 /// its cache.
 bool may_be_side_by_side(const Plan& plan, int64_t threads) {
   constexpr int64_t kWeights = (int64_t{1} << 19) / sizeof(float);
   return threads > 1 && !plan.calls && plan.weights <= kWeights;
+}
+
+/// The most samples of a part, whose activations are to stay in the threads' caches. Threads that
+/// share each step wait for each other behind it, which larger parts make up for. What a plan calls
+/// sees the whole batch.
+int64_t most_samples(const Plan& plan, int64_t batch, int64_t threads) {
+  if (plan.calls) return batch;
+  const bool share = threads > 1 && !may_be_side_by_side(plan, threads);
+  const int64_t bytes = share ? threads * (int64_t{1} << 20) : int64_t{1} << 19;
+  const auto elements = bytes / static_cast<int64_t>(sizeof(float));
+  return std::clamp<int64_t>(elements / std::max<int64_t>(1, plan.arena), 1, batch);
 }
 
 /// How a batch is cut: into parts of nearly the same size, so that threads get equal shares.
@@ -46,7 +49,7 @@ Parts parts_of(const Plan& plan, int64_t batch, int64_t threads) {
   const bool side_by_side =
       batch > 1 && may_be_side_by_side(plan, threads) &&
       plan.flops * static_cast<double>(batch) >= static_cast<double>(threads * kFlops);
-  const int64_t most = most_samples(plan, batch);
+  const int64_t most = most_samples(plan, batch, threads);
   int64_t count = (batch + most - 1) / most;
   if (side_by_side) count = std::min(batch, (count + threads - 1) / threads * threads);
   return {(batch + count - 1) / count, count, side_by_side};
@@ -354,7 +357,7 @@ class Runner {
 
 int64_t memory_for(const Plan& plan, int64_t samples, int64_t threads) {
   // Of all smaller batches too, so that no part is assumed to be smaller than the largest.
-  const int64_t most = most_samples(plan, samples);
+  const int64_t most = most_samples(plan, samples, threads);
   if (!may_be_side_by_side(plan, threads)) {
     return plan.arena * most + plan.scratch * threads;
   }
