@@ -294,13 +294,13 @@ void Sample::cnn(const std::vector<int64_t>& widths, const Pair& pool) {
   const size_t bias = elements(1, 1, most);
   for (const int64_t width : widths) {
     NetworkBuilder builder(*this, "w" + std::to_string(width), {kHeight, kWidth, kIn});
-    const auto convolve = [&](size_t tensor, int64_t in, const Pair& pool) {
+    const auto convolve = [&](size_t tensor, int64_t in, const Pair& of) {
       const plan::Border border{{kHeight, kWidth}, {kHeight + 2, kWidth + 2}, {1, 1}, in};
       builder.step(border, {kHeight + 2, kWidth + 2, in});
       const plan::Window window{border.out_size, border.in_size, {3, 3}, {1, 1}, {0, 0}};
       const size_t slice = builder.slice(tensor, width, in), shift = builder.slice(bias);
       const plan::Convolve kernel{window, in, width, 1, slice, {{}, shift, Function::kRelu, {}, {}},
-                                  pool};
+                                  of};
       builder.step(kernel, {kernel.out_size()[0], kernel.out_size()[1], width});
     };
     convolve(first, kIn, {1, 1});

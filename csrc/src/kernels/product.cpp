@@ -32,7 +32,7 @@ class Rows {
     const auto& [window, places, pool] = *p.image;
     const int64_t right = window->stride[1] * p.in;
     const int64_t below = window->stride[0] * window->in_size[1] * p.in;
-    of_pool_ = pool[0] * pool[1];
+    of_pool_ = p.image->of_pool();
     for (int64_t i = 0, n = 0; i < pool[0]; ++i) {
       for (int64_t j = 0; j < pool[1]; ++j) in_pool_[n++] = i * below + j * right;
     }
@@ -64,13 +64,11 @@ class Rows {
   }
 
  private:
-  static constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
-
   const float* x_;
   /// Of the pool that is next, and from one pool to the next.
   int64_t at_ = 0, step_ = 0;
   /// A matrix is one line without an end.
-  int64_t in_line_ = kEndless, lines_ = 1, width_ = 0, height_ = 0;
+  int64_t in_line_ = std::numeric_limits<int64_t>::max(), lines_ = 0, width_ = 0, height_ = 0;
   /// How far it is from behind the last pool of a line, or a sample, to the first of the next.
   int64_t next_line_ = 0, next_sample_ = 0;
   int64_t of_pool_ = 1, next_in_pool_ = 0;
@@ -291,7 +289,7 @@ void multiply_and_pool(const Product& p, const Panel& panel, int64_t inner, int6
   // Whole tiles, as threads begin anywhere among them.
   constexpr int64_t kMost = kPooledRows % kRows == 0 ? 4 * kPooledRows : kPooledRows;
   HWY_ALIGN float results[kMost * kPanel];
-  const int64_t of_pool = p.image->pool[0] * p.image->pool[1];
+  const int64_t of_pool = p.image->of_pool();
   for (; first < end; first += kMost) {
     const int64_t count = std::min(kMost, end - first);
     multiply_panel(p, panel, inner, first, first + count, {results, kPanel});
@@ -314,7 +312,7 @@ void run_packed(const Product& p, const ParallelFor& parallel_for) {
   const int64_t inner = p.image == nullptr ? p.in : p.in * p.image->window->taps();
   const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * inner;
   const int64_t panels = p.weight->size();
-  const int64_t of_pool = p.image == nullptr ? 1 : p.image->pool[0] * p.image->pool[1];
+  const int64_t of_pool = p.image == nullptr ? 1 : p.image->of_pool();
   // Of few rows larger tiles would leave too many over.
   const bool pairs = kPairRows > 0 && p.weight->type() == WeightType::kFloat32 && of_pool == 1 &&
                      panels > 1 && are_pair(&(*p.weight)[0]) &&

@@ -30,6 +30,8 @@ struct Image {
   /// Of so many output positions (down, right) the largest is kept, NaN where one is; those behind
   /// the last whole pool are left out. Its positions divide `kPooledRows`.
   std::array<int64_t, 2> pool = {1, 1};
+
+  int64_t of_pool() const { return pool[0] * pool[1]; }
 };
 /// Rows that are whole pools of any kind.
 inline constexpr int64_t kPooledRows = 24;
