@@ -101,7 +101,7 @@ def hot_loops(code: Code, level: Level) -> list[list[Instruction]]:
     loops = []
     for name, instructions in code.items():
         if level.namespace not in name or not re.search(
-            "run_packed|multiply_rows|multiply_pair|multiply_panel|run_matrix|tile", name
+            "multiply_rows|multiply_pair|multiply_narrow|run_matrix|tile", name
         ):
             continue
         for loop in inner_loops(instructions):

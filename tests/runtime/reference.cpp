@@ -55,17 +55,6 @@ class Interpreter {
     epilogue(k.epilogue, k.out);
   }
 
-  void operator()(const plan::Border& k) {
-    for (int64_t h = 0; h < k.in_size[0]; ++h) {
-      for (int64_t w = 0; w < k.in_size[1]; ++w) {
-        const int64_t to = (h + k.before[0]) * k.out_size[1] + w + k.before[1];
-        for (int64_t c = 0; c < k.channels; ++c) {
-          y(to * k.channels + c) = x((h * k.in_size[1] + w) * k.channels + c);
-        }
-      }
-    }
-  }
-
   void operator()(const plan::Convolve& k) {
     const int64_t in = k.in / k.groups, out = k.out / k.groups;
     y_.assign(static_cast<size_t>(k.window.outputs() * k.out), 0.0);

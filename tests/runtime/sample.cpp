@@ -137,7 +137,8 @@ plan::Window NetworkBuilder::window(const Pair& size, bool dilates) {
   plan::Window at{size, {}, {}, {}, {}};
   for (const size_t d : {0U, 1U}) {
     at.dilation[d] = dilates ? integer(1, 2) : 1;
-    at.kernel[d] = integer(1, 3);
+    // Two large extents are more taps than are multiplied at a time.
+    at.kernel[d] = sample_.chance(0.2) ? integer(4, 20) : integer(1, 3);
     at.padding[d] = integer(at.kernel[d] / 2, at.kernel[d] / 2 + 1);
     at.stride[d] = integer(1, 2);
     const int64_t room = size[d] + 2 * at.padding[d] - at.dilation[d] * (at.kernel[d] - 1) - 1;
@@ -148,6 +149,8 @@ plan::Window NetworkBuilder::window(const Pair& size, bool dilates) {
     } else {
       at.out_size[d] = room / at.stride[d] + 1;
     }
+    // Windows that no padding would bring about, outside of the input.
+    if (sample_.chance(0.1)) at.out_size[d] += integer(1, 3);
   }
   return at;
 }
@@ -163,14 +166,7 @@ void NetworkBuilder::random_step() {
                                  epilogue(features, positions * features)},
                   {positions, features});
     case 1: {
-      plan::Window at = window({height, width}, true);
-      plan::Border border{at.in_size, {}, at.padding, channels};
-      for (const size_t d : {0U, 1U}) {
-        border.out_size[d] = border.before[d] + std::max(at.in_size[d], at.end(d)) + integer(0, 1);
-      }
-      at.in_size = border.out_size;
-      at.padding = {0, 0};
-      step(border, {at.in_size[0], at.in_size[1], channels});
+      const plan::Window at = window({height, width}, true);
       plan::Convolve kernel{at, channels, features, 1, panels(features, channels, at.taps()), {}};
       if (sample_.chance(0.5)) {
         kernel.epilogue = {maybe_vector(features), maybe_vector(features), {}, {}, {}};
@@ -287,21 +283,21 @@ void Sample::mlp(const std::vector<int64_t>& widths, int64_t in, int64_t out) {
   }
 }
 
-void Sample::cnn(const std::vector<int64_t>& widths, const Pair& pool) {
-  constexpr int64_t kHeight = 7, kWidth = 6, kIn = 3;
+void Sample::cnn(const std::vector<int64_t>& widths, const Pair& pool, const Pair& size,
+                 const Pair& kernel) {
+  constexpr int64_t kIn = 3;
   const int64_t most = *std::max_element(widths.begin(), widths.end());
-  const size_t first = weight(most, kIn, 9), second = weight(most, most, 9);
+  const plan::Window window{size, size, kernel, {1, 1}, {kernel[0] / 2, kernel[1] / 2}};
+  const size_t first = weight(most, kIn, window.taps());
+  const size_t second = weight(most, most, window.taps());
   const size_t bias = elements(1, 1, most);
   for (const int64_t width : widths) {
-    NetworkBuilder builder(*this, "w" + std::to_string(width), {kHeight, kWidth, kIn});
+    NetworkBuilder builder(*this, "w" + std::to_string(width), {size[0], size[1], kIn});
     const auto convolve = [&](size_t tensor, int64_t in, const Pair& of) {
-      const plan::Border border{{kHeight, kWidth}, {kHeight + 2, kWidth + 2}, {1, 1}, in};
-      builder.step(border, {kHeight + 2, kWidth + 2, in});
-      const plan::Window window{border.out_size, border.in_size, {3, 3}, {1, 1}, {0, 0}};
       const size_t slice = builder.slice(tensor, width, in), shift = builder.slice(bias);
-      const plan::Convolve kernel{window, in, width, 1, slice, {{}, shift, Function::kRelu, {}, {}},
-                                  of};
-      builder.step(kernel, {kernel.out_size()[0], kernel.out_size()[1], width});
+      const plan::Convolve step{window, in, width, 1, slice, {{}, shift, Function::kRelu, {}, {}},
+                                of};
+      builder.step(step, {step.out_size()[0], step.out_size()[1], width});
     };
     convolve(first, kIn, {1, 1});
     convolve(second, width, pool);

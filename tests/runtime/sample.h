@@ -38,8 +38,10 @@ class Sample {
   void network(const std::string& name, int64_t inputs, int64_t steps);
   /// Two layers, whose widths slice one pair of weights.
   void mlp(const std::vector<int64_t>& widths, int64_t in, int64_t out);
-  /// Two convolutions, at several widths of the same weights.
-  void cnn(const std::vector<int64_t>& widths, const plan::Pair& pool = {1, 1});
+  /// Two convolutions, at several widths of the same weights, whose kernels have odd extents and
+  /// leave the size as it is.
+  void cnn(const std::vector<int64_t>& widths, const plan::Pair& pool = {1, 1},
+           const plan::Pair& size = {7, 6}, const plan::Pair& kernel = {3, 3});
   /// A table, a position embedding, attention and a product.
   void transformer(const std::string& name, int64_t positions, int64_t heads, int64_t head_dim,
                    bool causal);

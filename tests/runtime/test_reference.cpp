@@ -129,6 +129,22 @@ TEST(Runtime, WidthsOfConvolutionsAreTheReference) {
   }
 }
 
+TEST(Runtime, LargeKernelsAreTheReference) {
+  // More taps than are multiplied at a time, all of which some windows have inside.
+  const Folder folder;
+  for (uint64_t seed = 0; seed < 8; ++seed) {
+    Sample sample(seed);
+    sample.cnn({3, 35}, kPools[seed % 4], {21, 20}, {17, 19});
+    write(folder / "net", sample.bytes());
+    const Model model = Model::open(folder / "net");
+    Session session(model, {2, 1, {}});
+    for (const size_t i : {0U, 1U}) {
+      const auto input = sample.numbers(2 * plan::numel(model.subnetworks()[i].input));
+      EXPECT_LE(difference(sample, model, session, i, input, 2), 1e-5) << "seed " << seed;
+    }
+  }
+}
+
 TEST(Runtime, EachTileByItselfIsTheReference) {
   // Weights so large that threads share the tiles of each product; the last block of rows has
   // fewer. It changes no bit.

@@ -90,11 +90,10 @@ class Planner {
 
   void operator()(const primitives::Convolution& p) {
     const Shape in = shape(0), out = own_shape();
-    ValuePlace x = input(0, true);
+    const ValuePlace x = input(0, true);
     const auto form = p.groups == 1 ? PackedForm::kConvolution : PackedForm::kTaps;
-    plan::Window window{size_of(in),          size_of(out),          kernel_size(),
-                        pair_of(p.stride, 1), pair_of(p.padding, 0), pair_of(p.dilation, 1)};
-    if (p.groups == 1) x = bordered(x, in, window);
+    const plan::Window window{size_of(in),          size_of(out),          kernel_size(),
+                              pair_of(p.stride, 1), pair_of(p.padding, 0), pair_of(p.dilation, 1)};
     plan::Convolve kernel{window, in[0], out[0], p.groups, tensor(read("weight", form)), {}};
     kernel.epilogue = epilogue(1, /*channels_last=*/true);
     kernel.pool = pool_behind(kernel);
@@ -266,21 +265,6 @@ class Planner {
   }
   ValuePlace input(size_t i, bool channels_last) {
     return in_order(step().inputs[i], channels_last);
-  }
-
-  /// The input of a convolution with zeros around it where its window reads them; the window then
-  /// is one of that, without padding.
-  ValuePlace bordered(ValuePlace x, const Shape& in, plan::Window& window) {
-    if (window.padding == plan::Pair{0, 0}) return x;
-    plan::Border kernel{window.in_size, {}, window.padding, in[0]};
-    for (const size_t d : {0U, 1U}) {
-      kernel.out_size[d] = kernel.before[d] + std::max(kernel.in_size[d], window.end(d));
-    }
-    window.in_size = kernel.out_size;
-    window.padding = {0, 0};
-    Shape lies{kernel.out_size[0], kernel.out_size[1], in[0]};
-    if (in.size() == 2) lies.erase(lies.begin());
-    return add(kernel, {x}, std::move(lies), step().block);
   }
 
   /// What the last step of those fused into this one makes.

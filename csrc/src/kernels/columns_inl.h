@@ -33,17 +33,6 @@ HWY_INLINE void over_columns(int64_t columns, const Each& each) {
   for (; at < columns; ++at) each(hn::CappedTag<float, 1>(), at);
 }
 
-/// The same for what may be done to an element twice: the rest is in one more whole vector.
-template <typename Each>
-HWY_INLINE void cover_columns(int64_t columns, const Each& each) {
-  const hn::CappedTag<float, 16> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  if (columns < lanes) return over_columns(columns, each);
-  int64_t at = 0;
-  for (; at + lanes <= columns; at += lanes) each(d, at);
-  if (at < columns) each(d, columns - lanes);
-}
-
 /// x, or `least` where it is smaller. NaN passes: on x86 Max is the second operand where one is
 /// NaN, and on ARM the number.
 template <typename D>

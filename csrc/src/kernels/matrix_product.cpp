@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "kernels/level.h"
+#include "kernels/shares.h"
 
 #ifndef NSN_MATRIX_PRODUCT_ONCE
 #define NSN_MATRIX_PRODUCT_ONCE
@@ -144,12 +145,13 @@ HWY_INLINE void matrix_tile(const MatrixProduct& p, const Turned& t, const float
   V sum[rows][vectors];
   const float* from[rows];
   HWY_UNROLL(8)
-  for (size_t r = 0; r < rows; ++r) {
-    from[r] = x + static_cast<int64_t>(r) * x_row;
-    HWY_UNROLL(8)
-    for (size_t v = 0; v < vectors; ++v) sum[r][v] = hn::Zero(d);
-  }
-  multiply(sum, from, [&](int64_t i) HWY_ATTR { return i * x_step; }, {panel}, width, k);
+  for (size_t r = 0; r < rows; ++r) from[r] = x + static_cast<int64_t>(r) * x_row;
+  const float* const weights[] = {panel};
+  multiply<float, 1>(
+      [&](const auto& run) HWY_ATTR {
+        run(from, 0, weights, k, [&](int64_t i) HWY_ATTR { return Place{i * x_step, i * width}; });
+      },
+      sum);
   if (t.is_turned) {
     HWY_ALIGN float turned[rows][vectors * kLanes];
     HWY_UNROLL(8)
@@ -192,7 +194,7 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
                                                         kLeastInputs, kMostInputs);
   const int64_t parts = std::max<int64_t>(1, (p.k + most_inputs - 1) / most_inputs);
   const int64_t share = (p.k + parts - 1) / parts;
-  const Blocks blocks(t.rows, kBlockRows);
+  const Blocks blocks(t.rows, kBlockRows, kRows);
   const int64_t panels = (t.columns + kPanel - 1) / kPanel;
   const int64_t grain = grain_for(std::min(blocks.rows, t.rows) * share * kPanel);
   const bool lies_in_panels = t.w_column == 1 && reads_as_it_lies(t.rows) && p.alpha == 1.0F;

@@ -35,7 +35,7 @@ Panels::Panels(const std::vector<int64_t>& out_ends, const std::vector<int64_t>&
         const int64_t inner = in_ends[j] - first;
         const auto* box = static_cast<const char*>(boxes[i * in_ends.size() + j]);
         segments_.push_back(
-            {box + (at - begin) * inner * taps * bytes, std::min(inner, in - first) * taps});
+            {box + (at - begin) * inner * taps * bytes, std::min(inner, in - first)});
         ++panels_.back().segment_count;
       }
     }

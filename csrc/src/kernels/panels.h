@@ -41,11 +41,11 @@ struct WeightSource {
 /// Copies it to the panels of one box.
 void fill_panels(const WeightSource& weight, float* box);
 
-/// Rows of a panel behind each other, one for each tap of each input, of the type that the weight
-/// has.
+/// Rows of a panel behind each other, those of all taps for so many inputs, of the type that the
+/// weight has.
 struct Segment {
   const void* weights;
-  int64_t rows;
+  int64_t inputs;
 };
 
 /// Output features [feature, feature + features).

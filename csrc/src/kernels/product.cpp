@@ -2,379 +2,347 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <limits>
 
-#include "kernels/level.h"
+#include "kernels/panel_tiles.h"
+#include "kernels/positions.h"
+#include "kernels/shares.h"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/product.cpp"
-#include "kernels/per_level.h"
-// After per_level.h, and once for each level.
-#include "kernels/tiles_inl.h"
-
-HWY_BEFORE_NAMESPACE();
-namespace nsn::kernels::HWY_NAMESPACE {
+namespace nsn::kernels {
 
 namespace {
 
-/// Where rows begin, one after the other: those of a matrix, or the windows of a convolution's
-/// output positions, pool by pool. Numbers and not pointers: behind the last row nothing has to
-/// lie.
-class Rows {
+/// Taps that are multiplied at a time.
+constexpr int64_t kMostTaps = 256;
+
+/// Writes the places of a region's taps, those within `part` of all, for so many inputs that some
+/// `loop` of them are there. A panel has the rows of all for each input, or those of the part.
+Taps fill_taps(const Window& window, int64_t in, const Region& region, const Interval& part,
+               bool has_part, int64_t width, int64_t loop, Place (&places)[kMostTaps]) {
+  const auto& [down, across] = region.taps;
+  const int64_t below = window.dilation[0] * window.in_size[1] * in;
+  const int64_t right = window.dilation[1] * in;
+  Place* end = places;
+  for (int64_t i = down.begin; i < down.end; ++i) {
+    const Interval line = across.behind(i * window.kernel[1]), kept = line.within(part);
+    for (int64_t tap = kept.begin; tap < kept.end; ++tap) {
+      *end++ = {(i - down.begin) * below + (tap - line.begin) * right,
+                (tap - (has_part ? part.begin : 0)) * width};
+    }
+  }
+  const int64_t of_input = end - places, rows = has_part ? part.size() : window.taps();
+  const int64_t most = std::max<int64_t>(1, loop / std::max<int64_t>(1, of_input));
+  const int64_t inputs = Pieces(in, most).largest();
+  for (const Place* from = places; end < places + inputs * of_input; ++from) {
+    *end++ = {from->x + 1, from->weight + rows * width};
+  }
+  return {places, inputs, of_input, rows};
+}
+
+/// A panel of a narrower type, of which some rows become float32 at a time.
+class Expanded {
  public:
-  /// From row `first` on, the first one of a pool.
-  Rows(const Product& p, int64_t first) : x_(p.x) {
-    if (p.image == nullptr) {
-      step_ = p.x_stride;
-      at_ = first * step_;
-      return;
-    }
-    const auto& [window, places, pool] = *p.image;
-    const int64_t right = window->stride[1] * p.in;
-    const int64_t below = window->stride[0] * window->in_size[1] * p.in;
-    of_pool_ = p.image->of_pool();
-    for (int64_t i = 0, n = 0; i < pool[0]; ++i) {
-      for (int64_t j = 0; j < pool[1]; ++j) in_pool_[n++] = i * below + j * right;
-    }
-    width_ = window->out_size[1] / pool[1];
-    height_ = window->out_size[0] / pool[0];
-    step_ = pool[1] * right;
-    next_line_ = pool[0] * below - width_ * step_;
-    next_sample_ =
-        (window->inputs() - height_ * pool[0] * window->stride[0] * window->in_size[1]) * p.in;
-    const int64_t pools = first / of_pool_, line = pools / width_, sample = line / height_;
-    in_line_ = width_ - pools % width_;
-    lines_ = height_ - line % height_;
-    at_ = sample * window->inputs() * p.in + line % height_ * pool[0] * below +
-          pools % width_ * step_;
+  /// Rows at a time, at least as many as taps.
+  static constexpr int64_t kMost = kMostTaps;
+
+  Expanded(const PanelTiles& tiles, WeightType type, const Panel& panel)
+      : tiles_(tiles), type_(type), from_(panel), panel_(panel) {
+    panel_.segments = &segment_;
+    panel_.segment_count = 1;
   }
 
-  HWY_INLINE const float* next() {
-    const float* const row = x_ + at_ + in_pool_[next_in_pool_];
-    if (++next_in_pool_ < of_pool_) return row;
-    next_in_pool_ = 0;
-    at_ += step_;
-    if (--in_line_ > 0) return row;
-    in_line_ = width_;
-    at_ += next_line_;
-    if (--lines_ > 0) return row;
-    lines_ = height_;
-    at_ += next_sample_;
-    return row;
+  /// Makes float32 of some inputs' rows, of `all` taps for each those of `taps`, which are all that
+  /// what this returns has.
+  const Panel& of(const Interval& inputs, const Interval& taps, int64_t all) {
+    segment_.inputs = inputs.size();
+    float* to = all_;
+    // Rows of all taps lie behind each other.
+    const int64_t step = taps.size() == all ? inputs.size() : 1;
+    Interval own{0, 0};  // of the segment
+    for (const Segment* s = from_.segments; own.end < inputs.end; ++s) {
+      own = {own.end, own.end + s->inputs};
+      const auto [begin, end] = own.within(inputs);
+      for (int64_t i = begin; i < end; i += step) {
+        const int64_t rows = std::min(step, end - i) * taps.size();
+        const int64_t first = ((i - own.begin) * all + taps.begin) * from_.width;
+        const auto* weights = static_cast<const char*>(s->weights) + first * bytes_of(type_);
+        tiles_.expand(type_, weights, rows * from_.width, to);
+        to += rows * from_.width;
+      }
+    }
+    return panel_;
   }
 
  private:
-  const float* x_;
-  /// Of the pool that is next, and from one pool to the next.
-  int64_t at_ = 0, step_ = 0;
-  /// A matrix is one line without an end.
-  int64_t in_line_ = std::numeric_limits<int64_t>::max(), lines_ = 0, width_ = 0, height_ = 0;
-  /// How far it is from behind the last pool of a line, or a sample, to the first of the next.
-  int64_t next_line_ = 0, next_sample_ = 0;
-  int64_t of_pool_ = 1, next_in_pool_ = 0;
-  int64_t in_pool_[kPooledRows] = {};
+  const PanelTiles& tiles_;
+  WeightType type_;
+  const Panel& from_;
+  Panel panel_;
+  Segment segment_{all_, 0};
+  alignas(64) float all_[kMost * kPanel];
 };
 
-/// Adds the products of rows with features of panels that lie behind each other, from the feature
-/// `begin` of each on.
-template <typename Weight, size_t panels, size_t rows, size_t vectors>
-HWY_INLINE void add_products(const Product& p, const Panel* panel, int64_t begin,
-                             const float* const (&from)[rows], V (&sum)[rows][vectors]) {
-  int64_t first = 0;
-  for (size_t s = 0; s < panel->segment_count; ++s) {
-    const Weight* weights[panels];
-    for (size_t i = 0; i < panels; ++i) {
-      weights[i] = static_cast<const Weight*>(panel[i].segments[s].weights) + begin;
-    }
-    const int64_t inputs = panel->segments[s].rows;
-    // Narrow weights are multiplied as they are in matrices alone.
-    if (!std::is_same_v<Weight, float> || p.image == nullptr) {
-      multiply(
-          sum, from, [&](int64_t i) HWY_ATTR { return first + i; }, weights, panel->width, inputs);
-    } else {
-      const int64_t* const places = p.image->places + first;
-      multiply(
-          sum, from, [&](int64_t i) HWY_ATTR { return places[i]; }, weights, panel->width, inputs);
-    }
-    first += inputs;
-  }
-}
+/// How an image's pools are cut into tiles: of so many samples, lines and columns, whose results
+/// stay in a cache of the first level.
+struct PoolTiles {
+  Positions all;
+  Pieces columns, samples, lines;
 
-/// A product's epilogue: all of it at all times, which is less than to ask for each part.
-HWY_INLINE V finish(D d, V z, V factor, V shift, V least) {
-  return at_least(d, least, hn::MulAdd(z, factor, shift));
-}
+  /// `most` pools, or one.
+  PoolTiles(const Positions& pools, int64_t most)
+      : all(pools),
+        columns(pools.columns.size(), most),
+        samples(pools.samples.size(), std::max<int64_t>(1, most / columns.largest())),
+        lines(pools.lines.size(),
+              std::max<int64_t>(1, most / (columns.largest() * samples.largest()))) {}
 
-/// Where a panel's features of rows that lie behind each other go.
-struct Results {
-  float* y;
-  int64_t stride;
+  int64_t count() const { return columns.count * samples.count * lines.count; }
 
-  Results behind(int64_t rows, int64_t features = 0) const {
-    return {y + rows * stride + features, stride};
+  Positions operator[](int64_t i) const {
+    const int64_t above = i / columns.count;
+    return {samples[above / lines.count].behind(all.samples.begin),
+            lines[above % lines.count].behind(all.lines.begin),
+            columns[i % columns.count].behind(all.columns.begin)};
   }
 };
 
-/// `rows` rows times `vectors` vectors of features: of one panel from the feature `begin` on, or of
-/// several whole ones behind each other, of which the last may have fewer features.
-template <typename Weight, size_t rows, size_t vectors, size_t panels = 1>
-HWY_INLINE void tile(const Product& p, const float* const (&from)[rows], const Panel* panel,
-                     int64_t begin, bool adds, const Results& to) {
-  const D d;
-  const Panel& last = panel[panels - 1];
-  float* const y = to.y + begin;
-  const int64_t features = last.feature + last.features - panel->feature - begin;
-  V sum[rows][vectors];
-  HWY_UNROLL(8)
-  for (size_t r = 0; r < rows; ++r) {
-    HWY_UNROLL(8)
-    for (size_t v = 0; v < vectors; ++v) sum[r][v] = hn::Zero(d);
+/// The panels of a product, in pairs where the first two are one and tiles may be as wide: at a
+/// level with such tiles, of float32, and nearly all of the second panel is used.
+class Groups {
+ public:
+  Groups(const PanelTiles& tiles, const Panels& panels, bool may_pair)
+      : tiles_(tiles),
+        panels_(panels),
+        pairs_(may_pair && tiles.pair_rows > 0 && panels.type() == WeightType::kFloat32 &&
+               panels.size() > 1 && are_pair(0)) {}
+
+  /// Panels of a group.
+  int64_t of_group() const { return pairs_ ? 2 : 1; }
+  int64_t count() const { return (panels_.size() + of_group() - 1) / of_group(); }
+
+  /// Rows of a tile, of so many that there are: of few, tiles of a pair would leave too many over.
+  int64_t step_for(int64_t rows) const {
+    return pairs_ && rows >= 4 * tiles_.pair_rows ? tiles_.pair_rows : tiles_.rows;
   }
-  if (adds) {
-    HWY_UNROLL(8)
-    for (size_t v = 0; v < vectors; ++v) {
-      const auto of_tile = static_cast<int64_t>(v * kLanes);
-      if (of_tile >= features) break;
-      HWY_UNROLL(8)
-      for (size_t r = 0; r < rows; ++r) {
-        sum[r][v] =
-            load_part(d, y + static_cast<int64_t>(r) * to.stride + of_tile, features - of_tile);
+
+  /// Calls `each(panel, panels)` for a group's pair, or for its panels one after the other.
+  template <typename Each>
+  void with(int64_t group, const Each& each) const {
+    const int64_t end = std::min((group + 1) * of_group(), panels_.size());
+    for (int64_t i = group * of_group(), count = 0; i < end; i += count) {
+      count = end - i == 2 && are_pair(i) ? 2 : 1;
+      each(&panels_[i], count);
+    }
+  }
+
+ private:
+  bool are_pair(int64_t i) const {
+    return panels_[i].features == kPanel && panels_[i + 1].features > kHalfPanel;
+  }
+
+  const PanelTiles& tiles_;
+  const Panels& panels_;
+  bool pairs_;
+};
+
+/// Runs a product.
+class Runner {
+ public:
+  Runner(const Product& product, const ParallelFor& parallel_for)
+      : p_(product),
+        parallel_for_(parallel_for),
+        tiles_(panel_tiles()),
+        is_narrow_(product.weight->type() != WeightType::kFloat32),
+        groups_(tiles_, *product.weight,
+                product.image == nullptr ? product.rows >= 4 * tiles_.pair_rows
+                                         : product.image->of_pool() == 1) {}
+
+  void operator()() const {
+    if (p_.image == nullptr) return multiply_matrix();
+    multiply_image(*p_.image);
+  }
+
+ private:
+  /// The rows of a block and two panels fit into a cache of the second level.
+  static constexpr int64_t kBlockBytes = int64_t{1} << 18;
+
+  /// Threads share the tiles of blocks: those of a group lie behind each other, then the groups of
+  /// a block. They begin at whole tiles, so that it changes no bit where they do; each makes those
+  /// panels float32 that are narrow and that it multiplies. Calls `each(block, group, tiles)`;
+  /// `rows`, `inner`: of a tile.
+  template <typename Each>
+  void share_tiles(int64_t blocks, int64_t tiles, int64_t rows, int64_t inner,
+                   const Each& each) const {
+    const int64_t grain = grain_for(rows * inner * kPanel * groups_.of_group());
+    parallel_for_(blocks * groups_.count() * tiles, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t next; begin < end; begin = next) {
+        const int64_t tile = begin % tiles, of_block = begin / tiles;
+        next = std::min(end, begin - tile + tiles);
+        each(of_block / groups_.count(), of_block % groups_.count(),
+             Interval{tile, tile + next - begin});
       }
-    }
-  }
-  add_products<Weight, panels>(p, panel, begin, from, sum);
-  const auto& [scale, bias, relu] = p.epilogue;
-  const V least = hn::Set(d, relu ? 0.0F : -std::numeric_limits<float>::infinity());
-  HWY_UNROLL(8)
-  for (size_t v = 0; v < vectors; ++v) {
-    const auto of_tile = static_cast<int64_t>(v * kLanes);
-    const int64_t left = features - of_tile, at = panel->feature + begin + of_tile;
-    if (left <= 0) break;
-    const V factor = scale == nullptr ? hn::Set(d, 1.0F) : load_part(d, scale + at, left);
-    const V shift = bias == nullptr ? hn::Zero(d) : load_part(d, bias + at, left);
-    float* row = y + of_tile;
-    if (left >= static_cast<int64_t>(kLanes)) {  // asked here, and not for each row
-      HWY_UNROLL(8)
-      for (size_t r = 0; r < rows; ++r, row += to.stride) {
-        hn::StoreU(finish(d, sum[r][v], factor, shift, least), d, row);
-      }
-    } else {
-      HWY_UNROLL(8)
-      for (size_t r = 0; r < rows; ++r, row += to.stride) {
-        store_part(d, finish(d, sum[r][v], factor, shift, least), row, left);
-      }
-    }
-  }
-}
-
-/// Rows [first, end) times a panel of float32, in tiles of `step` rows.
-HWY_NOINLINE void multiply_rows(const Product& p, const Panel& panel, int64_t first, int64_t end,
-                                bool adds, const Results& to, int64_t step = kRows) {
-  Rows next(p, first);
-  over_rows(
-      first, end,
-      [&](auto rows, int64_t row) HWY_ATTR {
-        const float* from[rows()];
-        for (size_t r = 0; r < rows(); ++r) from[r] = next.next();
-        over_panel<rows()>(panel.width, panel.features, [&](auto vectors, int64_t at) HWY_ATTR {
-          tile<float, rows(), vectors()>(p, from, &panel, at, adds, to.behind(row - first));
-        });
-      },
-      step);
-}
-
-/// Whether tiles may be as wide as a panel and the one behind it, and nearly all of that is used.
-bool are_pair(const Panel* panel) {
-  return panel[0].features == kPanel && panel[1].features > kHalfPanel;
-}
-
-/// Rows [first, end) times such a pair of float32.
-template <size_t rows>
-HWY_NOINLINE void multiply_pair(const Product& p, const Panel* panel, int64_t first, int64_t end,
-                                Results to) {
-  if constexpr (rows > 0) {
-    constexpr size_t kVectors = 2 * kPanel / kLanes;
-    Rows next(p, first);
-    for (; first + static_cast<int64_t>(rows) <= end; first += rows) {
-      const float* from[rows];
-      for (const float*& row : from) row = next.next();
-      tile<float, rows, kVectors, 2>(p, from, panel, 0, /*adds=*/false, to);
-      to = to.behind(rows);
-    }
-  }
-  if (first == end) return;
-  multiply_rows(p, panel[0], first, end, /*adds=*/false, to);
-  multiply_rows(p, panel[1], first, end, /*adds=*/false, to.behind(0, kPanel));
-}
-
-/// Calls `then` with a number of the type.
-template <typename Then>
-HWY_INLINE void with_type(WeightType type, const Then& then) {
-  if (type == WeightType::kFloat16) return then(hwy::float16_t());
-  if (type == WeightType::kBFloat16) return then(hwy::bfloat16_t());
-  return then(int8_t());
-}
-
-/// Rows of a panel that become float32 at a time.
-constexpr int64_t kExpanded = 256;
-
-/// Makes float32 of a panel's rows [first, end).
-void expand(const Panel& panel, WeightType type, int64_t first, int64_t end, float* to) {
-  const D d;
-  with_type(type, [&](auto typed) HWY_ATTR {
-    int64_t begin = 0;  // of the segment
-    for (const Segment* s = panel.segments; begin < end; begin += s++->rows) {
-      const int64_t from = std::max(first, begin), until = std::min(end, begin + s->rows);
-      if (until <= from) continue;
-      const auto* weights =
-          static_cast<const decltype(typed)*>(s->weights) + (from - begin) * panel.width;
-      for (int64_t i = 0; i < (until - from) * panel.width; i += kLanes, to += kLanes) {
-        hn::Store(load_weights(d, weights + i), d, to);
-      }
-    }
-  });
-}
-
-/// Rows [first, end) times a panel of a narrower type, which becomes float32 in parts of `inner`
-/// rows.
-void expand_and_multiply(const Product& p, const Panel& panel, int64_t inner, int64_t first,
-                         int64_t end, const Results& to) {
-  HWY_ALIGN float expanded[kExpanded * kPanel];
-  Segment segment{expanded, 0};
-  Panel own = panel;
-  own.segments = &segment;
-  own.segment_count = 1;
-  Product part = p;
-  Image image;
-  if (p.image != nullptr) {
-    image = *p.image;
-    part.image = &image;
-  }
-  const int64_t parts = (inner + kExpanded - 1) / kExpanded, share = (inner + parts - 1) / parts;
-  for (int64_t begin = 0; begin < inner; begin += share) {
-    const int64_t until = std::min(begin + share, inner);
-    segment.rows = until - begin;
-    expand(panel, p.weight->type(), begin, until, expanded);
-    if (p.image == nullptr) {
-      part.x = p.x + begin;
-    } else {
-      image.places = p.image->places + begin;
-    }
-    part.epilogue = until == inner ? p.epilogue : Epilogue();
-    multiply_rows(part, own, first, end, /*adds=*/begin > 0, to);
-  }
-}
-
-/// Rows [first, end) times a panel, those of float32 in tiles of `step` rows.
-void multiply_panel(const Product& p, const Panel& panel, int64_t inner, int64_t first, int64_t end,
-                    const Results& to, int64_t step = kRows) {
-  const WeightType type = p.weight->type();
-  if (type == WeightType::kFloat32) {
-    multiply_rows(p, panel, first, end, /*adds=*/false, to, step);
-  } else if (kIsSmall || p.rows > 1 || p.image != nullptr) {
-    expand_and_multiply(p, panel, inner, first, end, to);
-  } else if constexpr (!kIsSmall) {
-    with_type(type, [&](auto typed) HWY_ATTR {
-      const float* const from[] = {p.x + first * p.x_stride};
-      over_panel<1>(panel.width, panel.features, [&](auto vectors, int64_t at) HWY_ATTR {
-        tile<decltype(typed), 1, vectors()>(p, from, &panel, at, /*adds=*/false, to);
-      });
     });
   }
-}
 
-/// Rows [first, end) of a convolution, whole pools, times a panel: the largest of each pool.
-void multiply_and_pool(const Product& p, const Panel& panel, int64_t inner, int64_t first,
-                       int64_t end, Results to) {
-  // Whole tiles, as threads begin anywhere among them.
-  constexpr int64_t kMost = kPooledRows % kRows == 0 ? 4 * kPooledRows : kPooledRows;
-  HWY_ALIGN float results[kMost * kPanel];
-  const int64_t of_pool = p.image->of_pool();
-  for (; first < end; first += kMost) {
-    const int64_t count = std::min(kMost, end - first);
-    multiply_panel(p, panel, inner, first, first + count, {results, kPanel});
-    for (int64_t row = 0; row < count; row += of_pool, to = to.behind(1)) {
-      over_columns(panel.features, [&](auto d, int64_t at) HWY_ATTR {
-        const float* from = results + row * kPanel + at;
-        auto most = hn::LoadU(d, from);
-        for (int64_t i = 1; i < of_pool; ++i) {
-          most = larger(d, most, hn::LoadU(d, from += kPanel));
+  // ---- matrices
+
+  void multiply_matrix() const {
+    const int64_t step = groups_.step_for(p_.rows);
+    const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * p_.in;
+    const Blocks blocks(p_.rows, kBlockBytes / std::max<int64_t>(1, row_bytes), step);
+    const int64_t tiles = (std::min(blocks.rows, p_.rows) + step - 1) / step;
+    const auto each = [&](int64_t block, int64_t group, const Interval& some) {
+      const int64_t first = block * blocks.rows + some.begin * step;
+      const int64_t count = std::min(block * blocks.rows + some.end * step, p_.rows) - first;
+      // The last block may have fewer tiles than the others.
+      if (count <= 0) return;
+      groups_.with(group, [&](const Panel* panel, int64_t panels) {
+        multiply_rows(panel, panels, first, count, step);
+      });
+    };
+    share_tiles(blocks.count, tiles, std::min(step, p_.rows), p_.in, each);
+  }
+
+  /// Some rows of a matrix times panels.
+  void multiply_rows(const Panel* panel, int64_t panels, int64_t first, int64_t count,
+                     int64_t step) const {
+    const float* const x = p_.x + first * p_.x_stride;
+    float* const y = p_.y + first * p_.y_stride + panel->feature;
+    if (!is_narrow_) {
+      const Ends ends(p_.epilogue, panel, panels);
+      tiles_.multiply({{}, ends}, panel, panels, {x, p_.x_stride, y, p_.y_stride}, count, step);
+    } else if (p_.rows == 1 && tiles_.multiply_narrow != nullptr) {
+      const Ends ends(p_.epilogue, panel, 1);
+      tiles_.multiply_narrow({{}, ends}, *panel, p_.weight->type(), x, y);
+    } else {
+      Expanded expanded(tiles_, p_.weight->type(), *panel);
+      const Pieces parts(p_.in, Expanded::kMost);
+      for (int64_t i = 0; i < parts.count; ++i) {
+        const Ends ends(i + 1 == parts.count ? p_.epilogue : Epilogue(), panel, 1);
+        const Rows rows(x + parts[i].begin, p_.x_stride, y, p_.y_stride);
+        tiles_.multiply({{}, ends, i > 0}, &expanded.of(parts[i], {0, 1}, 1), 1, rows, count, step);
+      }
+    }
+  }
+
+  // ---- images
+
+  void multiply_image(const Image& image) const {
+    const Window& window = *image.window;
+    const int64_t of_pool = image.of_pool();
+    // Of positions, or of pools.
+    const int64_t height = window.out_size[0] / image.pool[0];
+    const int64_t width = window.out_size[1] / image.pool[1];
+    // A block is lines of a sample, or whole samples.
+    const int64_t line_bytes = static_cast<int64_t>(sizeof(float)) * image.pool[0] *
+                               window.stride[0] * window.in_size[1] * p_.in;
+    const int64_t most_lines = std::max<int64_t>(1, kBlockBytes / line_bytes);
+    const Pieces lines(height, most_lines);
+    const Pieces samples(p_.rows, std::max<int64_t>(1, most_lines / height));
+    // Several tiles of pools at least, for threads to share.
+    const int64_t most_pools =
+        std::clamp<int64_t>(p_.rows * height * width / 3, 1, kPooledRows / of_pool);
+    const auto tiles_in = [&](const Positions& block) {
+      return of_pool == 1 ? tiles_of(block) : PoolTiles(block, most_pools).count();
+    };
+    int64_t tiles = 0;
+    for (int64_t i = 0; i < lines.count; ++i) {
+      tiles = std::max(tiles, tiles_in({{0, samples.largest()}, lines[i], {0, width}}));
+    }
+    const int64_t line = width * p_.y_stride;
+    const Target all{{}, p_.y, p_.y_stride, line, height * line};
+    const auto each = [&](int64_t number, int64_t group, const Interval& some) {
+      const Positions block{samples[number / lines.count], lines[number % lines.count], {0, width}};
+      groups_.with(group, [&](const Panel* panel, int64_t panels) {
+        const Target to = all.behind(panel->feature);
+        if (of_pool == 1) return multiply_positions(panel, panels, block, some, to);
+        const PoolTiles cut(block, most_pools);
+        const auto [begin, end] = some.within({0, cut.count()});
+        for (int64_t tile = begin; tile < end; ++tile) multiply_pools(*panel, cut[tile], to);
+      });
+    };
+    const int64_t rows = of_pool == 1 ? tiles_.rows : most_pools * of_pool;
+    share_tiles(samples.count * lines.count, tiles, rows, p_.in * window.taps(), each);
+  }
+
+  /// The tiles that positions are in, region by region.
+  int64_t tiles_of(const Positions& positions) const {
+    int64_t result = 0;
+    over_regions(*p_.image->window, positions, [&](const Region& region) {
+      const int64_t count = region.positions.count(), step = groups_.step_for(count);
+      result += (count + step - 1) / step;
+    });
+    return result;
+  }
+
+  /// Some of these tiles times panels.
+  void multiply_positions(const Panel* panel, int64_t panels, const Positions& positions,
+                          const Interval& tiles, const Target& to) const {
+    const Window& window = *p_.image->window;
+    Expanded expanded(tiles_, p_.weight->type(), *panel);
+    const Pieces taps(window.taps(), kMostTaps);
+    const Pieces inputs(p_.in, is_narrow_ ? Expanded::kMost / taps.largest() : p_.in);
+    const int64_t parts = inputs.count * taps.count;
+    for (int64_t part = 0; part < parts; ++part) {
+      const Interval input = inputs[part / taps.count], tap = taps[part % taps.count];
+      const Panel* from = is_narrow_ ? &expanded.of(input, tap, window.taps()) : panel;
+      const Ends ends(part + 1 == parts ? p_.epilogue : Epilogue(), panel, panels);
+      Interval left = tiles;  // from those of a region on
+      over_regions(window, positions, [&](const Region& region) {
+        const int64_t count = region.positions.count(), step = groups_.step_for(count);
+        const int64_t of_region = (count + step - 1) / step;
+        const auto [begin, end] = left.within({0, of_region});
+        left = {left.begin - of_region, left.end - of_region};
+        if (begin == end) return;
+        Place places[kMostTaps];
+        // Longer loops are quicker, but take time to write down.
+        const int64_t loop = std::clamp<int64_t>(8 * of_region, 16, 64);
+        const Taps read =
+            fill_taps(window, p_.in, region, tap, is_narrow_, from->width, loop, places);
+        const int64_t first = begin * step, last = std::min(end * step, count);
+        const Rows rows(p_.x + input.begin, window, p_.in, region, first, to);
+        // With tiles of one panel's rows, of a pair each by itself.
+        const int64_t side_by_side = step == tiles_.pair_rows ? panels : 1;
+        for (int64_t i = 0; i < panels; i += side_by_side) {
+          const int64_t behind = i * kPanel;
+          tiles_.multiply(Way(read, ends, part > 0).behind(behind), from + i, side_by_side,
+                          rows.behind(behind), last - first, step);
         }
-        hn::StoreU(most, d, to.y + at);
       });
     }
   }
-}
 
-void run_packed(const Product& p, const ParallelFor& parallel_for) {
-  // The rows of a block and two panels fit into a cache of the second level.
-  constexpr int64_t kBlockBytes = int64_t{1} << 18;
-  const int64_t inner = p.image == nullptr ? p.in : p.in * p.image->window->taps();
-  const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * inner;
-  const int64_t panels = p.weight->size();
-  const int64_t of_pool = p.image == nullptr ? 1 : p.image->of_pool();
-  // Of few rows larger tiles would leave too many over.
-  const bool pairs = kPairRows > 0 && p.weight->type() == WeightType::kFloat32 && of_pool == 1 &&
-                     panels > 1 && are_pair(&(*p.weight)[0]) &&
-                     p.rows >= static_cast<int64_t>(4 * kPairRows);
-  const int64_t step = of_pool > 1 ? kPooledRows : static_cast<int64_t>(pairs ? kPairRows : kRows);
-  const Blocks blocks(p.rows, kBlockBytes / std::max<int64_t>(1, row_bytes), step);
-  const int64_t group = pairs ? 2 : 1, groups = (panels + group - 1) / group;
-  // Threads share the tiles: those of a panel lie behind each other, then the panels of a block.
-  // They begin at whole tiles, so that it changes no bit where they do; each makes those panels
-  // float32 that are narrow and that it multiplies.
-  const int64_t tiles = (std::min(blocks.rows, p.rows) + step - 1) / step;
-  const int64_t grain = grain_for(std::min(step, p.rows) * inner * kPanel * group);
-  parallel_for(blocks.count * groups * tiles, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
-    for (int64_t next; begin < end; begin = next) {
-      const int64_t tile = begin % tiles, of_block = begin / tiles;
-      const int64_t block = of_block / groups * blocks.rows, number = of_block % groups * group;
-      next = std::min(end, begin - tile + tiles);
-      const int64_t first = block + tile * step;
-      const int64_t last = std::min(block + (tile + next - begin) * step, p.rows);
-      // The last block may have fewer tiles than the others.
-      if (first >= last) continue;
-      const Panel* const panel = &(*p.weight)[number];
-      const int64_t count = std::min(group, panels - number);
-      const Results to{p.y + first / of_pool * p.y_stride, p.y_stride};
-      if (count == 2 && are_pair(panel)) {
-        multiply_pair<kPairRows>(p, panel, first, last, to.behind(0, panel->feature));
-        continue;
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        const Results of_panel = to.behind(0, panel[i].feature);
-        if (of_pool > 1) {
-          multiply_and_pool(p, panel[i], inner, first, last, of_panel);
-        } else {
-          multiply_panel(p, panel[i], inner, first, last, of_panel, step);
-        }
+  /// The largest of each of these pools, at most kPooledRows positions, times a panel.
+  void multiply_pools(const Panel& panel, const Positions& pools, const Target& to) const {
+    const auto& [samples, lines, columns] = pools;
+    const auto [down, right] = p_.image->pool;
+    const Positions all{samples,
+                        {lines.begin * down, lines.end * down},
+                        {columns.begin * right, columns.end * right}};
+    const int64_t line = all.columns.size() * kPanel;
+    alignas(64) float results[kPooledRows * kPanel];
+    multiply_positions(&panel, 1, all, {0, all.count()},
+                       {all, results, kPanel, line, all.lines.size() * line});
+    const float* from = results;
+    for (int64_t s = samples.begin; s < samples.end; ++s) {
+      for (int64_t i = lines.begin; i < lines.end; ++i, from += down * line) {
+        float* const y = to.y + s * to.sample + i * to.line + columns.begin * to.column;
+        tiles_.keep_largest({down, right}, from, line, columns.size(), panel.features, y,
+                            to.column);
       }
     }
-  });
-}
+  }
+
+  const Product& p_;
+  const ParallelFor& parallel_for_;
+  const PanelTiles& tiles_;
+  bool is_narrow_;
+  Groups groups_;
+};
 
 }  // namespace
 
-}  // namespace nsn::kernels::HWY_NAMESPACE
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace nsn::kernels {
-
-void fill_places(const Window& window, int64_t in, int64_t* places) {
-  const int64_t taps = window.taps(), right = window.dilation[1] * in;
-  const int64_t below = window.dilation[0] * window.in_size[1] * in;
-  for (int64_t t = 0; t < taps; ++t) {
-    places[t] = t / window.kernel[1] * below + t % window.kernel[1] * right;
-  }
-  for (int64_t i = 1; i < in; ++i) {
-    for (int64_t t = 0; t < taps; ++t) places[i * taps + t] = places[t] + i;
-  }
-}
-
 void run(const Product& product, const ParallelFor& parallel_for) {
-  NSN_AT_LEVEL(run_packed)(product, parallel_for);
+  Runner(product, parallel_for)();
 }
 
 }  // namespace nsn::kernels
-#endif

@@ -20,34 +20,27 @@ struct Epilogue {
   bool relu = false;
 };
 
-/// What a convolution reads.
+/// What a convolution reads, and what it keeps.
 struct Image {
-  /// Without padding: images have borders of their own.
   const Window* window;
-  /// For each tap of each channel, in the order of panels, the element of an image that it reads
-  /// for the first output position: what `fill_places` writes.
-  const int64_t* places;
-  /// Of so many output positions (down, right) the largest is kept, NaN where one is; those behind
-  /// the last whole pool are left out. Its positions divide `kPooledRows`.
+  /// Of so many output positions (down, right), at most `kPooledRows`, the largest is kept, NaN
+  /// where one is; those behind the last whole pool are left out.
   std::array<int64_t, 2> pool = {1, 1};
 
   int64_t of_pool() const { return pool[0] * pool[1]; }
 };
-/// Rows that are whole pools of any kind.
-inline constexpr int64_t kPooledRows = 24;
-/// `places`: in * taps.
-void fill_places(const Window& window, int64_t in, int64_t* places);
+inline constexpr int64_t kPooledRows = 128;
 
 /// y = epilogue(x W^T), or the convolution W * x.
 struct Product {
-  /// Matrix: (rows, in), `x_stride` elements from row to row. Convolution: (B, H, W, in),
-  /// contiguous; its rows are the output positions, of pools those of one behind each other.
+  /// Matrix: (rows, in), `x_stride` elements from row to row. Convolution: (rows, H, W, in),
+  /// contiguous, a row being a sample.
   const float* x;
   int64_t x_stride, rows, in;
   /// (out, in), or (out, in, taps).
   const Panels* weight;
   Epilogue epilogue;
-  /// (rows, out), or a row for each pool, `y_stride` elements from row to row.
+  /// (rows, out), or (rows, positions or pools, out); `y_stride` elements from one to the next.
   float* y;
   int64_t y_stride;
   /// Null for a matrix.

@@ -17,7 +17,7 @@
 #include <type_traits>
 
 #include "kernels/columns_inl.h"
-#include "kernels/product.h"
+#include "kernels/panel_tiles.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nsn::kernels::HWY_NAMESPACE {
@@ -73,13 +73,20 @@ HWY_INLINE V load_weights(D d, const Weight* from) {
   }
 }
 
-/// Adds rows times weights to `total`, over `count` inputs: those of a row lie at `place(i)`, those
-/// of the weights `width` elements behind each other, in `panels` panels with equal shares of the
-/// vectors.
-template <size_t rows, size_t vectors, size_t panels, typename Weight, typename Place>
-HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[rows],
-                         const Place& place, const Weight* const (&weights)[panels], int64_t width,
-                         int64_t count) {
+/// A pointer that the compiler knows nothing of: what lies there it reads where it is asked for,
+/// and keeps no register for it in loops before.
+template <typename T>
+HWY_INLINE T* hide(T* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
+}
+
+/// The products of rows with weights, which lie in `panels` panels with equal shares of the
+/// vectors. Over which inputs: `runs` calls what it is given with (from, x, weights, count, place)
+/// for runs of them, `place(i)` saying where input i of a run lies behind the element x of each
+/// row, and its weights behind those.
+template <typename Weight, size_t panels, size_t rows, size_t vectors, typename Runs>
+HWY_INLINE void multiply(const Runs& runs, V (&total)[rows][vectors]) {
   static_assert(vectors % panels == 0);
   constexpr size_t kOfPanel = vectors / panels;
   const D d;
@@ -90,33 +97,36 @@ HWY_INLINE void multiply(V (&total)[rows][vectors], const float* const (&from)[r
     HWY_UNROLL(8)
     for (size_t r = 0; r < rows; ++r) {
       HWY_UNROLL(8)
-      for (size_t v = 0; v < vectors; ++v) sum[s][r][v] = s == 0 ? total[r][v] : hn::Zero(d);
+      for (size_t v = 0; v < vectors; ++v) sum[s][r][v] = hn::Zero(d);
     }
   }
-  int64_t begin = 0;  // of an input's weights
-  const auto add = [&](V(&to)[rows][vectors], int64_t i) HWY_ATTR {
-    const int64_t at = place(i);
-    V w[vectors];
+  runs([&](const float* const* from, int64_t x, const Weight* const(&weights)[panels],
+           int64_t count, const auto& place) HWY_ATTR {
+    const float* row[rows];
     HWY_UNROLL(8)
-    for (size_t v = 0; v < vectors; ++v) {
-      w[v] = load_weights(d, weights[v / kOfPanel] + begin + v % kOfPanel * kLanes);
-    }
-    HWY_UNROLL(8)
-    for (size_t r = 0; r < rows; ++r) {
-      const V factor = hn::Set(d, from[r][at]);
+    for (size_t r = 0; r < rows; ++r) row[r] = from[r] + x;
+    const auto add = [&](V(&to)[rows][vectors], const Place& at) HWY_ATTR {
+      V w[vectors];
       HWY_UNROLL(8)
-      for (size_t v = 0; v < vectors; ++v) to[r][v] = hn::MulAdd(factor, w[v], to[r][v]);
+      for (size_t v = 0; v < vectors; ++v) {
+        w[v] = load_weights(d, weights[v / kOfPanel] + at.weight + v % kOfPanel * kLanes);
+      }
+      HWY_UNROLL(8)
+      for (size_t r = 0; r < rows; ++r) {
+        const V factor = hn::Set(d, row[r][at.x]);
+        HWY_UNROLL(8)
+        for (size_t v = 0; v < vectors; ++v) to[r][v] = hn::MulAdd(factor, w[v], to[r][v]);
+      }
+    };
+    int64_t k = 0;
+    for (; k + static_cast<int64_t>(kSums) <= count; k += kSums) {
+      HWY_UNROLL(4)
+      for (size_t s = 0; s < kSums; ++s) add(sum[s], place(k + static_cast<int64_t>(s)));
     }
-    begin += width;
-  };
-  int64_t k = 0;
-  for (; k + static_cast<int64_t>(kSums) <= count; k += kSums) {
-    HWY_UNROLL(4)
-    for (size_t s = 0; s < kSums; ++s) add(sum[s], k + static_cast<int64_t>(s));
-  }
-  if constexpr (kSums > 1) {
-    for (; k < count; ++k) add(sum[0], k);
-  }
+    if constexpr (kSums > 1) {
+      for (; k < count; ++k) add(sum[0], place(k));
+    }
+  });
   HWY_UNROLL(8)
   for (size_t r = 0; r < rows; ++r) {
     HWY_UNROLL(8)
@@ -164,28 +174,6 @@ template <typename Each>
 HWY_INLINE void over_rows(int64_t first, int64_t end, const Each& each, int64_t step = kRows) {
   for (; first < end; first += step) with_rows<kRows>(first, std::min(step, end - first), each);
 }
-
-/// Multiply-adds below which a second thread costs more than it brings.
-constexpr int64_t kLeastWork = int64_t{1} << 16;
-
-/// So many tasks of `work` multiply-adds are worth a thread.
-constexpr int64_t grain_for(int64_t work) {
-  return std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work));
-}
-
-/// Blocks of rows that a product is cut into, whole tiles of `step` rows each.
-struct Blocks {
-  int64_t rows, count;
-
-  Blocks(int64_t all_rows, int64_t most_rows, int64_t step = kRows) {
-    const int64_t most = std::max(step, most_rows / step * step);
-    // Blocks of equal size, so that threads get equal shares.
-    const int64_t least = std::max<int64_t>(1, (all_rows + most - 1) / most);
-    const int64_t share = (all_rows + least - 1) / least;
-    rows = std::max(step, (share + step - 1) / step * step);
-    count = (all_rows + rows - 1) / rows;
-  }
-};
 
 }  // namespace
 

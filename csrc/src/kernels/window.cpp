@@ -18,26 +18,10 @@ namespace nsn::kernels::HWY_NAMESPACE {
 
 namespace {
 
-/// The taps of a window that lie inside, in one dimension: so many, from the one `first` on, which
-/// reads the input at `place`.
-struct Inside {
-  int64_t first, count, place;
-
-  HWY_INLINE Inside(const Window& at, size_t d, int64_t output)
-      : first(0), count(at.kernel[d]), place(output * at.stride[d] - at.padding[d]) {
-    const int64_t step = at.dilation[d];
-    for (; place < 0 && count > 0; place += step, --count) ++first;
-    for (int64_t last = place + (count - 1) * step; last >= at.in_size[d] && count > 0;
-         last -= step) {
-      --count;
-    }
-  }
-};
-
-/// Those of both.
-class Taps {
+/// The taps of a window that lie inside, in both dimensions.
+class TapsInside {
  public:
-  HWY_INLINE Taps(const Window& at, const Inside& rows, const Inside& columns)
+  HWY_INLINE TapsInside(const Window& at, const Inside& rows, const Inside& columns)
       : rows_(rows),
         columns_(columns),
         place_(rows.place * at.in_size[1] + columns.place),
@@ -67,7 +51,7 @@ HWY_INLINE void over_windows(const Window& at, const Each& each) {
   for (int64_t h = 0; h < at.out_size[0]; ++h) {
     const Inside rows(at, 0, h);
     for (int64_t w = 0; w < at.out_size[1]; ++w) {
-      each(Taps(at, rows, Inside(at, 1, w)), place++);
+      each(TapsInside(at, rows, Inside(at, 1, w)), place++);
     }
   }
 }
@@ -84,7 +68,7 @@ HWY_INLINE void add_scaled(float factor, const float* weight, int64_t count, flo
 
 void pool_window(const PoolWindow& pass) {
   const auto pool = [&](auto is_max) HWY_ATTR {
-    over_windows(pass.window, [&](const Taps& taps, int64_t place) HWY_ATTR {
+    over_windows(pass.window, [&](const TapsInside& taps, int64_t place) HWY_ATTR {
       over_columns(pass.channels, [&](auto d, int64_t at) HWY_ATTR {
         auto y = hn::Set(d, is_max() ? -std::numeric_limits<float>::infinity() : 0.0F);
         const float* const channels = pass.x + at;
@@ -105,43 +89,9 @@ void pool_window(const PoolWindow& pass) {
   pool(std::false_type());
 }
 
-void add_border(const Border& pass) {
-  const auto [height, width] = pass.in_size;
-  const int64_t line = pass.out_size[1] * pass.channels, left = pass.before[1] * pass.channels;
-  const int64_t inner = width * pass.channels, right = line - left - inner;
-  float* y = pass.y + pass.begin * line;
-  int64_t zeros = 0;  // that are due before y
-  const auto write_zeros = [&] HWY_ATTR {
-    float* const to = y - zeros;
-    cover_columns(
-        zeros, [&](auto d, int64_t at) HWY_ATTR { hn::StoreU(hn::Set(d, pass.zero), d, to + at); });
-  };
-  int64_t sample = pass.begin / pass.out_size[0];
-  int64_t h = pass.begin % pass.out_size[0] - pass.before[0];
-  for (int64_t i = pass.begin; i < pass.end; ++i) {
-    if (h < 0 || h >= height) {
-      y += line;
-      zeros += line;
-    } else {
-      y += left;
-      zeros += left;
-      write_zeros();
-      const float* x = pass.x + (sample * height + h) * inner;
-      cover_columns(
-          inner, [&](auto d, int64_t at) HWY_ATTR { hn::StoreU(hn::LoadU(d, x + at), d, y + at); });
-      y += inner + right;
-      zeros = right;
-    }
-    if (++h < pass.out_size[0] - pass.before[0]) continue;
-    h = -pass.before[0];
-    ++sample;
-  }
-  write_zeros();
-}
-
 void grouped_convolution(const GroupedConvolution& pass) {
   const int64_t in = pass.in / pass.groups, out = pass.out / pass.groups;
-  over_windows(pass.window, [&](const Taps& taps, int64_t place) HWY_ATTR {
+  over_windows(pass.window, [&](const TapsInside& taps, int64_t place) HWY_ATTR {
     float* y = pass.y + place * pass.out;
     const int64_t step = pass.packed_in * pass.packed_out;
     if (in == 1 && out == 1) {
@@ -171,7 +121,7 @@ void grouped_convolution(const GroupedConvolution& pass) {
 void transposed_convolution(const TransposedConvolution& pass) {
   const auto& size = pass.window.in_size;  // of the result
   std::fill_n(pass.y, size[0] * size[1] * pass.out, 0.0F);
-  over_windows(pass.window, [&](const Taps& taps, int64_t place) HWY_ATTR {
+  over_windows(pass.window, [&](const TapsInside& taps, int64_t place) HWY_ATTR {
     const float* x = pass.x + place * pass.in;
     taps([&](int64_t to, int64_t tap) HWY_ATTR {
       const float* weight = pass.weight + tap * pass.packed_in * pass.packed_out;
@@ -247,7 +197,6 @@ HWY_AFTER_NAMESPACE();
 namespace nsn::kernels {
 
 void run(const PoolWindow& pass) { NSN_AT_LEVEL(pool_window)(pass); }
-void run(const Border& pass) { NSN_AT_LEVEL(add_border)(pass); }
 void run(const GroupedConvolution& pass) { NSN_AT_LEVEL(grouped_convolution)(pass); }
 void run(const TransposedConvolution& pass) { NSN_AT_LEVEL(transposed_convolution)(pass); }
 void run(const MeanOfPositions& pass) { NSN_AT_LEVEL(mean_of_positions)(pass); }

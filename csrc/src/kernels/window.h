@@ -15,13 +15,25 @@ struct Window {
   std::array<int64_t, 2> in_size, out_size, kernel, stride, padding;
   std::array<int64_t, 2> dilation = {1, 1};
 
-  /// Where the last window ends: of the positions that it reads none is at or behind this one.
-  int64_t end(size_t d) const {
-    return (out_size[d] - 1) * stride[d] - padding[d] + (kernel[d] - 1) * dilation[d] + 1;
-  }
   int64_t taps() const { return kernel[0] * kernel[1]; }
   int64_t inputs() const { return in_size[0] * in_size[1]; }
   int64_t outputs() const { return out_size[0] * out_size[1]; }
+};
+
+/// The taps of a window that lie inside, in one dimension: so many, from the one `first` on, which
+/// reads the input at `place`.
+struct Inside {
+  int64_t first, count, place;
+
+  Inside(const Window& at, size_t d, int64_t output)
+      : first(0), count(at.kernel[d]), place(output * at.stride[d] - at.padding[d]) {
+    const int64_t step = at.dilation[d];
+    for (; place < 0 && count > 0; place += step, --count) ++first;
+    for (int64_t last = place + (count - 1) * step; last >= at.in_size[d] && count > 0;
+         last -= step) {
+      --count;
+    }
+  }
 };
 
 /// The largest element of a window, or the mean, which counts padding as zeros.
@@ -33,19 +45,6 @@ struct PoolWindow {
   float* y;
 };
 void run(const PoolWindow& pass);
-
-/// Images with zeros around them: lines [begin, end) of those of all samples, which are (out_size,
-/// channels); the input (in_size, channels) begins at position `before`.
-struct Border {
-  std::array<int64_t, 2> in_size, out_size, before;
-  int64_t channels, begin, end;
-  const float* x;
-  float* y;
-  /// What is around them; no constant, which compilers would make a call of memset for, whatever
-  /// the number of channels.
-  float zero = 0.0F;
-};
-void run(const Border& pass);
 
 /// Convolution in groups. Weight: (taps, packed_in, packed_out), of which the leading in / groups
 /// and out are meant; the features of a group lie beside each other.

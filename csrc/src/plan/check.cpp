@@ -53,17 +53,6 @@ class Checker {
     epilogue(k.epilogue, k.out);
   }
 
-  void operator()(const Border& k) {
-    extents({k.channels});
-    for (const size_t d : {0U, 1U}) {
-      extents({k.in_size[d], k.out_size[d]});
-      require(k.before[d] >= 0 && k.before[d] <= kMostExtent &&
-                  k.before[d] + k.in_size[d] <= k.out_size[d],
-              "its border is out of range");
-    }
-    takes({{k.in_size[0], k.in_size[1], k.channels}}, {k.out_size[0], k.out_size[1], k.channels});
-  }
-
   void operator()(const Convolve& k) {
     window(k.window);
     extents({k.in, k.out, k.groups});
@@ -75,10 +64,6 @@ class Checker {
     takes({{k.window.in_size[0], k.window.in_size[1], k.in}},
           {k.out_size()[0], k.out_size()[1], k.out});
     if (k.groups == 1) {
-      for (const size_t d : {0U, 1U}) {
-        require(k.window.padding[d] == 0 && k.window.end(d) <= k.window.in_size[d],
-                "its window reads outside of its input");
-      }
       panels(k.weight, k.out, k.in, k.window.taps());
     } else {
       elements(k.weight, {k.window.taps(), k.in / k.groups, k.out});

@@ -18,8 +18,6 @@ auto fields_of(Struct& s) {
     return std::tie(s.scale, s.shift, s.function, s.residual, s.after);
   } else if constexpr (std::is_same_v<T, Multiply>) {
     return std::tie(s.rows, s.in, s.out, s.weight, s.epilogue);
-  } else if constexpr (std::is_same_v<T, Border>) {
-    return std::tie(s.in_size, s.out_size, s.before, s.channels);
   } else if constexpr (std::is_same_v<T, Convolve>) {
     return std::tie(s.window, s.in, s.out, s.groups, s.weight, s.epilogue, s.pool);
   } else if constexpr (std::is_same_v<T, ConvolveTransposed>) {

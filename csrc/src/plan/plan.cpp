@@ -24,7 +24,6 @@ class Attributes {
   explicit Attributes(std::ostream& stream) : stream_(stream) {}
 
   void operator()(const Multiply& k) const { after(k.epilogue); }
-  void operator()(const Border& k) const { pair("before", k.before); }
   void operator()(const Convolve& k) const {
     window(k.window);
     if (k.groups != 1) stream_ << ", groups " << k.groups;
@@ -122,7 +121,6 @@ const char* name_of(const Kernel& kernel) {
   // In the order of the variant's alternatives.
   static constexpr std::array<const char*, std::variant_size_v<Kernel>> kNames = {
       "multiply",
-      "border",
       "convolve",
       "convolve_transposed",
       "pool",
@@ -173,8 +171,6 @@ void Plan::place() {
       const auto positions = static_cast<double>(attend->positions);
       flops += 4 * positions * positions * static_cast<double>(attend->heads * attend->head_dim);
       scratch = std::max(scratch, in_lines(attend->scores()) + in_lines(attend->panel()));
-    } else if (const auto* convolve = std::get_if<Convolve>(&step.kernel)) {
-      scratch = std::max(scratch, in_lines(convolve->places()));
     }
   }
   struct Life {

@@ -67,7 +67,7 @@ using Pair = std::array<int64_t, 2>;
 using kernels::Window;
 
 /// (*in_size, in) to (*out_size, out), or to as many positions as there are pools. Weight: panels,
-/// and the window has no padding; or, in groups, (taps, in / groups, out).
+/// or, in groups, (taps, in / groups, out).
 struct Convolve {
   Window window;
   int64_t in, out, groups;
@@ -86,13 +86,7 @@ struct Convolve {
   bool may_pool(const Pair& of) const {
     return groups == 1 && !epilogue.residual && !epilogue.after &&
            epilogue.function.value_or(Function::kRelu) == Function::kRelu &&
-           kernels::kPooledRows % (of[0] * of[1]) == 0;
-  }
-
-  /// Elements of float32 that hold what kernels::fill_places writes: numbers of 64 bits.
-  int64_t places() const {
-    constexpr int64_t kElements = sizeof(int64_t) / sizeof(float);
-    return groups > 1 ? 0 : kElements * in * window.taps();
+           of[0] * of[1] <= kernels::kPooledRows;
   }
 };
 
@@ -103,14 +97,6 @@ struct ConvolveTransposed {
   int64_t in, out;
   TensorPlace weight;
   Epilogue epilogue;
-};
-
-/// (*in_size, channels) to (*out_size, channels): `before` positions of zeros above and on the
-/// left, and as many below and on the right as there is room for. What a convolution reads, so that
-/// none of its taps lies outside.
-struct Border {
-  Pair in_size, out_size, before;
-  int64_t channels;
 };
 
 /// The largest, or the mean, padding counted, of a window.
@@ -208,9 +194,9 @@ struct Call {
   size_t number;
 };
 
-using Kernel = std::variant<Multiply, Border, Convolve, ConvolveTransposed, Pool, GlobalAverage,
-                            Upsample, NormalizeRows, NormalizeGroups, ScaleAndShift, Apply, Gate,
-                            Add, Pad, Transpose, Copy, Embed, Attend, Call>;
+using Kernel = std::variant<Multiply, Convolve, ConvolveTransposed, Pool, GlobalAverage, Upsample,
+                            NormalizeRows, NormalizeGroups, ScaleAndShift, Apply, Gate, Add, Pad,
+                            Transpose, Copy, Embed, Attend, Call>;
 
 /// "multiply", "convolve", ...
 const char* name_of(const Kernel& kernel);

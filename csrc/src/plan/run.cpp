@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <new>
 
 #include "kernels/matrix_product.h"
 #include "kernels/normalize.h"
@@ -80,15 +79,6 @@ class Runner {
     rest(k.epilogue, k.rows * k.out);
   }
 
-  void operator()(const Border& k) const {
-    const int64_t line = k.out_size[1] * k.channels;
-    const int64_t grain = std::max<int64_t>(1, kLeastElements / line);
-    (*run_.parallel_for)(samples() * k.out_size[0], grain, [&](int64_t begin, int64_t end) {
-      kernels::run(
-          kernels::Border{k.in_size, k.out_size, k.before, k.channels, begin, end, x_, y_});
-    });
-  }
-
   void operator()(const Convolve& k) const {
     const Window& at = k.window;
     const Tensor& weight = tensor(k.weight);
@@ -101,11 +91,9 @@ class Runner {
       plain(k.epilogue, at.outputs(), k.out);
       return;
     }
-    auto* const places = new (scratch_) int64_t[static_cast<size_t>(k.in * at.taps())];
-    kernels::fill_places(at, k.in, places);
-    const kernels::Image image{&at, places, k.pool};
-    kernels::run(kernels::Product{x_, k.in, samples() * k.rows(), k.in, weight.panels,
-                                  fused(k.epilogue), y_, k.out, &image},
+    const kernels::Image image{&at, k.pool};
+    kernels::run(kernels::Product{x_, k.in, samples(), k.in, weight.panels, fused(k.epilogue), y_,
+                                  k.out, &image},
                  *run_.parallel_for);
     rest(k.epilogue, k.outputs() * k.out);
   }

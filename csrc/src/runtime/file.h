@@ -78,7 +78,7 @@ struct File {
 
 /// What begins a file.
 inline constexpr std::string_view kMagic{"\x93nsnplan", 8};
-inline constexpr int64_t kVersion = 4;
+inline constexpr int64_t kVersion = 5;
 /// Each box begins at a multiple of so many bytes.
 inline constexpr int64_t kAlignment = 64;
 
