@@ -6,11 +6,11 @@ set_tests_properties(runtime.level.unknown PROPERTIES ENVIRONMENT NSN_CPU_LEVEL=
   PASS_REGULAR_EXPRESSION "must name a level that this processor has \\(baseline\\), but is 'v3'")
 
 find_package(Python3 REQUIRED COMPONENTS Interpreter)
-set(products ${PROJECT_SOURCE_DIR}/csrc/src/kernels/product.cpp
+set(products ${PROJECT_SOURCE_DIR}/csrc/src/kernels/panel_tiles.cpp
   ${PROJECT_SOURCE_DIR}/csrc/src/kernels/matrix_product.cpp)
 set(objects $<TARGET_OBJECTS:nsn_without_torch>)
 add_test(NAME runtime.code COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/arm_code.py
-  ${CMAKE_OBJDUMP} "$<FILTER:${objects},INCLUDE,product.cpp>" COMMAND_EXPAND_LISTS)
+  ${CMAKE_OBJDUMP} "$<FILTER:${objects},INCLUDE,panel_tiles.cpp|matrix_product.cpp>" COMMAND_EXPAND_LISTS)
 if(NOT CMAKE_BUILD_TYPE STREQUAL Release)
   set_tests_properties(runtime.code PROPERTIES DISABLED TRUE)
 endif()
