@@ -50,8 +50,8 @@ struct Region {
   int64_t tap_count() const { return taps[0].size() * taps[1].size(); }
 };
 
-/// The taps that the window at `position` has inside of the input, and the end of the positions,
-/// none behind `end`, that have the same.
+/// The taps that the window at `position` has inside of the input, and the end of the positions
+/// before `last` that have the same.
 struct SameTaps {
   Interval taps;
   int64_t end;

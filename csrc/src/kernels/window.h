@@ -1,11 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 
-// Passes over windows of images that lie as (height, width, channels), one sample, but for borders,
-// float32.
+// Passes over windows of images that lie as (height, width, channels), one sample, float32.
 
 namespace nsn::kernels {
 
@@ -28,11 +28,13 @@ struct Inside {
   Inside(const Window& at, size_t d, int64_t output)
       : first(0), count(at.kernel[d]), place(output * at.stride[d] - at.padding[d]) {
     const int64_t step = at.dilation[d];
-    for (; place < 0 && count > 0; place += step, --count) ++first;
-    for (int64_t last = place + (count - 1) * step; last >= at.in_size[d] && count > 0;
-         last -= step) {
-      --count;
+    if (place < 0) {
+      first = std::min(count, (step - 1 - place) / step);
+      place += first * step;
+      count -= first;
     }
+    const int64_t room = at.in_size[d] - 1 - place;  // behind the first
+    if ((count - 1) * step > room) count = room < 0 ? 0 : room / step + 1;
   }
 };
 

@@ -12,7 +12,7 @@ namespace {
 
 // What kernels compute from extents stays inside 64 bits: twice the elements of a value times those
 // of a weight; the elements of a value times the taps of a pool; the square of an attention's
-// positions times its features.
+// positions times its features; the bytes of an input's line times a stride and a pool's extent.
 constexpr int64_t kMostElements = int64_t{1} << 31, kMostExtent = int64_t{1} << 20;
 constexpr int64_t kMostTaps = int64_t{1} << 24;
 /// Placing values takes time that grows as the square of their number.
