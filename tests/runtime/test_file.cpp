@@ -167,11 +167,11 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
   const auto of_one_tap = [](const Multiply& k, plan::Pair in, plan::Pair out, plan::Pair padding) {
     return plan::Convolve{{in, out, {1, 1}, {1, 1}, padding}, k.in, k.out, 1, k.weight, {}};
   };
-  // One of 160 positions, of which it is to keep the largest.
+  // One of 300 positions, of which it is to keep the largest.
   const auto pooled = [&](runtime::File& file, plan::Pair pool) -> plan::Convolve& {
     plan::Plan& plan = file.networks[0].plan;
-    plan.values[0].shape = {800};
-    plan::Convolve k = of_one_tap(multiply(file), {1, 160}, {1, 160}, {0, 0});
+    plan.values[0].shape = {1500};
+    plan::Convolve k = of_one_tap(multiply(file), {1, 300}, {1, 300}, {0, 0});
     k.pool = pool;
     return plan.steps[0].kernel.emplace<plan::Convolve>(k);
   };
@@ -230,8 +230,8 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
          f.networks[0].plan.steps[0].kernel = of_one_tap(multiply(f), {1, 1}, {1, 1}, {0, -1});
        }},
       {"its pool is out of range", [&](auto& f) { pooled(f, {0, 1}); }},
-      {"its pool is out of range", [&](auto& f) { pooled(f, {1, 161}); }},
-      {"it cannot pool", [&](auto& f) { pooled(f, {1, 160}); }},
+      {"its pool is out of range", [&](auto& f) { pooled(f, {1, 301}); }},
+      {"it cannot pool", [&](auto& f) { pooled(f, {1, 300}); }},
       {"it cannot pool",
        [&](auto& f) { pooled(f, {1, 8}).epilogue.function = plan::Function::kTanh; }},
       {"it cannot pool",

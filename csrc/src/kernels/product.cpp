@@ -82,7 +82,7 @@ class Expanded {
 };
 
 /// How an image's pools are cut into tiles: of so many samples, lines and columns, whose results
-/// stay in a cache of the first level.
+/// stay in a near cache.
 struct PoolTiles {
   Positions all;
   Pieces columns, samples, lines;

@@ -29,7 +29,7 @@ struct Image {
 
   int64_t of_pool() const { return pool[0] * pool[1]; }
 };
-inline constexpr int64_t kPooledRows = 128;
+inline constexpr int64_t kPooledRows = 256;
 
 /// y = epilogue(x W^T), or the convolution W * x.
 struct Product {
