@@ -187,7 +187,7 @@ void expand(WeightType type, const void* from, int64_t count, float* to) {
 
 void keep_largest(const std::array<int64_t, 2>& pool, const float* from, int64_t line,
                   int64_t count, int64_t features, float* y, int64_t y_step) {
-  const auto [down, right] = pool;
+  const int64_t down = pool[0], right = pool[1];
   for (int64_t i = 0; i < count; ++i, from += right * kPanel, y += y_step) {
     over_columns(features, [&](auto d, int64_t at) HWY_ATTR {
       auto most = hn::LoadU(d, from + at);
