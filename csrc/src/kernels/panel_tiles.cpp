@@ -164,8 +164,8 @@ HWY_INLINE void with_type(WeightType type, const Then& then) {
   return then(int8_t());
 }
 
-void multiply_narrow(const Way& way, const Panel& panel, WeightType type, const float* x,
-                     float* y) {
+[[maybe_unused]] void multiply_narrow(const Way& way, const Panel& panel, WeightType type,
+                                      const float* x, float* y) {
   with_type(type, [&](auto typed) HWY_ATTR {
     const float* const from[] = {x};
     float* const to[] = {y};
