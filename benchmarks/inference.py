@@ -23,7 +23,8 @@ model files that they load.
 The first exports and compiles what is to be measured; it need not be run, and needs no quiet
 machine. The second writes what this processor does by itself to results.json, and what it does when
 it is held to AVX2 to results-v3.json. What is there already, of the same build, machine and
-packages, is not measured again, so that a run that was ended goes on where it was.
+packages, is not measured again, so that a run that was ended goes on where it was; what is there of
+others becomes results-before.json.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import ctypes
 import hashlib
 import json
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -199,7 +201,11 @@ def documents_of(arguments: argparse.Namespace) -> dict[str, tuple[Path | None, 
             path = path.with_stem(f"{path.stem}-{named}")
         if path is not None and path.exists() and not arguments.fresh:
             found = json.loads(path.read_text())
-            if all(found.get(key) == value for key, value in known.items()):
+            others = [key for key, value in known.items() if found.get(key) != value]
+            if others:
+                before = path.rename(path.with_stem(f"{path.stem}-before"))
+                print(f"{path} was of other {', '.join(others)}: it is {before} now", file=sys.stderr)
+            else:
                 document = found
         result[level] = path, document
     return result

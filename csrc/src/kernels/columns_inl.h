@@ -43,7 +43,8 @@ HWY_INLINE hn::Vec<D> at_least(D /*d*/, hn::Vec<D> least, hn::Vec<D> x) {
 /// The larger of both, NaN where one is.
 template <typename D>
 HWY_INLINE hn::Vec<D> larger(D /*d*/, hn::Vec<D> x, hn::Vec<D> y) {
-  return hn::IfThenElse(hn::Or(hn::Gt(x, y), hn::IsNaN(x)), x, y);
+  const auto most = HWY_ARCH_X86 ? hn::Max(x, y) : hn::IfThenElse(hn::Gt(x, y), x, y);
+  return hn::IfThenElse(hn::IsNaN(x), x, most);
 }
 
 /// Whether masked loads and stores leave alone what the mask leaves out.

@@ -92,28 +92,32 @@ HWY_INLINE void tile(const Way& way, const float* const (&from)[rows], const Pan
   }
   V sum[rows][vectors];
   multiply_all<Weight, panels>(panel, way.taps, begin, from, sum);
-  const auto& [ends, first, features, y, results] = *hide(&rest);
+  const auto& [ends, first, features, all_y, results] = *hide(&rest);
+  // Read before anything is written, behind which they would be read again.
+  float* y[rows];
+  HWY_UNROLL(8)
+  for (size_t r = 0; r < rows; ++r) y[r] = all_y[r] + first;
+  const float *const scales = ends->scale + first, *const biases = ends->bias + first;
+  const V least = hn::Set(d, ends->least);
   if (ends->adds) {
     HWY_UNROLL(8)
     for (size_t r = 0; r < rows; ++r) {
       HWY_UNROLL(8)
       for (size_t v = 0; v < vectors; ++v) {
-        sum[r][v] = hn::Add(sum[r][v], hn::LoadU(d, y[r] + first + v * kLanes));
+        sum[r][v] = hn::Add(sum[r][v], hn::LoadU(d, y[r] + v * kLanes));
       }
     }
   }
-  const V least = hn::Set(d, ends->least);
   HWY_UNROLL(8)
   for (size_t v = 0; v < vectors; ++v) {
-    const V scale = hn::LoadU(d, ends->scale + first + v * kLanes);
-    const V bias = hn::LoadU(d, ends->bias + first + v * kLanes);
+    const V scale = hn::LoadU(d, scales + v * kLanes);
+    const V bias = hn::LoadU(d, biases + v * kLanes);
     HWY_UNROLL(8)
     for (size_t r = 0; r < rows; ++r) {
-      hn::StoreU(at_least(d, least, hn::MulAdd(sum[r][v], scale, bias)), d,
-                 y[r] + first + v * kLanes);
+      hn::StoreU(at_least(d, least, hn::MulAdd(sum[r][v], scale, bias)), d, y[r] + v * kLanes);
     }
   }
-  if (features < kWidth) copy_features(rows, first, features, y, results);
+  if (features < kWidth) copy_features(rows, first, features, all_y, results);
 }
 
 /// `count` rows times a panel of float32, in tiles of `step` rows.
@@ -147,10 +151,10 @@ HWY_NOINLINE void multiply_pair(const Way& way, const Panel* panel, Rows& next, 
   if (count == 0) return;
   Rows behind = next.behind(kPanel);
   multiply_rows(way, panel[0], next, count, kRows);
-  multiply_rows(way.behind(kPanel), panel[1], behind, count, kRows);
+  multiply_rows(Way(way, kPanel), panel[1], behind, count, kRows);
 }
 
-void multiply_panels(const Way& way, const Panel* panel, int64_t panels, Rows rows, int64_t count,
+void multiply_panels(const Way& way, const Panel* panel, int64_t panels, Rows& rows, int64_t count,
                      int64_t step) {
   if (panels == 2) return multiply_pair<kPairRows>(way, panel, rows, count);
   multiply_rows(way, *panel, rows, count, step);
@@ -185,18 +189,35 @@ void expand(WeightType type, const void* from, int64_t count, float* to) {
   });
 }
 
+/// The largest of each feature from `from` on, of so many vectors, over a pool.
+template <size_t vectors, typename D>
+HWY_INLINE void largest_of(D d, const std::array<int64_t, 2>& pool, const float* from, int64_t line,
+                           float* y) {
+  const auto lanes = static_cast<int64_t>(hn::MaxLanes(d));
+  hn::Vec<D> most[vectors];
+  for (size_t v = 0; v < vectors; ++v) most[v] = hn::LoadU(d, from + v * lanes);
+  for (int64_t j = 0; j < pool[0]; ++j, from += line) {
+    const float* position = from;
+    for (int64_t k = 0; k < pool[1]; ++k, position += kPanel) {
+      for (size_t v = 0; v < vectors; ++v) {
+        most[v] = larger(d, most[v], hn::LoadU(d, position + v * lanes));
+      }
+    }
+  }
+  for (size_t v = 0; v < vectors; ++v) hn::StoreU(most[v], d, y + v * lanes);
+}
+
 void keep_largest(const std::array<int64_t, 2>& pool, const float* from, int64_t line,
                   int64_t count, int64_t features, float* y, int64_t y_step) {
-  const int64_t down = pool[0], right = pool[1];
-  for (int64_t i = 0; i < count; ++i, from += right * kPanel, y += y_step) {
-    over_columns(features, [&](auto d, int64_t at) HWY_ATTR {
-      auto most = hn::LoadU(d, from + at);
-      for (int64_t j = 0; j < down; ++j) {
-        for (int64_t k = 0; k < right; ++k) {
-          most = larger(d, most, hn::LoadU(d, from + at + j * line + k * kPanel));
-        }
-      }
-      hn::StoreU(most, d, y + at);
+  constexpr size_t kVectors = kIsSmall ? 1 : 2;
+  constexpr auto kTogether = static_cast<int64_t>(kVectors * kLanes);
+  for (int64_t i = 0; i < count; ++i, from += pool[1] * kPanel, y += y_step) {
+    int64_t done = 0;
+    for (; kVectors > 1 && done + kTogether <= features; done += kTogether) {
+      largest_of<kVectors>(D(), pool, from + done, line, y + done);
+    }
+    over_columns(features - done, [&](auto d, int64_t at) HWY_ATTR {
+      largest_of<1>(d, pool, from + done + at, line, y + done + at);
     });
   }
 }

@@ -11,7 +11,7 @@
 #include "kernels/product.h"
 
 // Tiles of products with panels: some rows times a panel, or times two that lie behind each other,
-// with the sums in registers. product.h cuts products into what is asked for here.
+// with the sums in registers. product.cpp cuts products into what is asked for here.
 
 namespace nsn::kernels {
 
@@ -173,21 +173,25 @@ class Ends {
 
 /// What is done with panels that lie behind each other: the first of two, one, or the second.
 struct Way {
-  Taps taps;
+  const Taps& taps;
   const float *scale, *bias;
   float least;
   /// Whether products are added to what the results are already.
   bool adds;
 
-  Way(const Taps& inputs, const Ends& ends, bool adding = false)
-      : taps(inputs), scale(ends.scale), bias(ends.bias), least(ends.least), adds(adding) {}
-
-  Way behind(int64_t features) const {
-    Way result = *this;
-    result.scale += features;
-    result.bias += features;
-    return result;
-  }
+  /// For features behind the first of `ends`.
+  Way(const Taps& inputs, const Ends& ends, bool adding, int64_t behind = 0)
+      : taps(inputs),
+        scale(ends.scale + behind),
+        bias(ends.bias + behind),
+        least(ends.least),
+        adds(adding) {}
+  Way(const Way& way, int64_t behind)
+      : taps(way.taps),
+        scale(way.scale + behind),
+        bias(way.bias + behind),
+        least(way.least),
+        adds(way.adds) {}
 };
 
 /// How a level's tiles are, and what they do.
@@ -196,7 +200,7 @@ struct PanelTiles {
   int64_t rows, pair_rows;
 
   /// `count` rows times `panels` panels of float32, 1 or 2, in tiles of `step` rows.
-  void (*multiply)(const Way& way, const Panel* panel, int64_t panels, Rows rows, int64_t count,
+  void (*multiply)(const Way& way, const Panel* panel, int64_t panels, Rows& rows, int64_t count,
                    int64_t step);
   /// One row of a matrix times a panel of a narrower type as it is; null where code is to be small.
   void (*multiply_narrow)(const Way& way, const Panel& panel, WeightType type, const float* x,

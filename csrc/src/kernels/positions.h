@@ -29,10 +29,13 @@ struct Interval {
 struct Pieces {
   int64_t all, count;
 
-  Pieces(int64_t of, int64_t most) : all(of), count((of + most - 1) / most) {}
+  Pieces(int64_t of, int64_t most)
+      : all(of), count(0 < of && of <= most ? 1 : (of + most - 1) / most) {}
 
-  int64_t largest() const { return (all + count - 1) / count; }
-  Interval operator[](int64_t i) const { return {i * all / count, (i + 1) * all / count}; }
+  int64_t largest() const { return quotient(all + count - 1, count); }
+  Interval operator[](int64_t i) const {
+    return {quotient(i * all, count), quotient((i + 1) * all, count)};
+  }
 };
 
 /// Output positions of some samples.
@@ -63,7 +66,7 @@ struct SameTaps {
       // Up to the last one that ends inside.
       const int64_t reach = (window.kernel[d] - 1) * window.dilation[d];
       const int64_t room = window.in_size[d] - 1 + window.padding[d] - reach;
-      end = std::min(last, (window.stride[d] == 1 ? room : room / window.stride[d]) + 1);
+      end = std::min(last, quotient(room, window.stride[d]) + 1);
       return;
     }
     for (; end < last; ++end) {

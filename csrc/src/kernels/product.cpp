@@ -11,6 +11,9 @@ namespace nsn::kernels {
 
 namespace {
 
+/// Of a matrix.
+constexpr Taps kAllInputs;
+
 /// Taps that are multiplied at a time.
 constexpr int64_t kMostTaps = 256;
 
@@ -30,7 +33,7 @@ Taps fill_taps(const Window& window, int64_t in, const Region& region, const Int
     }
   }
   const int64_t of_input = end - places, rows = has_part ? part.size() : window.taps();
-  const int64_t most = std::max<int64_t>(1, loop / std::max<int64_t>(1, of_input));
+  const int64_t most = std::max<int64_t>(1, quotient(loop, std::max<int64_t>(1, of_input)));
   const int64_t inputs = Pieces(in, most).largest();
   for (const Place* from = places; end < places + inputs * of_input; ++from) {
     *end++ = {from->x + 1, from->weight + rows * width};
@@ -174,11 +177,14 @@ class Runner {
                    const Each& each) const {
     const int64_t grain = grain_for(rows * inner * kPanel * groups_.of_group());
     parallel_for_(blocks * groups_.count() * tiles, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t next; begin < end; begin = next) {
-        const int64_t tile = begin % tiles, of_block = begin / tiles;
-        next = std::min(end, begin - tile + tiles);
-        each(of_block / groups_.count(), of_block % groups_.count(),
-             Interval{tile, tile + next - begin});
+      int64_t tile = begin % tiles, group = begin / tiles % groups_.count();
+      for (int64_t block = begin / tiles / groups_.count(); begin < end; tile = 0) {
+        const int64_t some = std::min(end - begin, tiles - tile);
+        each(block, group, Interval{tile, tile + some});
+        begin += some;
+        if (++group < groups_.count()) continue;
+        group = 0;
+        ++block;
       }
     });
   }
@@ -209,17 +215,19 @@ class Runner {
     float* const y = p_.y + first * p_.y_stride + panel->feature;
     if (!is_narrow_) {
       const Ends ends(p_.epilogue, panel, panels);
-      tiles_.multiply({{}, ends}, panel, panels, {x, p_.x_stride, y, p_.y_stride}, count, step);
+      Rows rows(x, p_.x_stride, y, p_.y_stride);
+      tiles_.multiply({kAllInputs, ends, false}, panel, panels, rows, count, step);
     } else if (p_.rows == 1 && tiles_.multiply_narrow != nullptr) {
       const Ends ends(p_.epilogue, panel, 1);
-      tiles_.multiply_narrow({{}, ends}, *panel, p_.weight->type(), x, y);
+      tiles_.multiply_narrow({kAllInputs, ends, false}, *panel, p_.weight->type(), x, y);
     } else {
       Expanded expanded(tiles_, p_.weight->type(), *panel);
       const Pieces parts(p_.in, Expanded::kMost);
       for (int64_t i = 0; i < parts.count; ++i) {
         const Ends ends(i + 1 == parts.count ? p_.epilogue : Epilogue(), panel, 1);
-        const Rows rows(x + parts[i].begin, p_.x_stride, y, p_.y_stride);
-        tiles_.multiply({{}, ends, i > 0}, &expanded.of(parts[i], {0, 1}, 1), 1, rows, count, step);
+        Rows rows(x + parts[i].begin, p_.x_stride, y, p_.y_stride);
+        tiles_.multiply({kAllInputs, ends, i > 0}, &expanded.of(parts[i], {0, 1}, 1), 1, rows,
+                        count, step);
       }
     }
   }
@@ -299,13 +307,13 @@ class Runner {
         const Taps read =
             fill_taps(window, p_.in, region, tap, is_narrow_, from->width, loop, places);
         const int64_t first = begin * step, last = std::min(end * step, count);
-        const Rows rows(p_.x + input.begin, window, p_.in, region, first, to);
         // With tiles of one panel's rows, of a pair each by itself.
         const int64_t side_by_side = step == tiles_.pair_rows ? panels : 1;
         for (int64_t i = 0; i < panels; i += side_by_side) {
           const int64_t behind = i * kPanel;
-          tiles_.multiply(Way(read, ends, part > 0).behind(behind), from + i, side_by_side,
-                          rows.behind(behind), last - first, step);
+          Rows rows(p_.x + input.begin, window, p_.in, region, first, to.behind(behind));
+          tiles_.multiply({read, ends, part > 0, behind}, from + i, side_by_side, rows,
+                          last - first, step);
         }
       });
     }

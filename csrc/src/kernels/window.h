@@ -20,6 +20,9 @@ struct Window {
   int64_t outputs() const { return out_size[0] * out_size[1]; }
 };
 
+/// a / b, where b is 1 most of the time, and a division would take as long as a dozen additions.
+constexpr int64_t quotient(int64_t a, int64_t b) { return b == 1 ? a : a / b; }
+
 /// The taps of a window that lie inside, in one dimension: so many, from the one `first` on, which
 /// reads the input at `place`.
 struct Inside {
@@ -29,12 +32,12 @@ struct Inside {
       : first(0), count(at.kernel[d]), place(output * at.stride[d] - at.padding[d]) {
     const int64_t step = at.dilation[d];
     if (place < 0) {
-      first = std::min(count, (step - 1 - place) / step);
+      first = std::min(count, quotient(step - 1 - place, step));
       place += first * step;
       count -= first;
     }
     const int64_t room = at.in_size[d] - 1 - place;  // behind the first
-    if ((count - 1) * step > room) count = room < 0 ? 0 : room / step + 1;
+    if ((count - 1) * step > room) count = room < 0 ? 0 : quotient(room, step) + 1;
   }
 };
 
