@@ -84,10 +84,17 @@ NSN_C_API nsn_status nsn_model_find(const nsn_model* model, const char* name, si
 /* Reads what a sub-network needs from the disk, so that no run waits for it. */
 NSN_C_API nsn_status nsn_model_load(const nsn_model* model, size_t place);
 
-/* threads: 1, or how many of its own, the caller's among them. */
+/* threads: 1, or how many of its own, the caller's among them. These are of the process that made
+ * them: in a process forked from it, a session of several may be neither run nor closed, since it
+ * would wait for them for ever. */
 NSN_C_API nsn_status nsn_session_open(const nsn_model* model, int64_t max_batch, int threads,
                                       nsn_session** session);
 NSN_C_API void nsn_session_close(nsn_session* session);
+
+/* Bytes of the memory that such a session would take. It is what the file's plans ask for, however
+ * small the file is: of a file from strangers, ask first. */
+NSN_C_API nsn_status nsn_session_bytes(const nsn_model* model, int64_t max_batch, int threads,
+                                       int64_t* bytes);
 
 /* input: (samples, *input_shape); output: (samples, *output_shape). With one thread it allocates
  * nothing, takes no lock and calls the system for nothing. */

@@ -1,79 +1,155 @@
 #include "npy.h"
 
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <iterator>
+#include <memory>
 #include <stdexcept>
+#include <string_view>
 
 namespace nsn::run {
 
 namespace {
 
-constexpr char kMagic[] = "\x93NUMPY";
-constexpr size_t kMagicSize = 6;
+constexpr std::string_view kMagic{"\x93NUMPY", 6};
 
-/// The text behind a key of the header, "'descr': '<f4', ...".
-std::string behind(const std::string& header, const std::string& key, const std::string& path) {
-  const size_t at = header.find("'" + key + "':");
-  if (at == std::string::npos) throw std::runtime_error("'" + path + "' is no .npy: no " + key);
-  return header.substr(header.find_first_not_of(' ', at + key.size() + 3));
+[[noreturn]] void refuse(const std::string& path, const std::string& what) {
+  throw std::runtime_error("'" + path + "' " + what);
+}
+
+[[noreturn]] void refuse_header(const std::string& path, const std::string& what) {
+  refuse(path, "is no .npy that can be read: " + what + ". Save it anew with numpy.save.");
+}
+
+bool is_npy(const std::string& path) {
+  return path.size() > 4 && path.compare(path.size() - 4, 4, ".npy") == 0;
+}
+
+std::vector<char> contents_of(const std::string& path) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
+                                                             &std::fclose);
+  const auto fail = [&] {
+    refuse(path, std::string("cannot be read: ") + std::strerror(errno) +
+                     ". Check the path and its permissions.");
+  };
+  if (file == nullptr) fail();
+  std::vector<char> result;
+  size_t size = 0;
+  do {
+    result.resize(std::max<size_t>(1 << 16, 2 * size));
+    size += std::fread(result.data() + size, 1, result.size() - size, file.get());
+  } while (size == result.size());
+  if (std::ferror(file.get()) != 0) fail();
+  result.resize(size);
+  return result;
+}
+
+/// What stands behind a key of the header, {'descr': '<f4', ...}.
+std::string_view behind(std::string_view header, const std::string& key, const std::string& path) {
+  const std::string quoted = "'" + key + "':";
+  const size_t at = header.find(quoted);
+  if (at == std::string_view::npos) refuse_header(path, "its header has no '" + key + "'");
+  header.remove_prefix(at + quoted.size());
+  header.remove_prefix(std::min(header.find_first_not_of(' '), header.size()));
+  return header;
+}
+
+/// "(5, 784)"
+std::vector<int64_t> shape_of(std::string_view text, const std::string& path) {
+  const std::string whole(text.substr(0, text.find(')')));
+  const auto take = [&](char what) {
+    text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
+    const bool is_there = !text.empty() && text.front() == what;
+    if (is_there) text.remove_prefix(1);
+    return is_there;
+  };
+  std::vector<int64_t> result;
+  bool is_good = take('(');
+  while (is_good && !take(')')) {
+    int64_t extent = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), extent);
+    is_good = error == std::errc() && extent >= 0;
+    text.remove_prefix(static_cast<size_t>(end - text.data()));
+    result.push_back(extent);
+    if (is_good && !take(',')) {
+      is_good = take(')');
+      break;
+    }
+  }
+  if (!is_good) refuse_header(path, "its header has the shape '" + whole + "'");
+  return result;
+}
+
+/// Bytes of so many elements; -1 where they are more than can be counted.
+int64_t bytes_of(const std::vector<int64_t>& shape, int64_t each) {
+  int64_t result = each;
+  for (const int64_t extent : shape) {
+    if (__builtin_mul_overflow(result, extent, &result)) return -1;
+  }
+  return result;
 }
 
 }  // namespace
 
 Array read_array(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw std::runtime_error("cannot open '" + path + "'");
   Array result;
-  result.bytes.assign(std::istreambuf_iterator<char>(stream), {});
-  auto& bytes = result.bytes;
-  if (bytes.size() < kMagicSize + 4 || std::memcmp(bytes.data(), kMagic, kMagicSize) != 0) {
+  result.bytes = contents_of(path);
+  const std::string_view all(result.bytes.data(), result.bytes.size());
+  result.is_npy = all.substr(0, kMagic.size()) == kMagic;
+  if (!result.is_npy) {
+    if (is_npy(path)) refuse_header(path, "its first bytes are others");
     return result;
   }
-  // Versions 2 and 3 have a length of four bytes.
-  const size_t words = bytes[kMagicSize] == 1 ? 2 : 4;
-  const size_t begin = kMagicSize + 2 + words;
-  if (bytes.size() < begin) throw std::runtime_error("'" + path + "' is cut");
+  // A version, of two bytes, and how long the header is.
+  constexpr size_t kLengthAt = kMagic.size() + 2;
+  const int version = all.size() < kLengthAt ? 1 : all[kMagic.size()];
+  if (version < 1 || version > 3) {
+    refuse_header(path, "it has version " + std::to_string(version) + ", but 1 to 3 are known");
+  }
+  const size_t begin = kLengthAt + (version == 1 ? 2 : 4);
   size_t length = 0;
-  for (size_t i = words; i-- > 0;) {
-    length = length << 8U | static_cast<unsigned char>(bytes[kMagicSize + 2 + i]);
+  for (size_t i = begin; i-- > kLengthAt && begin <= all.size();) {
+    length = length << 8U | static_cast<unsigned char>(all[i]);
   }
-  if (length > bytes.size() - begin) throw std::runtime_error("'" + path + "' is cut");
-  const std::string header(bytes.data() + begin, length);
-  const std::string type = behind(header, "descr", path);
-  result.is_npy = true;
-  result.is_integral = type.rfind("'<i8'", 0) == 0;
-  if (!result.is_integral && type.rfind("'<f4'", 0) != 0) {
-    throw std::runtime_error("'" + path + "' holds " + type.substr(0, type.find(',')) +
-                             ", and must hold '<f4' or '<i8': save it as float32 or int64");
+  if (begin > all.size() || length > all.size() - begin) {
+    refuse_header(path, "it ends in its header, after " + std::to_string(all.size()) + " bytes");
   }
-  if (behind(header, "fortran_order", path).rfind("False", 0) != 0) {
-    throw std::runtime_error("'" + path + "' lies in Fortran's order: save a C-contiguous array");
+  const std::string_view header = all.substr(begin, length), data = all.substr(begin + length);
+  const std::string_view type = behind(header, "descr", path);
+  const auto is_of = [&](std::string_view name) { return type.substr(0, name.size()) == name; };
+  result.is_integral = is_of("'<i8'");
+  if (!result.is_integral && !is_of("'<f4'")) {
+    refuse(path, "holds " + std::string(type.substr(0, type.find(','))) +
+                     ", and must hold '<f4' or '<i8': save it as float32 or int64");
   }
-  const std::string shape = behind(header, "shape", path);
-  for (size_t at = 1; at < shape.size() && shape[at] != ')';) {
-    size_t used = 0;
-    if (shape[at] == ',' || shape[at] == ' ') {
-      ++at;
-      continue;
-    }
-    result.shape.push_back(std::stoll(shape.substr(at), &used));
-    at += used;
+  if (behind(header, "fortran_order", path).substr(0, 5) != "False") {
+    refuse(path, "lies in Fortran's order: save a C-contiguous array");
   }
-  bytes.erase(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(begin + length));
+  result.shape = shape_of(behind(header, "shape", path), path);
+  const int64_t bytes = bytes_of(result.shape, result.is_integral ? 8 : 4);
+  if (bytes != static_cast<int64_t>(data.size())) {
+    refuse_header(path, "its header names " +
+                            (bytes < 0 ? "more than 2^63" : std::to_string(bytes)) +
+                            " bytes of numbers, but it holds " + std::to_string(data.size()));
+  }
+  result.bytes.erase(result.bytes.begin(),
+                     result.bytes.begin() + static_cast<std::ptrdiff_t>(begin + length));
   return result;
 }
 
 void write_array(const std::string& path, const std::vector<int64_t>& shape,
                  const std::vector<float>& numbers) {
   std::ofstream stream(path, std::ios::binary | std::ios::trunc);
-  if (path.size() > 4 && path.compare(path.size() - 4, 4, ".npy") == 0) {
+  if (is_npy(path)) {
     std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (";
     for (const int64_t extent : shape) header += std::to_string(extent) + ", ";
     header += "), }";
-    header.resize((kMagicSize + 4 + header.size() + 64) / 64 * 64 - kMagicSize - 5, ' ');
+    header.resize((kMagic.size() + 4 + header.size() + 64) / 64 * 64 - kMagic.size() - 5, ' ');
     header += '\n';
-    stream.write(kMagic, kMagicSize);
+    stream << kMagic;
     const unsigned char sizes[] = {1, 0, static_cast<unsigned char>(header.size() & 255U),
                                    static_cast<unsigned char>(header.size() >> 8U)};
     stream.write(reinterpret_cast<const char*>(sizes), sizeof sizes);
@@ -82,7 +158,7 @@ void write_array(const std::string& path, const std::vector<int64_t>& shape,
   stream.write(reinterpret_cast<const char*>(numbers.data()),
                static_cast<std::streamsize>(numbers.size() * sizeof(float)));
   stream.close();
-  if (!stream) throw std::runtime_error("cannot write '" + path + "'");
+  if (!stream) refuse(path, "cannot be written. Check the path, its permissions and the disk.");
 }
 
 }  // namespace nsn::run

@@ -29,7 +29,8 @@ export class Network {
   size = 0;
   bytes = 0;
   headerBytes = 0;
-  // {place, name, fileBytes, weightBytes, inputs, outputs}, in the file's order and the smallest first.
+  // {place, name, fileBytes, weightBytes, takesNumbers, inputs, outputs}, in the file's order and the smallest first.
+  // Those that take numbers, int64, are not for `run`, and have no inputs.
   subnetworks = [];
   bySize = [];
 
@@ -60,7 +61,8 @@ export class Network {
   }
 
   // One sample, of as many numbers as the sub-network has inputs.
-  run({ place, inputs, outputs }, input) {
+  run({ place, name, takesNumbers, inputs, outputs }, input) {
+    if (takesNumbers) throw new Error(`'${name}' takes int64, and run gives float32. Run another sub-network.`);
     if (input.length !== inputs) throw new Error(`the input has ${input.length} numbers, and not ${inputs}`);
     this.#module.HEAPF32.set(input, this.#input / 4);
     this.#check(this.#module._web_run(this.#session, place, this.#input, this.#output));
@@ -112,6 +114,7 @@ export class Network {
         name: this.#module.UTF8ToString(_web_name(this.#model, place)),
         fileBytes: _web_file_bytes(this.#model, place),
         weightBytes: _web_weight_bytes(this.#model, place),
+        takesNumbers: _web_inputs(this.#model, place) === 0,
         inputs: _web_inputs(this.#model, place),
         outputs: _web_outputs(this.#model, place),
       });

@@ -6,17 +6,22 @@ docs/runtime.md). Inside a Python program :class:`nsn.Pack` does the same over a
 
 import ctypes
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from nsn.checks import shown
+from nsn import _C
+from nsn.checks import expect, expect_batch, expect_name, kind_of, shown
 
 _BAD_FILE = 6
+
+# The most of a session's options.
+_MOST = {"max_batch": 2**30, "threads": 1024}
 
 
 class _Subnetwork(ctypes.Structure):
@@ -45,14 +50,18 @@ def _library() -> ctypes.CDLL:
     handle, place = ctypes.c_void_p, ctypes.c_size_t
     library.nsn_message.restype = ctypes.c_char_p
     library.nsn_model_count.restype = ctypes.c_size_t
+    options = [ctypes.c_int64, ctypes.c_int]
     for name, arguments in {
         "nsn_model_open": [ctypes.c_char_p, ctypes.POINTER(handle)],
+        "nsn_model_in_memory": [handle, ctypes.c_size_t, ctypes.POINTER(handle)],
         "nsn_model_close": [handle],
         "nsn_model_grow": [handle],
+        "nsn_model_grow_to": [handle, ctypes.c_size_t],
         "nsn_model_count": [handle],
         "nsn_model_subnetwork": [handle, place, ctypes.POINTER(_Subnetwork)],
         "nsn_model_load": [handle, place],
-        "nsn_session_open": [handle, ctypes.c_int64, ctypes.c_int, ctypes.POINTER(handle)],
+        "nsn_session_open": [handle, *options, ctypes.POINTER(handle)],
+        "nsn_session_bytes": [handle, *options, ctypes.POINTER(ctypes.c_int64)],
         "nsn_session_close": [handle],
         "nsn_session_run": [handle, place, handle, handle, ctypes.c_int64],
         "nsn_session_run_numbers": [handle, place, handle, handle, ctypes.c_int64],
@@ -66,6 +75,44 @@ def _check(status: int) -> None:
         return
     message = (_library().nsn_message() or b"").decode(errors="replace")
     raise OSError(message) if status == _BAD_FILE else ValueError(message)
+
+
+def _check_options(where: str, model: object, options: dict[str, int]) -> None:
+    expect(f"{where}: model", model, Model, "a Model", "Open the file: nsn.runtime.Model(path).")
+    for name, value in options.items():
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not is_whole or not 1 <= value <= _MOST[name]:
+            raise ValueError(
+                f"{where}: {name} must be a whole number, at least 1 and at most {_MOST[name]}, "
+                f"but is {shown(value)}."
+            )
+
+
+def _as_tensor(buffer: Any) -> Tensor:
+    """A buffer's memory as a tensor of uint8, which keeps it where it is."""
+    where = "nsn.runtime.Model.in_memory: the buffer"
+    if isinstance(buffer, Tensor):
+        kind = (buffer.dtype, buffer.device.type, buffer.layout)
+        if kind != (torch.uint8, "cpu", torch.strided) or not buffer.is_contiguous():
+            raise ValueError(
+                f"{where} must be contiguous and of torch.uint8 on the CPU, but is of "
+                f"{buffer.dtype} on {buffer.device}, or has gaps. Convert it."
+            )
+        return buffer.detach()
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        raise TypeError(
+            f"{where} must be bytes, or have memory as these do, but is {kind_of(buffer)}. Of a "
+            f"file give the path to nsn.runtime.Model."
+        ) from None
+    if not view.c_contiguous:
+        raise ValueError(f"{where} must be contiguous, but has gaps. Copy it: bytes(buffer).")
+    if view.nbytes == 0:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bytes may not be written, and are not
+        return torch.frombuffer(view, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -97,12 +144,57 @@ class Model:
         path: the file.
 
     Raises:
-        OSError: where it cannot be read, or is none of the runtime's.
+        OSError: where it cannot be read (FileNotFoundError where there is none), or is none of the
+            runtime's. ValueError: where the path has a NUL byte.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        encoded = os.fsencode(path)
+        # Which says by the kind of the error what the runtime says by its message alone.
+        os.close(_C.open_for_reading(encoded))
         self._handle = ctypes.c_void_p()
-        _check(_library().nsn_model_open(os.fsencode(path), ctypes.byref(self._handle)))
+        self._memory: Tensor | None = None
+        _check(_library().nsn_model_open(encoded, ctypes.byref(self._handle)))
+
+    @classmethod
+    def in_memory(cls, buffer: Any, size: int | None = None) -> "Model":
+        """A file in memory, as one that a program carries or that arrives piece by piece.
+
+        Nothing is copied: the buffer is kept, and its bytes must stay as they are. It begins at a
+        multiple of 4 bytes, best of 64.
+
+        Args:
+            buffer: bytes or what has memory as these do (bytearray, mmap, a NumPy array), or a
+                tensor of uint8.
+            size: how many of its bytes are there by now; all where None.
+
+        Raises:
+            OSError: where it is none of the runtime's files. ValueError: where its memory cannot be
+                used. TypeError: where it has none.
+        """
+        model = cls.__new__(cls)
+        model._handle = ctypes.c_void_p()
+        model._memory = _as_tensor(buffer)
+        size = model._checked("in_memory", model._memory.numel() if size is None else size)
+        # Nothing of an empty buffer is read, which may have no address.
+        address = model._memory.data_ptr() or 64
+        _check(_library().nsn_model_in_memory(address, size, ctypes.byref(model._handle)))
+        return model
+
+    def _checked(self, call: str, size: int) -> int:
+        most = self._memory.numel() if self._memory is not None else 2**63 - 1
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= most:
+            raise ValueError(
+                f"nsn.runtime.Model.{call}: size must be a whole number of bytes, at most the "
+                f"buffer's {most}, but is {shown(size)}."
+            )
+        return size
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "nsn.runtime.Model: a model cannot be copied or pickled. Use this one, which sessions "
+            "share, or open the file again: nsn.runtime.Model(path)."
+        )
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -115,7 +207,8 @@ class Model:
         for place in range(_library().nsn_model_count(self._handle)):
             found = _Subnetwork()
             _check(_library().nsn_model_subnetwork(self._handle, place, ctypes.byref(found)))
-            name = found.name.decode()
+            # As in os.fsdecode: it may be none of UTF-8.
+            name = found.name.decode(errors="surrogateescape")
             result[name] = Subnetwork(
                 name=name,
                 input_shape=tuple(found.input_shape[: found.input_dimensions]),
@@ -135,6 +228,15 @@ class Model:
         """
         _check(_library().nsn_model_grow(self._handle))
 
+    def grow_to(self, size: int) -> None:
+        """The same for a file in memory, of which so many bytes are there by now.
+
+        Raises:
+            ValueError: where they are fewer than before, or more than the buffer has.
+        """
+        size = self._checked("grow_to", size)
+        _check(_library().nsn_model_grow_to(self._handle, size))
+
     def load(self, name: str) -> None:
         """Reads what a sub-network needs from the disk, so that no run waits for it.
 
@@ -144,6 +246,7 @@ class Model:
         _check(_library().nsn_model_load(self._handle, self._place(name)))
 
     def _place(self, name: str) -> int:
+        expect_name("nsn.runtime: name", name)
         names = list(self.subnetworks)
         if name not in names:
             raise ValueError(
@@ -159,21 +262,18 @@ class Session:
     Args:
         model: what it runs.
         max_batch: the most samples of a run.
-        threads: how many compute it; more than one are the session's own.
+        threads: how many compute it; more than one are the session's own, and of this process.
 
     Raises:
         ValueError: where an option is out of range.
     """
 
     def __init__(self, model: Model, max_batch: int = 1, threads: int = 1) -> None:
-        for option, value in (("max_batch", max_batch), ("threads", threads)):
-            if not isinstance(value, int) or not 1 <= value <= 2**30:
-                raise ValueError(
-                    f"nsn.runtime.Session: {option} must be a whole number, at least 1, but is "
-                    f"{shown(value)}."
-                )
+        _check_options("nsn.runtime.Session", model, {"max_batch": max_batch, "threads": threads})
         self._model = model
         self._places = {name: (i, one) for i, (name, one) in enumerate(model.subnetworks.items())}
+        # The process that has its threads; None where it has none.
+        self._process = os.getpid() if threads > 1 else None
         self._handle = ctypes.c_void_p()
         _check(
             _library().nsn_session_open(
@@ -181,8 +281,36 @@ class Session:
             )
         )
 
+    @staticmethod
+    def bytes_for(model: Model, max_batch: int = 1, threads: int = 1) -> int:
+        """Bytes of the memory that such a session would take.
+
+        It is what the file's plans ask for, however small the file is: of a file from strangers,
+        ask first.
+
+        Raises:
+            ValueError: where an option is out of range.
+        """
+        options = {"max_batch": max_batch, "threads": threads}
+        _check_options("nsn.runtime.Session.bytes_for", model, options)
+        result = ctypes.c_int64()
+        _check(
+            _library().nsn_session_bytes(model._handle, max_batch, threads, ctypes.byref(result))
+        )
+        return result.value
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "nsn.runtime.Session: a session cannot be copied or pickled. Make another one: "
+            "nsn.runtime.Session(model, ...)."
+        )
+
+    def _is_elsewhere(self) -> bool:
+        """Whether its threads are another process's, for which it would wait for ever."""
+        return self._process is not None and self._process != os.getpid()
+
     def __del__(self) -> None:
-        if getattr(self, "_handle", None):
+        if getattr(self, "_handle", None) and not self._is_elsewhere():
             _library().nsn_session_close(self._handle)
 
     def run(self, name: str, x: Tensor) -> Tensor:
@@ -190,18 +318,40 @@ class Session:
 
         Raises:
             ValueError: where there is no such sub-network or it is not in the file yet, the batch
-                is too large, or the input does not fit.
+                is too large, or the input does not fit. RuntimeError: in a process forked from
+                that of a session of several threads, and while torch.jit traces.
         """
+        if self._is_elsewhere():
+            raise RuntimeError(
+                "nsn.runtime: this session has threads of its own, which a forked process has not. "
+                "Make a session in each process."
+            )
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call,attr-defined]
+            raise RuntimeError(
+                "nsn.runtime: torch.jit.trace would keep what a session computes as a constant. "
+                "Trace a view of the network, or run the session outside of what is traced."
+            )
+        expect_name("nsn.runtime.Session.run: name", name)
+        expect_batch("nsn.runtime.Session.run", x)
         if name not in self._places:
             self._model._place(name)  # which says what there is
         place, own = self._places[name]
-        if x.device.type != "cpu" or x.dtype != own.dtype or tuple(x.shape[1:]) != own.input_shape:
+        if x.layout != torch.strided or x.is_nested:
+            raise ValueError(
+                f"nsn.runtime: '{name}' takes a dense batch, but the input is "
+                f"{'nested' if x.is_nested else f'of {x.layout}'}. Convert it with to_dense(), or "
+                f"a nested one with to_padded_tensor()."
+            )
+        fits = x.dim() > 0 and tuple(x.shape[1:]) == own.input_shape
+        if not fits or x.device.type != "cpu" or x.dtype != own.dtype:
             raise ValueError(
                 f"nsn.runtime: '{name}' takes a batch of shape (B, {str(own.input_shape)[1:]} and "
                 f"{own.dtype} on the CPU, but the input is of shape {tuple(x.shape)} and {x.dtype} "
                 f"on {x.device}. Convert it."
             )
         x = x.detach().resolve_neg().resolve_conj().contiguous()
+        if x._is_zerotensor():
+            x = x.clone()  # which has memory
         y = torch.empty((len(x), *own.output_shape), dtype=torch.float32, device="cpu")
         library = _library()
         run: Any = library.nsn_session_run

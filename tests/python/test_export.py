@@ -193,6 +193,31 @@ def test_wrong_arguments(
 
 
 @pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (
+            {"huge": nsn.Conv1d(1, 1, 1, stride=2**21)},
+            r"'huge' of sub-network 'base': step 0 \(convolve\): its window has .* stride.* 2\^20",
+        ),
+        ({"huge": nsn.MaxPool1d(1, stride=2**21)}, r"'huge' .*\(pool\): its window has .* 2\^20"),
+        ({"huge": nsn.Upsample(2**29)}, r"'huge' .*\(upsample\): .*more than 2\^31 elements"),
+        (
+            {f"a{i}": nsn.Activation("gelu") for i in range(4097)},
+            "sub-network 'base': it has more than 4096 steps",
+        ),
+    ],
+)
+def test_what_a_runtime_file_cannot_hold_is_named(
+    tmp_path: Path, blocks: dict[str, Any], message: str
+) -> None:
+    shape = (1, 2, 2) if isinstance(blocks.get("huge"), nsn.Upsample) else (1, 5)
+    net = nsn.Network(input=shape, blocks=blocks, subnetworks={}).eval()
+    with pytest.raises(ValueError, match=f"a runtime file cannot hold .*{message}"):
+        nsn.export(net, tmp_path / "out", "runtime")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("format", "package"), [("onnx", "onnxscript"), ("executorch", "executorch.exir")]
 )
 def test_a_missing_package_is_named(

@@ -1,14 +1,19 @@
 """The runtime by its C interface: files that networks are written to, sessions, and what they say.
 
 That what comes out is right is in test_cases.py, test_pack.py and test_export.py too; what runs cost,
-and files that would do harm, in tests/runtime.
+and files that would do harm, in tests/runtime; nsn-run in test_runtime_program.py.
 """
 
+import array
 import copy
+import mmap
+import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -51,7 +56,7 @@ def test_a_file_that_arrives_in_parts(tmp_path: Path) -> None:
             assert not model.subnetworks[one.name].is_there
             with pytest.raises(ValueError, match="the file ends before the weights of this"):
                 session.run(one.name, x)
-            with pytest.raises(ValueError, match="ends before its weights"):
+            with pytest.raises(ValueError, match=f"ends before the weights of '{one.name}'"):
                 model.load(one.name)
             with path.open("ab") as file:
                 file.write(content[path.stat().st_size : one.file_bytes])
@@ -166,34 +171,227 @@ def test_sessions_of_several_threads(threads: int) -> None:
             assert torch.allclose(session.run(name, x[:batch]), expected, atol=1e-5)
 
 
-def test_wrong_uses_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="cannot be opened: No such file"):
+@pytest.mark.parametrize(
+    "held",
+    [
+        bytes,
+        bytearray,
+        memoryview,
+        lambda content: array.array("f", content),
+        lambda content: numpy.frombuffer(content, numpy.uint8),
+        lambda content: torch.frombuffer(bytearray(content), dtype=torch.uint8),
+    ],
+)
+def test_a_file_in_memory(held: Callable[[bytes], Any]) -> None:
+    content, x = file_of("mlp").read_bytes(), inputs("mlp", 3)
+    model = runtime.Model.in_memory(held(content))  # which alone keeps it
+    mapped = runtime.Model(file_of("mlp"))
+    assert model.subnetworks == mapped.subnetworks
+    of_mapped, session = runtime.Session(mapped, 3), runtime.Session(model, 3)
+    del model
+    for name in network("mlp").subnetworks:
+        assert torch.equal(session.run(name, x), of_mapped.run(name, x))
+
+
+def test_a_file_in_memory_that_arrives_in_parts(tmp_path: Path) -> None:
+    content, x = file_of("mlp").read_bytes(), inputs("mlp", 3)
+    mapped = runtime.Model(file_of("mlp"))
+    small, large = sorted(mapped.subnetworks.values(), key=lambda each: each.file_bytes)[:2]
+    buffer = bytearray(len(content))
+    buffer[: small.file_bytes] = content[: small.file_bytes]
+    model = runtime.Model.in_memory(buffer, small.file_bytes - 1)
+    session, expected = runtime.Session(model, 3), runtime.Session(mapped, 3)
+    assert not model.subnetworks[small.name].is_there
+    model.grow_to(small.file_bytes)
+    assert torch.equal(session.run(small.name, x), expected.run(small.name, x))
+    with pytest.raises(ValueError, match="append the rest, and call the model's grow, or grow_to"):
+        session.run(large.name, x)
+    buffer[:] = content
+    model.grow_to(len(buffer))
+    assert torch.equal(session.run(large.name, x), expected.run(large.name, x))
+    with pytest.raises(BufferError):
+        buffer.append(0)  # which might move it
+    with pytest.raises(ValueError, match="Say how many there are from its beginning on"):
+        model.grow_to(small.file_bytes)
+    for wrong in (len(buffer) + 1, -1, 1.5, True):
+        with pytest.raises(ValueError, match=f"at most the buffer's {len(buffer)}, but is {wrong}"):
+            model.grow_to(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="only its owner knows .*Say it with grow_to"):
+        model.grow()
+    with pytest.raises(ValueError, match="is mapped. Call grow"):
+        mapped.grow_to(len(buffer))
+    with file_of("mlp").open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    of_memory = runtime.Session(runtime.Model.in_memory(memory), 3)
+    assert torch.equal(of_memory.run("base", x), expected.run("base", x))
+
+
+def test_memory_that_cannot_be_used_is_refused() -> None:
+    content = file_of("mlp").read_bytes()
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        (b"", OSError, "the file in memory is no file .* its first bytes are others"),
+        (content[:100], OSError, "its header"),
+        (str(file_of("mlp")), TypeError, "must be bytes, .* but is a str. Of a file give the path"),
+        (
+            memoryview(content)[::2],
+            ValueError,
+            r"must be contiguous, but has gaps. Copy it: bytes\(",
+        ),
+        (memoryview(b"x" + content)[1:], ValueError, "but begins 1 behind one. Align it, or copy"),
+        (torch.zeros(9), ValueError, "of torch.uint8 on the CPU, but is of torch.float32 on cpu"),
+        (torch.zeros(9, dtype=torch.uint8)[::2], ValueError, "or has gaps. Convert it"),
+    ]
+    for buffer, kind, message in wrong:
+        with pytest.raises(kind, match=message):
+            runtime.Model.in_memory(buffer)
+    with pytest.raises(ValueError, match="size must be a whole number of bytes, at most the buf"):
+        runtime.Model.in_memory(content, len(content) + 1)
+
+
+def test_says_what_a_session_takes_before_it_is_made() -> None:
+    model = runtime.Model(file_of("cnn"))
+    one = runtime.Session.bytes_for(model)
+    assert 0 < one < runtime.Session.bytes_for(model, 16) < 1 << 26
+    assert one < runtime.Session.bytes_for(model, 16, threads=4)
+    with pytest.raises(ValueError, match="Session.bytes_for: threads must be a whole number"):
+        runtime.Session.bytes_for(model, 1, 1025)
+    with pytest.raises(TypeError, match="bytes_for: model must be a Model, but is a str. Open the"):
+        runtime.Session.bytes_for("path")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(make: Callable[[object], object]) -> None:
+    """Which would close what they do not own."""
+    model = runtime.Model(file_of("mlp"))
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled. .*nsn.runtime.Model\(path"):
+        make(model)
+    with pytest.raises(TypeError, match="cannot be copied or pickled. Make another one"):
+        make(runtime.Session(model))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match="No such file or directory. Check the path"
+    ) as none:
         runtime.Model(tmp_path / "none")
+    assert none.value.filename == str(tmp_path / "none")
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        runtime.Model(tmp_path)
+    with pytest.raises(ValueError, match="has no NUL byte"):
+        runtime.Model(f"{file_of('mlp')}\0junk")
     (tmp_path / "text").write_text("this is no network")
     with pytest.raises(OSError, match=r"its first bytes are others. Write it with `nsn export"):
         runtime.Model(tmp_path / "text")
+    content = bytearray(file_of("mlp").read_bytes())
+    content[8] = 99
+    (tmp_path / "version").write_bytes(content)
+    with pytest.raises(
+        OSError, match="version 99, .* reads 5, which its own nsn writes. Write it w"
+    ):
+        runtime.Model(tmp_path / "version")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """As Python has it with files' names: they can be told apart, given back and shown."""
+    content = file_of("mlp").read_bytes()
+    assert content.count(b"half\0\0\0\0") == 1
+    (tmp_path / "net").write_bytes(content.replace(b"half\0\0\0\0", b"ha\xfff\0\0\0\0"))
+    model, x = runtime.Model(tmp_path / "net"), inputs("mlp", 1)
+    assert "ha\udcfff" in model.subnetworks and "half" not in model.subnetworks
+    expected = runtime.Session(runtime.Model(file_of("mlp"))).run("half", x)
+    assert torch.equal(runtime.Session(model).run("ha\udcfff", x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated")
+def test_wrong_uses_are_refused() -> None:
     model = runtime.Model(file_of("mlp"))
     with pytest.raises(ValueError, match="has no sub-network 'none'. It has base"):
         model.load("none")
-    with pytest.raises(ValueError, match="max_batch must be a whole number, at least 1, but is 0"):
-        runtime.Session(model, 0)
-    with pytest.raises(ValueError, match="threads must be a whole number, at least 1, but is 0"):
-        runtime.Session(model, 1, 0)
+    for wrong in (0, 2**31, True, 1.0):
+        with pytest.raises(
+            ValueError, match=f"at least 1 and at most {2**30}, but is {wrong}"
+        ) as refused:
+            runtime.Session(model, wrong)  # type: ignore[arg-type]
+        assert "max_batch must be a whole number" in str(refused.value)
+    for wrong in (0, 1025, True):
+        with pytest.raises(
+            ValueError, match=f"threads must be .* and at most 1024, but is {wrong}"
+        ):
+            runtime.Session(model, 1, wrong)
+    with pytest.raises(TypeError, match=r"model must be a Model, but is a str. Open the file: nsn"):
+        runtime.Session(str(file_of("mlp")))  # type: ignore[arg-type]
     session = runtime.Session(model, 2)
     x = inputs("mlp", 3)
-    for wrong, message in {
+    for given, message in {
         x: "more samples than the session's max_batch",
         x[:2].double(): r"takes a batch of shape \(B, 784,\) and torch.float32 on the CPU",
         x[:2, 1:]: "takes a batch of shape",
+        torch.tensor(1.0): "takes a batch of shape",
+        x[:2].to_sparse(): r"takes a dense batch, but the input is of torch.sparse_coo. .*to_dense",
+        torch.nested.nested_tensor(
+            [x[0], x[1]], layout=torch.jagged
+        ): "is nested. .*to_padded_tensor",
+        x[:2].to("meta"): "on the CPU, but the input is .* on meta. Convert it",
     }.items():
         with pytest.raises(ValueError, match=message):
-            session.run("base", wrong)
+            session.run("base", given)
+    for no_tensor in (x.numpy(), [1.0], None):
+        with pytest.raises(
+            TypeError, match=r"expected a batch as a torch.Tensor, but got a? ?\w+. Convert"
+        ):
+            session.run("base", no_tensor)  # type: ignore[arg-type]
+    for no_name in (["base"], 0, None):
+        with pytest.raises(TypeError, match="name must be a sub-network's name, a str, but is"):
+            session.run(no_name, x)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="name must be a sub-network's name, a str, but is"):
+            model.load(no_name)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no sub-network 'none'"):
         session.run("none", x)
+    with pytest.raises(RuntimeError, match="torch.jit.trace would keep what a session computes"):
+        torch.jit.trace(lambda given: session.run("base", given), x[:1])
     numbers = runtime.Session(runtime.Model(file_of("transformer")))
     tokens = inputs("transformer", 1)
     with pytest.raises(ValueError, match="no row of the table"):
         numbers.run("base", tokens - 1000)
+
+
+def test_an_input_without_memory() -> None:
+    session = runtime.Session(runtime.Model(file_of("mlp")), 2)
+    zeros = torch._efficientzerotensor((2, 784))
+    assert torch.equal(session.run("base", zeros), session.run("base", torch.zeros(2, 784)))
+    assert session.run("base", torch.zeros(0, 784)).shape == (0, 10)
+
+
+def test_a_forked_process_makes_sessions_of_its_own() -> None:
+    """It has not the threads of those that were there, and would wait for them."""
+    script = f"""
+import os, signal, torch
+from nsn import runtime
+model = runtime.Model({str(file_of("mlp"))!r})
+x = torch.ones(64, 784)
+several, alone = runtime.Session(model, 64, threads=2), runtime.Session(model, 64)
+expected = alone.run("base", x)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # which ends it, should it wait
+    try:
+        several.run("base", x)
+    except RuntimeError as error:
+        assert "which a forked process has not. Make a session in each process." in str(error)
+    else:
+        os._exit(2)
+    del several
+    assert torch.equal(alone.run("base", x), expected)
+    assert torch.allclose(runtime.Session(model, 64, threads=2).run("base", x), expected)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert torch.allclose(several.run("base", x), expected)
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_what_a_file_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
@@ -237,76 +435,3 @@ print(*y)
     assert torch.allclose(
         found, network("mlp").view("base")(torch.full((1, 784), 0.25))[0], atol=1e-5
     )
-
-
-# ---- nsn-run -------------------------------------------------------------------------------------
-
-
-def nsn_run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    program = Path(nsn.__file__).parent / "bin" / "nsn-run"
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
-
-
-def test_the_program_describes_runs_and_verifies(tmp_path: Path) -> None:
-    for kind, name in (("cnn", "half"), ("transformer", "base")):
-        x, net = inputs(kind, 5), network(kind)
-        expected = net.view(name)(x)
-        numpy.save(tmp_path / "x.npy", x.numpy())
-        numpy.save(tmp_path / "is.npy", expected.numpy())
-        (tmp_path / "x.raw").write_bytes(x.numpy().tobytes())
-        described = nsn_run("describe", file_of(kind))
-        assert described.returncode == 0, described.stderr
-        assert [line.split()[0] for line in described.stdout.splitlines()[1:]] == net.subnetworks
-        for given in ("x.npy", "x.raw"):
-            for made in ("y.npy", "y.raw"):
-                done = nsn_run("run", file_of(kind), name, tmp_path / given, tmp_path / made)
-                assert done.returncode == 0, done.stderr
-            found = torch.from_numpy(numpy.load(tmp_path / "y.npy"))
-            assert found.shape == expected.shape
-            assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
-            assert (tmp_path / "y.raw").read_bytes() == found.numpy().tobytes()
-            good = nsn_run("verify", file_of(kind), name, tmp_path / given, tmp_path / "is.npy")
-            assert good.returncode == 0 and "5 samples" in good.stdout and "agrees" in good.stdout
-        expected[2].view(-1)[1] += 1e-3 * expected.abs().max()
-        numpy.save(tmp_path / "other.npy", expected.numpy())
-        bad = nsn_run("verify", file_of(kind), name, tmp_path / "x.npy", tmp_path / "other.npy")
-        assert bad.returncode == 3 and "DIFFERS" in bad.stdout
-    timed = nsn_run("bench", file_of("cnn"), "shallow", "--batch", 2, "--threads", 2)
-    assert timed.returncode == 0 and "shallow      batch 2: median " in timed.stdout, timed.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "a command is missing.\n\nUsage: nsn-run COMMAND"),
-        (["fly", "FILE"], "there is no command fly"),
-        (["describe"], "'describe' has other arguments"),
-        (["describe", "FILE", "--speed", "3"], "there is no option --speed"),
-        (
-            ["bench", "FILE", "--batch", "none"],
-            "--batch must be a number above 0 and below 1e9, but is 'none'",
-        ),
-        (["describe", "/nowhere"], "'/nowhere' cannot be opened"),
-        (["bench", "FILE", "none"], "has no sub-network 'none'. It has 'base'"),
-        (["run", "FILE", "base", "/nowhere", "y"], "cannot open '/nowhere'"),
-        (
-            ["run", "FILE", "base", "SHORT", "y"],
-            "must hold samples of (B, 784) float32, 3136 bytes",
-        ),
-        (["run", "FILE", "base", "DOUBLE", "y"], "holds '<f8', and must hold '<f4' or '<i8'"),
-        (["run", "FILE", "base", "OTHER", "y"], "3136 bytes of another shape or dtype"),
-    ],
-)
-def test_the_program_says_what_is_wrong(arguments: list[str], message: str, tmp_path: Path) -> None:
-    (tmp_path / "short").write_bytes(b"1234")
-    numpy.save(tmp_path / "double.npy", numpy.zeros((1, 784)))
-    numpy.save(tmp_path / "other.npy", numpy.zeros((784, 1), numpy.float32))
-    stands_for = {
-        "FILE": file_of("mlp"),
-        "SHORT": tmp_path / "short",
-        "DOUBLE": tmp_path / "double.npy",
-        "OTHER": tmp_path / "other.npy",
-    }
-    done = nsn_run(*(stands_for.get(each, each) for each in arguments))
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("nsn-run: ") and message in done.stderr, done.stderr

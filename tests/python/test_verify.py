@@ -66,6 +66,21 @@ def test_other_kinds_agree(kind: str, tmp_path: Path) -> None:
     assert all(row.ok for row in rows), rows
 
 
+def test_numbers_of_any_size_are_int64_in_the_runtime(tmp_path: Path) -> None:
+    net = nsn.Network(
+        input=(2, 3),
+        dtype=torch.int32,
+        blocks={"e": nsn.Embedding(5, 4), "f": nsn.Flatten(), "o": nsn.Dense(24, 3)},
+        subnetworks={},
+    )
+    nsn.save(net, tmp_path / "net.safetensors")
+    export = nsn.export(net.eval(), tmp_path / "runtime", "runtime")
+    assert [program.input["dtype"] for program in export.programs] == ["int64"]
+    x = torch.randint(5, (9, 2, 3), dtype=torch.int32)
+    rows = list(verify(tmp_path / "net.safetensors", [tmp_path / "runtime"], x))
+    assert all(row.ok for row in rows), rows
+
+
 def test_narrow_weights_have_an_accuracy(shipped: Path, tmp_path: Path) -> None:
     """They agree to their own tolerance, and what they reach stands beside the view."""
     nsn.export(network("cnn"), tmp_path / "int8", "runtime", ["half"], weights=torch.int8)

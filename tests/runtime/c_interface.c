@@ -60,6 +60,9 @@ int main(int count, char** arguments) {
   expect(nsn_model_open("/nowhere/at/all", &model) == NSN_BAD_FILE, "no file");
   expect(strstr(nsn_message(), "'/nowhere/at/all' cannot be opened") != NULL, "the message of it");
   expect(nsn_model_open(NULL, &model) == NSN_BAD_ARGUMENT, "no path");
+  expect(strstr(nsn_message(), "the argument 'path' is null") != NULL, "which is null");
+  expect(nsn_model_open("/nowhere", NULL) == NSN_BAD_ARGUMENT, "no place for a model");
+  expect(strstr(nsn_message(), "the argument 'model' is null") != NULL, "which other is null");
   expect(nsn_model_open(arguments[1], &model) == NSN_OK, "opening");
   if (model == NULL) return 1;
   expect(nsn_model_count(model) == 2, "the count");
@@ -80,6 +83,11 @@ int main(int count, char** arguments) {
   expect(strstr(nsn_message(), "max_batch must be at least 1") != NULL, "the message of it");
   expect(nsn_session_open(model, 2, 1, &session) == NSN_OK, "a session");
   if (session == NULL) return 1;
+  expect(nsn_session_bytes(model, 0, 1, &number) == NSN_BAD_ARGUMENT, "no samples");
+  expect(nsn_session_bytes(model, 2, 1, NULL) == NSN_BAD_ARGUMENT, "no place for bytes");
+  expect(nsn_session_bytes(model, 2, 1, &number) == NSN_OK && number > 0 && number < 1 << 20,
+         "what a session takes");
+  number = 0;
   nsn_model_close(model); /* the session is used on */
   for (i = 0; i < 24; ++i) x[i] = (float)(i % 12) / 10.0F;
   expect(nsn_session_run(session, place, x, y, 2) == NSN_OK, "a run");
@@ -92,6 +100,7 @@ int main(int count, char** arguments) {
   expect(nsn_session_run(session, place, x, y, 3) == NSN_BATCH_TOO_LARGE, "a large batch");
   expect(strstr(nsn_message(), "max_batch") != NULL, "the message of it");
   expect(nsn_session_run(session, place, NULL, y, 1) == NSN_BAD_ARGUMENT, "no input");
+  expect(strstr(nsn_message(), "the argument 'input' is null") != NULL, "the message of it");
   expect(nsn_session_run_numbers(session, place, &number, y, 1) == NSN_WRONG_INPUT_TYPE, "numbers");
   expect(strlen(nsn_runtime_version()) >= 5, "the version");
   nsn_session_close(session);

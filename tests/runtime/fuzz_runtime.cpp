@@ -22,20 +22,17 @@ void run(const Model& model) {
     const int64_t in = nsn::plan::numel(own.input), out = nsn::plan::numel(own.output);
     if (in + out > (1 << 20) || own.flops > 1e7) return;
   }
-  try {
-    Session session(model, {2, 1, {}});
-    for (size_t i = 0; i < model.subnetworks().size(); ++i) {
-      const auto& own = model.subnetworks()[i];
-      std::vector<float> y(static_cast<size_t>(2 * nsn::plan::numel(own.output)));
-      const auto in = static_cast<size_t>(2 * nsn::plan::numel(own.input));
-      if (own.takes_numbers) {
-        session.run(i, std::vector<int64_t>(in, 1).data(), y.data(), 2);
-      } else {
-        session.run(i, std::vector<float>(in, 0.5F).data(), y.data(), 2);
-      }
+  if (Session::bytes_for(model, {2, 1, {}}) > (int64_t{1} << 30)) return;
+  Session session(model, {2, 1, {}});
+  for (size_t i = 0; i < model.subnetworks().size(); ++i) {
+    const auto& own = model.subnetworks()[i];
+    std::vector<float> y(static_cast<size_t>(2 * nsn::plan::numel(own.output)));
+    const auto in = static_cast<size_t>(2 * nsn::plan::numel(own.input));
+    if (own.takes_numbers) {
+      session.run(i, std::vector<int64_t>(in, 1).data(), y.data(), 2);
+    } else {
+      session.run(i, std::vector<float>(in, 0.5F).data(), y.data(), 2);
     }
-  } catch (const std::bad_alloc&) {
-    return;  // an arena that no machine has
   }
 }
 

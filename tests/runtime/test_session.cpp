@@ -60,13 +60,40 @@ TEST(Session, SaysWhatIsWrong) {
                 .find("has no sub-network 'w41'. It has 'w8', "
                       "'w40', 'text'."),
             std::string::npos);
-  EXPECT_NE(what_of([&] { Session(model, {0, 1, {}}); }).find("max_batch must be at least 1"),
-            std::string::npos);
+  EXPECT_EQ(what_of([&] { Session(model, {0, 1, {}}); }),
+            "nsn: a session's max_batch must be at least 1 and at most 1073741824, but is 0. Give "
+            "one in between.");
   EXPECT_NE(what_of([&] { Session(model, {1, 0, {}}); }).find("threads must be at least 1"),
             std::string::npos);
+  EXPECT_NE(what_of([&] {
+              Session::bytes_for(model, {1, 1025, {}});
+            }).find("threads must be at least 1 and at most 1024, but is 1025"),
+            std::string::npos);
+  // Right in each language that the message may come to.
+  for (const Status status : {Status::kNoSuchSubnetwork, Status::kNotInFile, Status::kBatchTooLarge,
+                              Status::kWrongInputType}) {
+    EXPECT_EQ(std::string(message(status)).find("::"), std::string::npos) << message(status);
+  }
   EXPECT_EQ(model.subnetworks()[2].takes_numbers, true);
   EXPECT_EQ(model.subnetworks()[0].input, (std::vector<int64_t>{6}));
   EXPECT_EQ(model.subnetworks()[1].output, (std::vector<int64_t>{3}));
+}
+
+TEST(Session, SaysWhatItWouldTake) {
+  const Folder folder;
+  Sample sample(1);
+  sample.mlp({8, 40}, 6, 3);
+  sample.transformer("text", 4, 2, 5, true);
+  write(folder / "net", sample.bytes());
+  const Model model = Model::open(folder / "net");
+  for (const int64_t batch : {1, 7, 300}) {
+    for (const int threads : {1, 3}) {
+      if (threads > 1 && !kHasThreads) continue;
+      const runtime::SessionOptions options{batch, threads, {}};
+      EXPECT_EQ(Session::bytes_for(model, options), Session(model, options).bytes());
+    }
+  }
+  EXPECT_EQ(Session::bytes_for(model), Session(model).bytes());
 }
 
 TEST(Session, AFileThatIsCutRunsWhatItHolds) {
@@ -96,7 +123,15 @@ TEST(Session, AFileThatIsCutRunsWhatItHolds) {
   EXPECT_TRUE(same(1));
   EXPECT_FALSE(model.has(0));
   EXPECT_EQ(session.run(0, x.data(), y.data()), Status::kNotInFile);
-  EXPECT_NE(what_of([&] { model.load(0); }).find("ends before its weights"), std::string::npos);
+  EXPECT_NE(what_of([&] { model.load(0); })
+                .find("ends before the weights of 'w40', which needs its first " +
+                      std::to_string(networks[0].file_bytes) +
+                      " bytes. Append the rest, and call the model's grow, or grow_to."),
+            std::string::npos);
+  EXPECT_NE(what_of([&] {
+              model.load(3);
+            }).find("has no sub-network of place 3, but 3 of them. Look it up by its name."),
+            std::string::npos);
 
   // One byte less, and not even that one.
   write(folder / "less", bytes.substr(0, part - 1));
@@ -162,12 +197,13 @@ TEST(Session, AFileInMemoryMayArriveInParts) {
   };
   says("Say how many there are", [&] { model.grow_to(part); });
   says("Say it with grow_to", [&] { model.grow(); });
-  says("grow_to is for files in memory", [&] { whole.grow_to(bytes.size()); });
+  says("is mapped. Call grow.", [&] { whole.grow_to(bytes.size()); });
   says("the file in memory has no sub-network 'w9'. It has 'w40',", [&] { model.index_of("w9"); });
   says("the file in memory is no file that the runtime can read: its header",
        [&] { Model::in_memory(all.data(), header / 2); });
   says("its first bytes are others", [&] { Model::in_memory(all.data(), 0); });
-  says("at a multiple of 4 bytes", [&] { Model::in_memory(all.data() + 1, 10); });
+  says("at a multiple of 4 bytes, and best at one of 64, but begins 1 behind one. Align it,",
+       [&] { Model::in_memory(all.data() + 1, 10); });
 }
 
 TEST(Session, WhereThereAreNoThreadsItSaysSo) {
@@ -230,6 +266,10 @@ TEST(Session, ACallersThreadsComputeIt) {
     }
     for (std::thread& each : threads) each.join();
   };
+  EXPECT_NE(what_of([&] {
+              Session(model, {4, 1, parallel_for});
+            }).find("of 1 thread has no use for parallel_for, but is given one. Say in threads"),
+            std::string::npos);
   Session with(model, {4, 2, parallel_for}), without(model, {4, 1, {}});
   const auto x = sample.numbers(784 * 4);
   std::vector<float> y(40), expected(40);

@@ -138,6 +138,7 @@ class Contents {
   }
 
   void write(detail::NewFile& to) const {
+    for (const runtime::FileNetwork& network : file_.networks) check(network);
     const std::string header = runtime::header_of(file_);
     try {
       runtime::read_header(header);
@@ -169,6 +170,19 @@ class Contents {
   }
 
  private:
+  /// Refuses by the block's name what no plan of a file may hold.
+  void check(const runtime::FileNetwork& network) const {
+    try {
+      runtime::check(network, file_);
+    } catch (const plan::BadPlan& error) {
+      const std::string block = error.step ? network.plan.steps[*error.step].block : "";
+      TORCH_CHECK_VALUE(false, "nsn::write_runtime: a runtime file cannot hold ",
+                        block.empty() ? "" : "block '" + block + "' of ", "sub-network '",
+                        network.name, "': ", error.what(),
+                        ". Leave out the sub-network, or make it smaller.");
+    }
+  }
+
   size_t place_of(const Source& source) {
     const auto [found, is_new] = places_.try_emplace(source, sources_.size());
     if (is_new) sources_.push_back(source);

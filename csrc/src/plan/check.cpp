@@ -18,6 +18,11 @@ constexpr int64_t kMostTaps = int64_t{1} << 24;
 /// Placing values takes time that grows as the square of their number.
 constexpr size_t kMostSteps = 4096;
 
+constexpr const char* kWrongShape =
+    "what it makes has an extent below 1, or more than 2^31 elements";
+constexpr const char* kWrongWindow =
+    "its window has an extent, a stride, a dilation or a padding above 2^20, or one too small";
+
 class Checker {
  public:
   Checker(const Plan& plan, const std::vector<TensorShape>& tensors)
@@ -26,14 +31,14 @@ class Checker {
   void operator()() {
     require(!plan_.values.empty() && plan_.values[0].memory == Memory::kInput,
             "its first value is not its input");
-    require(plan_.steps.size() <= kMostSteps, "it has too many steps");
+    require(plan_.steps.size() <= kMostSteps, "it has more than 4096 steps");
     require(plan_.values.size() == plan_.steps.size() + 1, "not each step makes one value");
-    for (const Value& value : plan_.values) {
-      require(is_shape(value.shape), "a value has an extent below 1, or too many elements");
-    }
+    require(is_shape(plan_.values[0].shape), kWrongShape);
     is_made_[0] = true;
     for (at_ = 0; at_ < plan_.steps.size(); ++at_) {
       step_ = &plan_.steps[at_];
+      require(step_->output >= plan_.values.size() || is_shape(plan_.values[step_->output].shape),
+              kWrongShape);
       std::visit(*this, step_->kernel);
       require(step_->output < plan_.values.size() && !is_made_[step_->output],
               "it makes a value that is there already");
@@ -146,7 +151,7 @@ class Checker {
 
   void operator()(const Pad& k) {
     extents({k.outer, k.count});
-    require(k.before >= 0 && k.before <= kMostExtent, "its padding is out of range");
+    require(k.before >= 0 && k.before <= kMostExtent, "its padding is below 0, or above 2^20");
     takes({{k.outer, k.count}}, {k.outer, k.before + k.count});
   }
 
@@ -172,7 +177,7 @@ class Checker {
 
   void operator()(const Attend& k) {
     extents({k.positions, k.heads, k.head_dim});
-    require(k.positions <= kMostExtent, "it has too many positions");
+    require(k.positions <= kMostExtent, "it has more than 2^20 positions");
     takes({{k.positions, 3, k.heads, k.head_dim}}, {k.positions, k.heads, k.head_dim});
   }
 
@@ -181,14 +186,14 @@ class Checker {
  private:
   void require(bool holds, const std::string& what) const {
     if (holds) return;
-    throw BadPlan(step_ == nullptr ? what
-                                   : "step " + std::to_string(at_) + " (" + name_of(step_->kernel) +
-                                         "): " + what);
+    if (step_ == nullptr) throw BadPlan(what);
+    throw BadPlan("step " + std::to_string(at_) + " (" + name_of(step_->kernel) + "): " + what,
+                  at_);
   }
 
   void extents(std::initializer_list<int64_t> all) const {
     for (const int64_t each : all) {
-      require(each >= 1 && each <= kMostElements, "an extent is out of range");
+      require(each >= 1 && each <= kMostElements, "an extent is below 1, or above 2^31");
     }
   }
 
@@ -196,11 +201,11 @@ class Checker {
     for (const size_t d : {0U, 1U}) {
       for (const int64_t each :
            {at.in_size[d], at.out_size[d], at.kernel[d], at.stride[d], at.dilation[d]}) {
-        require(each >= 1 && each <= kMostExtent, "its window is out of range");
+        require(each >= 1 && each <= kMostExtent, kWrongWindow);
       }
-      require(at.padding[d] >= 0 && at.padding[d] <= kMostExtent, "its window is out of range");
+      require(at.padding[d] >= 0 && at.padding[d] <= kMostExtent, kWrongWindow);
     }
-    require(at.taps() <= kMostTaps, "its window has too many taps");
+    require(at.taps() <= kMostTaps, "its window has more than 2^24 taps");
   }
 
   void known(Function function) const {

@@ -1,8 +1,11 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "plan/plan.h"
@@ -19,7 +22,11 @@ struct TensorShape {
 
 /// A plan is none that could be run.
 struct BadPlan : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  /// Where it is one step's fault, which.
+  std::optional<size_t> step;
+
+  explicit BadPlan(const std::string& what, std::optional<size_t> where = std::nullopt)
+      : std::runtime_error(what), step(where) {}
 };
 
 /// Checks a plan of unknown origin, whose offsets are not set yet: running it then reads and writes

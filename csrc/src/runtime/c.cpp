@@ -1,6 +1,8 @@
 #include <exception>
+#include <initializer_list>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "nsn/runtime/model.h"
 #include "nsn/runtime/session.h"
@@ -65,8 +67,18 @@ nsn_status guarded(nsn_status bad, const What& what) noexcept {
   }
 }
 
-nsn_status null_pointer() noexcept {
-  return fail(NSN_BAD_ARGUMENT, "a pointer is null where there has to be one");
+/// Whether one of a call's arguments is null that may not be; says which.
+bool has_null(std::initializer_list<std::pair<const char*, const void*>> arguments) noexcept {
+  for (const auto& each : arguments) {
+    if (each.second != nullptr) continue;
+    guarded(NSN_BAD_ARGUMENT, [&] {
+      const std::string name = each.first;
+      return fail_with(NSN_BAD_ARGUMENT,
+                       ("nsn: the argument '" + name + "' is null. Give a pointer.").c_str());
+    });
+    return true;
+  }
+  return false;
 }
 
 nsn_status status_of(Status status) noexcept {
@@ -79,8 +91,9 @@ static_assert(static_cast<int>(Status::kNoSuchRow) == NSN_NO_SUCH_ROW);
 template <typename Element>
 nsn_status run(nsn_session* session, size_t place, const Element* input, float* output,
                int64_t samples) noexcept {
-  if (session == nullptr || ((input == nullptr || output == nullptr) && samples != 0)) {
-    return null_pointer();
+  if (has_null({{"session", session}}) ||
+      (samples != 0 && has_null({{"input", input}, {"output", output}}))) {
+    return NSN_BAD_ARGUMENT;
   }
   return status_of(session->session.run(place, input, output, samples));
 }
@@ -92,7 +105,7 @@ const char* nsn_message(void) { return last_message; }
 const char* nsn_runtime_version(void) { return NSN_VERSION; }
 
 nsn_status nsn_model_open(const char* path, nsn_model** model) {
-  if (path == nullptr || model == nullptr) return null_pointer();
+  if (has_null({{"path", path}, {"model", model}})) return NSN_BAD_ARGUMENT;
   return guarded(NSN_BAD_FILE, [&] {
     *model = new nsn_model{Model::open(path)};
     return NSN_OK;
@@ -100,7 +113,7 @@ nsn_status nsn_model_open(const char* path, nsn_model** model) {
 }
 
 nsn_status nsn_model_in_memory(const void* data, size_t bytes, nsn_model** model) {
-  if (data == nullptr || model == nullptr) return null_pointer();
+  if (has_null({{"data", data}, {"model", model}})) return NSN_BAD_ARGUMENT;
   return guarded(NSN_BAD_FILE, [&] {
     *model = new nsn_model{Model::in_memory(data, bytes)};
     return NSN_OK;
@@ -110,7 +123,7 @@ nsn_status nsn_model_in_memory(const void* data, size_t bytes, nsn_model** model
 void nsn_model_close(nsn_model* model) { delete model; }
 
 nsn_status nsn_model_grow(nsn_model* model) {
-  if (model == nullptr) return null_pointer();
+  if (has_null({{"model", model}})) return NSN_BAD_ARGUMENT;
   return guarded(NSN_BAD_FILE, [&] {
     model->model.grow();
     return NSN_OK;
@@ -118,7 +131,7 @@ nsn_status nsn_model_grow(nsn_model* model) {
 }
 
 nsn_status nsn_model_grow_to(nsn_model* model, size_t bytes) {
-  if (model == nullptr) return null_pointer();
+  if (has_null({{"model", model}})) return NSN_BAD_ARGUMENT;
   return guarded(NSN_BAD_FILE, [&] {
     model->model.grow_to(bytes);
     return NSN_OK;
@@ -130,7 +143,7 @@ size_t nsn_model_count(const nsn_model* model) {
 }
 
 nsn_status nsn_model_subnetwork(const nsn_model* model, size_t place, nsn_subnetwork* subnetwork) {
-  if (model == nullptr || subnetwork == nullptr) return null_pointer();
+  if (has_null({{"model", model}, {"subnetwork", subnetwork}})) return NSN_BAD_ARGUMENT;
   if (place >= model->model.subnetworks().size()) return status_of(Status::kNoSuchSubnetwork);
   const Model::Subnetwork& own = model->model.subnetworks()[place];
   *subnetwork = {own.name.c_str(),
@@ -148,7 +161,7 @@ nsn_status nsn_model_subnetwork(const nsn_model* model, size_t place, nsn_subnet
 }
 
 nsn_status nsn_model_find(const nsn_model* model, const char* name, size_t* place) {
-  if (model == nullptr || name == nullptr || place == nullptr) return null_pointer();
+  if (has_null({{"model", model}, {"name", name}, {"place", place}})) return NSN_BAD_ARGUMENT;
   return guarded(NSN_NO_SUCH_SUBNETWORK, [&] {
     *place = model->model.index_of(name);
     return NSN_OK;
@@ -156,7 +169,7 @@ nsn_status nsn_model_find(const nsn_model* model, const char* name, size_t* plac
 }
 
 nsn_status nsn_model_load(const nsn_model* model, size_t place) {
-  if (model == nullptr) return null_pointer();
+  if (has_null({{"model", model}})) return NSN_BAD_ARGUMENT;
   if (place >= model->model.subnetworks().size()) return status_of(Status::kNoSuchSubnetwork);
   return guarded(NSN_NOT_IN_FILE, [&] {
     model->model.load(place);
@@ -166,9 +179,18 @@ nsn_status nsn_model_load(const nsn_model* model, size_t place) {
 
 nsn_status nsn_session_open(const nsn_model* model, int64_t max_batch, int threads,
                             nsn_session** session) {
-  if (model == nullptr || session == nullptr) return null_pointer();
+  if (has_null({{"model", model}, {"session", session}})) return NSN_BAD_ARGUMENT;
   return guarded(NSN_BAD_ARGUMENT, [&] {
     *session = new nsn_session{Session(model->model, {max_batch, threads, {}})};
+    return NSN_OK;
+  });
+}
+
+nsn_status nsn_session_bytes(const nsn_model* model, int64_t max_batch, int threads,
+                             int64_t* bytes) {
+  if (has_null({{"model", model}, {"bytes", bytes}})) return NSN_BAD_ARGUMENT;
+  return guarded(NSN_BAD_ARGUMENT, [&] {
+    *bytes = Session::bytes_for(model->model, {max_batch, threads, {}});
     return NSN_OK;
   });
 }

@@ -241,6 +241,8 @@ void check_names(const std::vector<FileNetwork>& networks) {
   }
 }
 
+}  // namespace
+
 void check(const FileNetwork& network, const File& file) {
   std::vector<plan::TensorShape> shapes;
   for (const auto& [tensor, out, in] : network.table) {
@@ -257,13 +259,10 @@ void check(const FileNetwork& network, const File& file) {
     sizes[0] = out;
     sizes[1] = in;
   }
-  try {
-    plan::check(network.plan, shapes);
-  } catch (const plan::BadPlan& error) {
-    throw std::runtime_error("the plan of sub-network '" + network.name +
-                             "' is damaged: " + error.what());
-  }
+  plan::check(network.plan, shapes);
 }
+
+namespace {
 
 /// Where a tensor is cut along a dimension of which slices use so many: where they end, at
 /// multiples of `unit`.
@@ -392,7 +391,7 @@ File read_header(std::string_view bytes) {
   if (version != kVersion) {
     throw std::runtime_error("it has version " + std::to_string(version) +
                              ", but this program reads " + std::to_string(kVersion) +
-                             ". Use the nsn that wrote it, or write it anew");
+                             ", which its own nsn writes");
   }
   File file;
   read(file.header_bytes);
@@ -406,7 +405,12 @@ File read_header(std::string_view bytes) {
   check_apart(file.tensors);
   check_names(file.networks);
   for (FileNetwork& network : file.networks) {
-    check(network, file);
+    try {
+      check(network, file);
+    } catch (const plan::BadPlan& error) {
+      throw std::runtime_error("the plan of sub-network '" + network.name +
+                               "' is damaged: " + error.what());
+    }
     network.plan.place();
   }
   return file;

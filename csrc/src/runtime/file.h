@@ -85,6 +85,10 @@ inline constexpr int64_t kAlignment = 64;
 /// Cuts tensors in panels where slices end, and sets where boxes lie, and the sizes.
 void place(File& file);
 
+/// Checks what a sub-network names of a file's tensors, and its plan, whose values are not placed
+/// yet. Throws plan::BadPlan for that, and else std::runtime_error.
+void check(const FileNetwork& network, const File& file);
+
 /// The header's bytes, of a file that has been placed.
 std::string header_of(const File& file);
 

@@ -18,14 +18,19 @@ namespace nsn::runtime {
 namespace {
 
 [[noreturn]] void refuse(const std::string& path, const char* what) {
-  throw Error("nsn::runtime: '" + path + "' cannot be " + what + ": " + std::strerror(errno));
+  const int code = errno;
+  throw Error("nsn: '" + path + "' cannot be " + what + ": " + std::strerror(code) +
+              (code == ENOMEM ? ". Free memory, or give another file."
+                              : ". Check the path and its permissions."));
 }
 
 int64_t size_of(int file, const std::string& path) {
   struct stat found{};
   if (::fstat(file, &found) != 0) refuse(path, "read");
   if (!S_ISREG(found.st_mode)) {
-    throw Error("nsn::runtime: '" + path + "' is no regular file, and only such can be mapped");
+    throw Error("nsn: '" + path + "' is no regular file, but a " +
+                (S_ISDIR(found.st_mode) ? "folder" : "pipe or device") +
+                ". Give the path of a file.");
   }
   return found.st_size;
 }
@@ -67,9 +72,10 @@ void MappedFile::reserve(int64_t size) {
 void MappedFile::look() {
   const int64_t size = size_of(file_, path_);
   if (size < size_) {
-    throw Error("nsn::runtime: '" + path_ + "' had " + std::to_string(size_) + " bytes, and has " +
-                std::to_string(size) +
-                " now. A file in use may be appended to, and otherwise must stay as it is.");
+    throw Error(
+        "nsn: '" + path_ + "' had " + std::to_string(size_) + " bytes, and has " +
+        std::to_string(size) +
+        " now. A file in use may be appended to, and otherwise must stay as it is. Open it anew.");
   }
 #if defined(__EMSCRIPTEN__)
   // A mapping is a copy there, which does not see what has been appended.

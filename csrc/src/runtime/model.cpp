@@ -8,7 +8,7 @@ namespace nsn::runtime {
 namespace {
 
 [[noreturn]] void refuse_file(const std::string& name, const std::string& what) {
-  throw Error("nsn::runtime: " + name + " is no file that the runtime can read: " + what +
+  throw Error("nsn: " + name + " is no file that the runtime can read: " + what +
               ". Write it with `nsn export --format runtime`.");
 }
 
@@ -100,10 +100,12 @@ Model::Model(std::shared_ptr<State> state) : state_(std::move(state)) {}
 Model Model::open(const std::string& path) { return Model(std::make_shared<State>(path)); }
 
 Model Model::in_memory(const void* data, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(data) % alignof(float) != 0) {
-    throw Misuse("nsn::runtime: a file in memory has to begin at a multiple of " +
+  const auto beyond = reinterpret_cast<uintptr_t>(data) % alignof(float);
+  if (beyond != 0) {
+    throw Misuse("nsn: a file in memory has to begin at a multiple of " +
                  std::to_string(alignof(float)) + " bytes, and best at one of " +
-                 std::to_string(kAlignment) + "; this one does not. Align it, or copy it.");
+                 std::to_string(kAlignment) + ", but begins " + std::to_string(beyond) +
+                 " behind one. Align it, or copy it.");
   }
   return Model(std::make_shared<State>(std::string_view(static_cast<const char*>(data), bytes)));
 }
@@ -116,8 +118,8 @@ size_t Model::index_of(std::string_view name) const {
     if (subnetworks()[i].name == name) return i;
     names += (names.empty() ? "'" : ", '") + subnetworks()[i].name + "'";
   }
-  throw Error("nsn::runtime: " + state_->name + " has no sub-network '" + std::string(name) +
-              "'. It has " + names + ".");
+  throw Error("nsn: " + state_->name + " has no sub-network '" + std::string(name) + "'. It has " +
+              names + ".");
 }
 
 bool Model::has(size_t subnetwork) const {
@@ -128,7 +130,7 @@ void Model::grow() {
   const std::lock_guard<std::mutex> lock(state_->growing);
   if (state_->mapped == nullptr) {
     throw Misuse(
-        "nsn::runtime: of a file in memory only its owner knows how much is there by now. Say it "
+        "nsn: of a file in memory only its owner knows how much is there by now. Say it "
         "with grow_to.");
   }
   state_->mapped->look();
@@ -139,11 +141,11 @@ void Model::grow_to(size_t bytes) {
   const std::lock_guard<std::mutex> lock(state_->growing);
   const auto now = static_cast<int64_t>(bytes);
   if (state_->mapped != nullptr) {
-    throw Misuse("nsn::runtime: " + state_->name +
-                 " is looked at by grow; grow_to is for files in memory");
+    throw Misuse("nsn: grow_to is for files in memory, but " + state_->name +
+                 " is mapped. Call grow.");
   }
   if (now < state_->size) {
-    throw Misuse("nsn::runtime: " + state_->name + " had " + std::to_string(state_->size) +
+    throw Misuse("nsn: " + state_->name + " had " + std::to_string(state_->size) +
                  " bytes, and is said to have " + std::to_string(now) +
                  " now. Say how many there are from its beginning on.");
   }
@@ -151,11 +153,17 @@ void Model::grow_to(size_t bytes) {
 }
 
 void Model::load(size_t subnetwork) const {
+  const size_t count = subnetworks().size();
+  if (subnetwork >= count) {
+    throw Error("nsn: " + state_->name + " has no sub-network of place " +
+                std::to_string(subnetwork) + ", but " + std::to_string(count) +
+                " of them. Look it up by its name.");
+  }
   if (!has(subnetwork)) {
-    throw Error("nsn::runtime: " + state_->name + " has no sub-network of place " +
-                std::to_string(subnetwork) +
-                ", or ends before its weights. Call grow() once they "
-                "have been appended, or grow_to().");
+    throw Error("nsn: " + state_->name + " ends before the weights of '" +
+                subnetworks()[subnetwork].name + "', which needs its first " +
+                std::to_string(subnetworks()[subnetwork].file_bytes) +
+                " bytes. Append the rest, and call the model's grow, or grow_to.");
   }
   constexpr int64_t kPage = 4096;  // the least that there is; ARM has larger ones too
   unsigned sum = 0;

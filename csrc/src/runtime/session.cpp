@@ -20,13 +20,17 @@ namespace {
 class Memory {
  public:
   explicit Memory(int64_t elements)
-      : bytes_(elements * static_cast<int64_t>(sizeof(float))),
+      : bytes_(bytes_of(elements)),
         data_(static_cast<float*>(::operator new(addressable(bytes_), kLine))) {
     std::fill_n(data_, elements, 0.0F);
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   ~Memory() { ::operator delete(data_, kLine); }
+
+  static int64_t bytes_of(int64_t elements) {
+    return elements * static_cast<int64_t>(sizeof(float));
+  }
 
   float* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
@@ -45,13 +49,20 @@ class Memory {
 
 void check_range(const char* name, int64_t value, int64_t most) {
   if (value >= 1 && value <= most) return;
-  throw Error(std::string("nsn::runtime::Session: ") + name + " must be at least 1 and at most " +
-              std::to_string(most) + ", but is " + std::to_string(value));
+  throw Error(std::string("nsn: a session's ") + name + " must be at least 1 and at most " +
+              std::to_string(most) + ", but is " + std::to_string(value) +
+              ". Give one in between.");
 }
 
+/// Elements.
 int64_t memory_of(const File& file, const SessionOptions& options) {
   check_range("max_batch", options.max_batch, int64_t{1} << 30);
   check_range("threads", options.threads, 1024);
+  if (options.parallel_for && options.threads == 1) {
+    throw Error(
+        "nsn: a session of 1 thread has no use for parallel_for, but is given one. Say in threads "
+        "how many compute, or leave it out.");
+  }
   int64_t most = 1;
   for (const FileNetwork& network : file.networks) {
     most = std::max(most, plan::memory_for(network.plan, options.max_batch, options.threads));
@@ -66,16 +77,16 @@ const char* message(Status status) noexcept {
     case Status::kOk:
       return "done";
     case Status::kNoSuchSubnetwork:
-      return "the model has no sub-network of this place; Model::index_of finds it by its name";
+      return "the model has no sub-network of this place; look it up by its name";
     case Status::kNotInFile:
       return "the file ends before the weights of this sub-network; append the rest, and call "
-             "Model::grow, or grow_to";
+             "the model's grow, or grow_to";
     case Status::kBatchTooLarge:
       return "there are more samples than the session's max_batch, or fewer than 0; make a session "
              "for as many";
     case Status::kWrongInputType:
       return "the input is of float32 where the sub-network takes int64, or the other way round; "
-             "Model::Subnetwork::takes_numbers says which";
+             "its takes_numbers says which";
     default:
       return "the input holds a number that is no row of the table that it is embedded by; give "
              "numbers of its rows";
@@ -148,6 +159,10 @@ Status Session::run(size_t subnetwork, const float* input, float* output,
 Status Session::run(size_t subnetwork, const int64_t* input, float* output,
                     int64_t samples) noexcept {
   return state_->run(subnetwork, input, true, output, samples);
+}
+
+int64_t Session::bytes_for(const Model& model, const SessionOptions& options) {
+  return Memory::bytes_of(memory_of(model.state_->file, options));
 }
 
 int64_t Session::bytes() const noexcept { return state_->memory.bytes(); }

@@ -50,7 +50,7 @@ Threads::Threads(int count) {
   } catch (const std::system_error& error) {
     const size_t made = threads_.size();
     end();
-    throw Error("nsn::runtime::Session: the system gives it " + std::to_string(made + 1) + " of " +
+    throw Error("nsn: the system gives a session " + std::to_string(made + 1) + " of " +
                 std::to_string(count) + " threads: " + error.what() + ". Ask for fewer.");
   }
 }

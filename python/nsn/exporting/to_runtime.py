@@ -1,6 +1,7 @@
-"""The runtime's own format: one file that is mapped, with one copy of each weight for all."""
+"""The runtime's own format: one file that is mapped, for all sub-networks."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +40,18 @@ def write(job: Job, folder: Path) -> tuple[list[Program], dict[str, str]]:
     )
     narrow = None if job.weights == torch.float32 else str(job.weights).removeprefix("torch.")
     programs = [
-        Program(name, "", _FILE, name, *job.signature(name), weights=narrow)
+        Program(name, "", _FILE, name, *_signature(job, name), weights=narrow)
         for name in job.subnetworks
     ]
     return programs, versions()
+
+
+def _signature(job: Job, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Numbers are int64 in the runtime, whichever the network takes."""
+    taken, given = job.signature(name)
+    if not job.dtype.is_floating_point:
+        taken = {**taken, "dtype": "int64"}
+    return taken, given
 
 
 class Runner:
@@ -57,4 +66,4 @@ class Runner:
         if len(x) > self._most:
             self._most = len(x)
             self._session = runtime.Session(self._model, self._most)
-        return self._session.run(self._name, x)
+        return self._session.run(self._name, x if x.is_floating_point() else x.long())

@@ -12,8 +12,9 @@ namespace nsn {
 
 /// Writes sub-networks, default all that are listed, as they evaluate, to a file for the runtime,
 /// which runs them without LibTorch (nsn/runtime/session.h). It holds one copy of each weight for
-/// all of them, the smallest sub-network's first, so that the beginning of the file is a file of
-/// the smaller ones. The file is either complete or as it was before.
+/// all of them, of which leading slices are parts, and copies of other slices (fewer heads, gates
+/// of a narrower width); the smallest sub-network's first, so that the beginning of the file is a
+/// file of the smaller ones. The file is either complete or as it was before.
 ///
 /// `weights`: what those of products and convolutions (in one group) are rounded to, kFloat,
 /// kHalf, kBFloat16 or kChar; all is computed in float32. kChar has a scale for each row, the

@@ -13,8 +13,8 @@ namespace nsn::runtime {
 enum class Status {
   kOk = 0,
   kNoSuchSubnetwork,
-  /// The file ends before what the sub-network needs: append the rest, and call Model::grow, or
-  /// grow_to.
+  /// The file ends before what the sub-network needs: append the rest, and call the
+  /// model's grow, or grow_to.
   kNotInFile,
   /// More samples than the session was made for, or fewer than 0.
   kBatchTooLarge,
@@ -37,7 +37,8 @@ struct SessionOptions {
   /// The most samples of a run.
   int64_t max_batch = 1;
   /// How many compute a run: 1 is the caller's thread alone. More are the session's own, which wait
-  /// for the next run awake for a moment, and then asleep; or, with `parallel_for`, the caller's.
+  /// for the next run awake for a moment, and then asleep; or, with `parallel_for`, the caller's,
+  /// which is refused where `threads` is 1.
   int threads = 1;
   ParallelFor parallel_for = {};
 };
@@ -47,6 +48,9 @@ struct SessionOptions {
 ///
 /// With one thread a run allocates nothing, takes no lock, calls the system for nothing and throws
 /// nothing. It may read weights from the disk, unless Model::load was called before.
+///
+/// Threads are of the process that made them: in a process forked from it, a session of several may
+/// be neither run nor destroyed, since it would wait for them for ever.
 class NSN_API Session {
  public:
   /// Throws Error where an option is out of range, std::bad_alloc where there is no memory.
@@ -61,6 +65,10 @@ class NSN_API Session {
   /// (samples, *output), contiguous. The output is complete where the status is kOk.
   Status run(size_t subnetwork, const float* input, float* output, int64_t samples = 1) noexcept;
   Status run(size_t subnetwork, const int64_t* input, float* output, int64_t samples = 1) noexcept;
+
+  /// Bytes of the memory that a session would take. It is what the file's plans ask for, however
+  /// small the file is: of a file from strangers, ask first. Throws Error as the constructor does.
+  static int64_t bytes_for(const Model& model, const SessionOptions& options = {});
 
   /// Bytes of its memory.
   int64_t bytes() const noexcept;
