@@ -72,6 +72,8 @@ void translate(std::exception_ptr pointer) {
     PyErr_SetObject(PyExc_ValueError, as_text(error).ptr());
   } catch (const c10::TypeError& error) {
     PyErr_SetObject(PyExc_TypeError, as_text(error).ptr());
+  } catch (const c10::IndexError& error) {
+    PyErr_SetObject(PyExc_IndexError, as_text(error).ptr());
   } catch (const c10::Error& error) {
     PyErr_SetObject(PyExc_RuntimeError, as_text(error).ptr());
   } catch (python_error& error) {

@@ -73,17 +73,16 @@ def numbers_of(argument: str, each: str, value: object) -> dict[str, float]:
     return {name: float(number) for name, number in numbers_by_name.items()}
 
 
-def names_of(argument: str, value: Any, of: str = "sub-networks") -> list[str]:
+def names_of(
+    argument: str, value: Any, of: str = "sub-networks", may_be_all: bool = False
+) -> list[str]:
     """Several sub-networks' names, or names of blocks, as a list.
 
     Raises:
         TypeError: where they are none.
     """
-    remedy = (
-        "Write ['base', ...], or nsn.ALL where all are meant."
-        if of == "sub-networks"
-        else "Write ['hidden', ...]."
-    )
+    remedy = "Write ['base', ...]" if of == "sub-networks" else "Write ['hidden', ...]"
+    remedy += ", or nsn.ALL where all are meant." if may_be_all else "."
     expected = f"{argument} must be a list of {of}' names, but"
     if isinstance(value, str) or not isinstance(value, Iterable) or isinstance(value, Tensor):
         raise TypeError(f"{expected} is {kind_of(value)}. {remedy}")

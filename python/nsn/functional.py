@@ -132,10 +132,21 @@ def joint_loss(
         list(outputs.items()),
         each,
         None if isinstance(targets, Mapping) else targets,
-        losses,
-        loss,
+        {name: _scalar(own) for name, own in losses.items()},
+        None if loss is None else _scalar(loss),
         numbers_of(f"{where}: weights", "the weight", {} if weights is None else weights),
         float(label_smoothing),
         smoothings,
         teach,
     )
+
+
+def _scalar(loss: Loss) -> Loss:
+    """A loss that is refused where it returns no tensor."""
+
+    def checked(output: Tensor, target: Tensor) -> Tensor:
+        value = loss(output, target)
+        expect("nsn.joint_loss: what a loss returns", value, Tensor, "a torch.Tensor of one number")
+        return value
+
+    return checked

@@ -288,7 +288,7 @@ class Network(ParameterTable):
             raise TypeError(
                 f"nsn.Network.{method}: names is a schedule's Turn. Give its names: turn.names."
             )
-        return names_of(f"nsn.Network.{method}: names", names)
+        return names_of(f"nsn.Network.{method}: names", names, may_be_all=True)
 
     def describe(self) -> Summary:
         """What each sub-network is: blocks, widths, parameters, bytes, FLOPs, what it shares."""

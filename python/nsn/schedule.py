@@ -102,6 +102,8 @@ class Schedule:
         """
         for what, value in (("step", step), ("epoch", epoch)):
             expect(f"nsn.schedule: {what}", value, numbers.Integral, "an int")
+            if int(value) >= 2**63:
+                raise ValueError(f"nsn.schedule: the {what} must be below 2 ** 63, but is {value}.")
         return Turn(*self._schedule.at(int(step), int(epoch)))
 
 

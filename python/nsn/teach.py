@@ -17,6 +17,7 @@ respect to its logits ``0.5 - (0.75 * 1 + 0.25 * 0.8) = -0.45`` and ``0.5 - 0.25
 
 import numbers
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -118,10 +119,10 @@ def outside(
                 "with. Pass x, or the teacher's output."
             )
         expect_batch("nsn.teach.outside: x", x)
-        if isinstance(teacher, nn.Module) and teacher.training:
+        if isinstance(teacher, nn.Module) and any(each.training for each in teacher.modules()):
             raise ValueError(
-                "nsn.teach.outside: the teacher is in train() mode, in which dropout and batch "
-                "norm would disturb what it says. Call its eval() first."
+                "nsn.teach.outside: the teacher, or a part of it, is in train() mode, in which dropout "
+                "and batch norm would disturb what it says. Call its eval() first."
             )
         with torch.no_grad():
             said = teacher(x)
@@ -160,4 +161,5 @@ def _teacher(
                 f"{where}: by must be 'cross_entropy' or 'squared_error', but is {shown(by)}."
             )
         teacher.set_distance(by == "squared_error")
+    teacher.made = partial(_teacher, kind, description, weight, temperature, by, output), ()
     return teacher

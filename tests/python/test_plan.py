@@ -56,6 +56,11 @@ def test_what_stands_behind_a_convolution_is_its_epilogue() -> None:
     assert forms.count("folded") == 1
 
 
+def test_a_network_without_parameters_has_a_plan() -> None:
+    net = network({"flatten": nsn.Flatten()})
+    assert net.description.plan_text("base").startswith("%0: (4, 6, 6)\n%1 = copy(%0)")
+
+
 def relu() -> nsn.Activation:
     return nsn.Activation("relu")
 
@@ -270,6 +275,17 @@ def test_the_output_may_be_the_callers(dtype: torch.dtype) -> None:
             view(x, out=wrong)
     with pytest.raises(TypeError, match="nsn.PackedView: out must be a tensor, but is"):
         view(x, out=[1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`out` must be a contiguous tensor"):
+        view(x, out=torch._efficientzerotensor(5, 4, dtype=dtype))
+    # However the input lies, as long as it is elsewhere.
+    memory = torch.randn(10, 8, dtype=dtype)
+    for x in (memory[::2, ::2], memory[:5, 2:6], memory[:1, :4].expand(5, 4)):
+        assert torch.equal(view(x, out=out), view(x.contiguous()))
+    shared = torch.randn(100, dtype=dtype)
+    x, apart = shared[20:40].view(5, 4), shared[60:80].view(5, 4)
+    assert torch.equal(view(x, out=apart), view(x))
+    with pytest.raises(ValueError, match="shares no memory with the input"):
+        view(shared[20:60:2].view(5, 4), out=shared[21:41].view(5, 4))
 
 
 def test_numbers_that_are_embedded() -> None:
@@ -357,8 +373,6 @@ def test_other_dtypes_have_no_plan() -> None:
     net = network({"a": nsn.Dense(6, 6)}, (6,)).double()
     with pytest.raises(ValueError, match=r"plans have parameters of float32.*of float64 .*program"):
         net.description.plan_text("base")
-    with pytest.raises(ValueError, match="packs run step by step"):
-        network({"pool": nsn.GlobalAvgPool()}).description.plan_text("base")
     with pytest.raises(ValueError, match="no sub-network 'x'"):
         net.description.plan("x")
     with pytest.raises(TypeError, match=r"nsn.Description.plan: name must be"):

@@ -138,6 +138,7 @@ def test_all_ranks_run_the_same() -> None:
             "'from_a' has a weight in step 0, but does not run in it",
         ),
         (lambda: nsn.schedule.all(NET)(-1), "count from 0, but got -1"),
+        (lambda: nsn.schedule.all(NET)(2**64), r"step must be below 2 \*\* 63, but is 18446"),
     ],
 )
 def test_what_is_refused(call: Callable[[], object], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -130,13 +131,21 @@ def test_transformers_outputs_have_classes_last() -> None:
         for name in net.subnetworks
     }
     targets, outside = torch.randint(CLASSES, (2, 3)), torch.randn(2, 3, CLASSES).double()
-    flat = {name: each.flatten(0, 1) for name, each in outputs.items()}
+    targets[1, 2] = -100
+    flat = {name: each.flatten(0, 1)[:5] for name, each in outputs.items()}
+    second = {name: each.movedim(-1, 1) for name, each in outputs.items()}
     for kind in SAID:
-        found = nsn.joint_loss(outputs, targets, teach=teacher(kind, net, outside))
-        wanted = nsn.joint_loss(
-            flat, targets.flatten(), teach=teacher(kind, net, outside.flatten(0, 1))
+        wanted = expected_loss(
+            kind, flat, targets.flatten()[:5], outside.flatten(0, 1)[:5], 0.5, 2.0, 0.0
         )
-        assert torch.allclose(found, wanted, rtol=1e-12)
+        gradients = torch.autograd.grad(wanted, list(outputs.values()), retain_graph=True)
+        for all_outputs, logits in ((outputs, outside), (second, outside.movedim(-1, 1))):
+            taught = teacher(kind, net, logits, temperature=2.0)
+            found = nsn.joint_loss(all_outputs, targets, teach=taught)
+            assert torch.allclose(found, wanted, rtol=1e-12)
+            own = torch.autograd.grad(found, list(outputs.values()))
+            for a, b in zip(own, gradients, strict=True):
+                assert torch.allclose(a, b, atol=1e-14)
 
 
 def test_numbers_are_taught_by_squared_error() -> None:
@@ -162,15 +171,34 @@ def test_what_is_left_out_is_not_taught_by_squared_error() -> None:
     assert torch.allclose(found, expected + 0.5 * F.mse_loss(sub[kept], base[kept]))
 
 
-@pytest.mark.parametrize("classes", [5, 300])
-def test_a_class_that_is_ruled_out_may_have_any_logit(classes: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [5, 20, 300])
+def test_a_class_that_is_ruled_out_may_have_any_logit(classes: int, dtype: torch.dtype) -> None:
     """In the one pass, and with more classes by plain operations."""
-    net = network()
-    logits = torch.randn(4, classes, dtype=torch.float64)
-    logits[:, 2] = -torch.inf
+    net, targets = network(), torch.zeros(4).long()
+    logits = torch.randn(4, classes, dtype=dtype)
+    logits[:, 2::5] = -torch.inf
     outputs = {"base": logits, "sub1": logits + torch.randn(4, 1)}
-    loss = nsn.joint_loss(outputs, torch.zeros(4).long(), teach=nsn.teach.base(net))
-    assert torch.isfinite(loss)
+    for each in outputs.values():
+        each.requires_grad_()
+    loss = nsn.joint_loss(outputs, targets, teach=nsn.teach.base(net))
+    kept = {name: each.detach()[:, logits[0].isfinite()] for name, each in outputs.items()}
+    wanted = nsn.joint_loss(kept, targets, teach=nsn.teach.base(net))
+    assert torch.allclose(loss, wanted, rtol=1e-5)
+    loss.backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in outputs.values())
+
+
+def test_copies_and_pickles_teach_alike() -> None:
+    net, targets = network(), torch.randint(CLASSES, (4,))
+    outputs = {name: torch.randn(4, CLASSES) for name in net.subnetworks}
+    for kind in SAID:
+        weight = {"sub1": 0.25, "sub2": 0.75}
+        made = teacher(kind, net, torch.randn(4, CLASSES), temperature=2.0, weight=weight)
+        wanted = nsn.joint_loss(outputs, targets, teach=made)
+        again = pickle.loads(pickle.dumps(made))
+        for each in (copy.copy(made), copy.deepcopy(made), again):
+            assert torch.equal(nsn.joint_loss(outputs, targets, teach=each), wanted)
 
 
 def test_targets_and_losses_by_name() -> None:
@@ -210,7 +238,7 @@ LABELS = torch.zeros(2, dtype=torch.long)
         (lambda: nsn.teach.base(NET, 1.5), "from 0 to 1, but is 1.5"),
         (lambda: nsn.teach.base(NET, {"base": 1.0}), "'base' has a weight, but teaches"),
         (lambda: nsn.teach.base(NET, {"sub": 1.0}), "nsn.teach.base: .* no sub-network 'sub'"),
-        (lambda: nsn.teach.mutual(NET, temperature=-1), "must be positive, but is -1"),
+        (lambda: nsn.teach.mutual(NET, temperature=-1), "must be positive and finite, but is -1"),
         (lambda: nsn.teach.mutual(NET, by="l2"), "'cross_entropy' or 'squared_error'"),
         (
             lambda: nsn.joint_loss({"sub1": LOGITS["sub1"]}, LABELS, teach=nsn.teach.base(NET)),
@@ -230,6 +258,19 @@ LABELS = torch.zeros(2, dtype=torch.long)
             r"'sub1' gives \(2, 3, 4\) and has a loss that was given.*Flatten all outputs",
         ),
         (
+            lambda: nsn.joint_loss(
+                {name: torch.zeros(2, 1) for name in LOGITS},
+                torch.zeros(2, 1),
+                F.binary_cross_entropy_with_logits,
+                teach=nsn.teach.base(NET, by="cross_entropy"),
+            ),
+            r"'base' gives \(2, 1\), which is one class.*Learn by squared error",
+        ),
+        (
+            lambda: nsn.joint_loss(LOGITS, LABELS, weights={"sub1": float("nan")}),
+            "the weight of 'sub1' must be finite, but is nan",
+        ),
+        (
             lambda: nsn.joint_loss(LOGITS, LABELS, F.cross_entropy, label_smoothing=0.1),
             "label_smoothing is of the default cross entropy",
         ),
@@ -245,6 +286,17 @@ LABELS = torch.zeros(2, dtype=torch.long)
 def test_what_is_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_loss_has_to_return_a_tensor() -> None:
+    for returned in (1.0, None):
+        with pytest.raises(TypeError, match="what a loss returns must be a torch.Tensor"):
+            nsn.joint_loss(LOGITS, LABELS, lambda y, t, returned=returned: returned)  # type: ignore
+
+
+def test_a_target_that_is_no_class() -> None:
+    with pytest.raises(IndexError, match="target 3 is out of bounds: .* classes 0 to 2"):
+        nsn.joint_loss(LOGITS, LABELS + 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -277,7 +329,7 @@ def test_smoothing_of_a_recipe_is_by_name_too() -> None:
     for wrong, message in (
         ({"none": 0.1}, "label_smoothing names 'none'"),
         ({"base": 2.0}, "label_smoothing.base must be a number between 0 and 1"),
-        ("0.1", "label_smoothing must be a number"),
+        ("0.1", "'label_smoothing' must be a number"),
     ):
         with pytest.raises(InputError, match=message):
             check_recipe({**values, "label_smoothing": wrong})

@@ -281,6 +281,16 @@ int64_t Pack::bytes() const {
 PackedView::PackedView(std::shared_ptr<const Pack::State> state, size_t index)
     : state_(std::move(state)), index_(index) {}
 
+namespace {
+
+/// Whether two tensors have memory in common; of one storage, unless both are dense and lie apart.
+bool may_overlap(const at::Tensor& x, const at::Tensor& out) {
+  return x.defined() && x.is_alias_of(out) &&
+         at::get_overlap_status(x, out) != at::MemOverlapStatus::No;
+}
+
+}  // namespace
+
 /// Calls `run(program, x)` with an x that has been checked.
 template <typename Run>
 void PackedView::run(const at::Tensor& x, const Run& run) const {
@@ -306,10 +316,10 @@ at::Tensor PackedView::operator()(const at::Tensor& x) const {
 
 void PackedView::operator()(const at::Tensor& x, const at::Tensor& out) const {
   TORCH_CHECK_VALUE(
-      out.defined() && !out.requires_grad() && !out.is_neg() && out.is_contiguous() &&
-          at::get_overlap_status(x, out) == at::MemOverlapStatus::No,
+      out.defined() && !out.requires_grad() && !out.is_neg() && !out._is_zerotensor() &&
+          out.is_contiguous() && !may_overlap(x, out),
       "nsn::PackedView: `out` must be a contiguous tensor without gradient that shares "
-      "no memory with the input. Make it by at::empty of the output's shape.");
+      "no memory with the input. Make an empty one of the output's shape.");
   run(x, [&](const detail::PackedProgram& program, const at::Tensor& checked) {
     program(checked, out);
   });

@@ -17,9 +17,10 @@ plan::Plan plan_of(const Description& description, const std::string& subnetwork
   const Program program = lower(description, subnetwork);
   const auto& parameters = description.parameters();
   const bool is_float =
-      std::any_of(parameters.begin(), parameters.end(),
-                  [](const auto& each) { return at::isFloatingType(each.dtype); }) &&
-      description.parameter_dtype() == at::kFloat;
+      parameters.empty() ||
+      (std::any_of(parameters.begin(), parameters.end(),
+                   [](const auto& each) { return at::isFloatingType(each.dtype); }) &&
+       description.parameter_dtype() == at::kFloat);
   TORCH_CHECK_VALUE(is_float && detail::has_plan(program),
                     "nsn: plans have parameters of float32, and numbers that are embedded and "
                     "nothing else, but the network has parameters of ",

@@ -16,12 +16,13 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// e^x for x <= 0, from -87 down e^-87: 2^n times a polynomial on half a binade (coefficients of
-/// Cephes' expf, Moshier). Relative error 2e-7.
+/// e^x for x <= 0, below -87 zero, as for minus infinity: 2^n times a polynomial on half a binade
+/// (coefficients of Cephes' expf, Moshier). Relative error 2e-7.
 template <typename D>
 HWY_INLINE hn::Vec<D> exp_of_negative(D d, hn::Vec<D> x) {
   const hn::Rebind<int32_t, D> as_int;
-  const auto bounded = at_least(d, hn::Set(d, -87.0F), x);
+  const auto least = hn::Set(d, -87.0F);
+  const auto bounded = at_least(d, least, x);
   const auto n = hn::ConvertTo(
       as_int, hn::MulAdd(bounded, hn::Set(d, 1.44269504F), hn::Set(d, -0.5F)));  // the nearest
   const auto whole = hn::ConvertTo(d, n);
@@ -35,7 +36,7 @@ HWY_INLINE hn::Vec<D> exp_of_negative(D d, hn::Vec<D> x) {
   p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1F));
   p = hn::Add(hn::MulAdd(hn::Mul(p, r), r, r), hn::Set(d, 1.0F));
   const auto exponent = hn::ShiftLeft<23>(hn::Add(n, hn::Set(as_int, 127)));
-  return hn::Mul(p, hn::BitCast(d, exponent));
+  return hn::IfThenZeroElse(hn::Lt(x, least), hn::Mul(p, hn::BitCast(d, exponent)));
 }
 
 }  // namespace

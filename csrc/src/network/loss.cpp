@@ -9,6 +9,7 @@
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -161,11 +162,15 @@ detail::Teaching teaching_of(const std::vector<Lane>& lanes, const JointLossOpti
       "squared error. Leave the temperature out.");
   const bool by_classes = teach_by_classes(options);
   for (const Lane& lane : lanes) {
-    TORCH_CHECK_VALUE(!result.teaches() || !by_classes || !lane.loss || lane.output.dim() <= 2,
-                      "nsn::joint_loss: '", lane.name, "' gives ",
+    if (!result.teaches() || !by_classes || !lane.loss) continue;
+    TORCH_CHECK_VALUE(lane.output.dim() <= 2, "nsn::joint_loss: '", lane.name, "' gives ",
                       to_string(lane.output.sizes().vec()),
                       " and has a loss that was given, so that it is not known which dimension has "
                       "the classes that are taught. Flatten all outputs to (N, C).");
+    TORCH_CHECK_VALUE(lane.output.dim() == 0 || lane.output.size(-1) != 1, "nsn::joint_loss: '",
+                      lane.name, "' gives ", to_string(lane.output.sizes().vec()),
+                      ", which is one class, whose cross entropy from a teacher is always 0. Learn "
+                      "by squared error.");
   }
   return result;
 }
@@ -190,6 +195,11 @@ at::Tensor loss_of(const Lane& lane) {
   return value;
 }
 
+/// Outputs (N, C, *) or (N, *, C) as (N', C), whose cross entropy is the same.
+at::Tensor in_rows(const at::Tensor& output) {
+  return output.dim() <= 2 ? output : output.movedim(1, -1).flatten(0, -2);
+}
+
 /// The loss of all lanes where one pass over all of them gives it; else nothing.
 at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& options,
                        const detail::Teaching& teaching) {
@@ -204,16 +214,19 @@ at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& o
                              first.size(0) == targets.size(0);
                     });
   if (!fits) return {};
-  std::vector<at::Tensor> outputs;
+  std::vector<at::Tensor> outputs, rows;
   detail::JointCrossEntropyOptions joint{{}, {}, teaching};
   for (const Lane& lane : lanes) {
     outputs.push_back(lane.output);
     joint.weights.push_back(lane.weight);
     joint.label_smoothing.push_back(lane.label_smoothing);
   }
-  if (detail::takes_joint_cross_entropy(outputs, targets)) {
-    if (outside.defined()) joint.teaching.outside = outside.to(first.options());
-    return detail::joint_cross_entropy(outputs, targets, joint);
+  const bool one_each =
+      targets.dim() == first.dim() - 1 && targets.sizes().slice(1) == first.sizes().slice(2);
+  if (one_each && detail::takes_joint_cross_entropy(outputs, targets)) {
+    for (const at::Tensor& output : outputs) rows.push_back(in_rows(output));
+    if (outside.defined()) joint.teaching.outside = in_rows(outside).to(first.options());
+    return detail::joint_cross_entropy(rows, targets.flatten(), joint);
   }
   const bool is_one_loss =
       !teaching.teaches() && std::all_of(lanes.begin(), lanes.end(), [&](const Lane& lane) {
@@ -243,6 +256,8 @@ JointLossOptions& JointLossOptions::loss(std::string subnetwork, Loss loss) {
 }
 
 JointLossOptions& JointLossOptions::weight(std::string subnetwork, double weight) {
+  TORCH_CHECK_VALUE(std::isfinite(weight), "nsn::joint_loss: the weight of '", subnetwork,
+                    "' must be finite, but is ", weight, ".");
   weights_.insert_or_assign(std::move(subnetwork), weight);
   return *this;
 }

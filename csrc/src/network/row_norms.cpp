@@ -8,7 +8,9 @@
 #include <cmath>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "description/subnetworks.h"
 namespace nsn {
 
 namespace {
@@ -31,15 +33,18 @@ bool is_transposed(const Block& block, const std::string& parameter) {
 void bound_row_norms(const ParameterTable& network, double most,
                      const std::vector<std::string>& blocks) {
   TORCH_CHECK_VALUE(most > 0.0 && std::isfinite(most),
-                    "nsn::bound_row_norms: the bound must be positive, but is ", most, ".");
+                    "nsn::bound_row_norms: the bound must be positive and finite, but is ", most,
+                    ".");
   const Description& description = network.description();
+  std::vector<std::string> names;
+  for (const auto& each : description.blocks()) names.push_back(each.name);
   std::vector<std::pair<at::Tensor, int64_t>> weights;  // and the dimension of its rows
   for (const std::string& name : blocks) {
     const auto& all = description.blocks();
     const auto block =
         std::find_if(all.begin(), all.end(), [&](const auto& each) { return each.name == name; });
     TORCH_CHECK_VALUE(block != all.end(), "nsn::bound_row_norms: the network has no block '", name,
-                      "'. Name blocks of the network.");
+                      "'. It has ", detail::quoted(names), ".");
     const size_t before = weights.size(), place = static_cast<size_t>(block - all.begin());
     for (const size_t p : c10::irange(network.size())) {
       const auto& parameter = description.parameters()[p];

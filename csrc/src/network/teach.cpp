@@ -49,7 +49,7 @@ Teacher& Teacher::weight(const std::string& subnetwork, double weight) {
 
 Teacher& Teacher::temperature(double temperature) {
   TORCH_CHECK_VALUE(temperature > 0.0 && std::isfinite(temperature), "nsn::teach::", name(),
-                    ": the temperature must be positive, but is ", temperature, ".");
+                    ": the temperature must be positive and finite, but is ", temperature, ".");
   temperature_ = temperature;
   return *this;
 }

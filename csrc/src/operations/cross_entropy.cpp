@@ -39,8 +39,8 @@ at::Tensor teacher_of(const std::vector<at::Tensor>& said, const Teaching& teach
 
 namespace {
 
-constexpr int64_t kIgnored = -100;  // torch's default ignore_index
-constexpr int64_t kMostClasses = 256;
+constexpr int64_t kIgnored = -100;      // torch's default ignore_index
+constexpr int64_t kMostOfDouble = 256;  // classes
 constexpr int64_t kElementsOfTask = 4096;
 
 using kernels::LogSum;
@@ -307,12 +307,13 @@ at::Tensor joint_cross_entropy(const std::vector<at::Tensor>& logits, const at::
 }
 
 bool takes_joint_cross_entropy(const std::vector<at::Tensor>& logits, const at::Tensor& targets) {
-  const bool fits = targets.dim() == 1 && targets.scalar_type() == at::kLong &&
-                    has_kernels_there(targets) && !under_transform(logits);
+  const bool fits =
+      targets.scalar_type() == at::kLong && has_kernels_there(targets) && !under_transform(logits);
   return fits && std::all_of(logits.begin(), logits.end(), [&](const at::Tensor& lane) {
            const auto dtype = lane.scalar_type();
-           return lane.dim() == 2 && has_kernels_there(lane) && lane.size(1) >= 1 &&
-                  lane.size(1) <= kMostClasses && (dtype == at::kFloat || dtype == at::kDouble) &&
+           const bool is_quicker =
+               dtype == at::kFloat || (dtype == at::kDouble && lane.size(1) <= kMostOfDouble);
+           return has_kernels_there(lane) && lane.size(1) >= 1 && is_quicker &&
                   dtype == logits[0].scalar_type();
          });
 }

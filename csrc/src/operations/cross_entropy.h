@@ -42,8 +42,9 @@ struct JointCrossEntropyOptions {
 at::Tensor joint_cross_entropy(const std::vector<at::Tensor>& logits, const at::Tensor& targets,
                                const JointCrossEntropyOptions& options);
 
-/// Whether the one pass takes these: on the CPU, float or double, few classes, no transform active.
-/// (For many classes torch's own, vectorized along a row, is the faster.)
+/// Whether the one pass takes these, (N, C, *) and class indices, as rows (N', C): on the CPU,
+/// float, or double with few classes (for many torch's own, in vectors, is the faster), no
+/// transform active.
 bool takes_joint_cross_entropy(const std::vector<at::Tensor>& logits, const at::Tensor& targets);
 
 }  // namespace nsn::detail

@@ -18,7 +18,8 @@ namespace nsn {
 ///     nsn::save(average.network(), "model.safetensors");
 class NSN_API WeightAverage {
  public:
-  /// A copy of the network, which the first update overwrites. Throws c10::ValueError unless
+  /// A copy of the network, which the first update overwrites: to go on with an average that was
+  /// saved, make one of that, and call `update` with it once. Throws c10::ValueError unless
   /// 0 <= decay < 1.
   WeightAverage(const Network& net, double decay);
 
