@@ -204,7 +204,8 @@ def documents_of(arguments: argparse.Namespace) -> dict[str, tuple[Path | None, 
             others = [key for key, value in known.items() if found.get(key) != value]
             if others:
                 before = path.rename(path.with_stem(f"{path.stem}-before"))
-                print(f"{path} was of other {', '.join(others)}: it is {before} now", file=sys.stderr)
+                text = f"{path} was of other {', '.join(others)}: it is {before} now"
+                print(text, file=sys.stderr)
             else:
                 document = found
         result[level] = path, document

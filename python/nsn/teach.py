@@ -121,8 +121,8 @@ def outside(
         expect_batch("nsn.teach.outside: x", x)
         if isinstance(teacher, nn.Module) and any(each.training for each in teacher.modules()):
             raise ValueError(
-                "nsn.teach.outside: the teacher, or a part of it, is in train() mode, in which dropout "
-                "and batch norm would disturb what it says. Call its eval() first."
+                "nsn.teach.outside: the teacher, or a part of it, is in train() mode, in which "
+                "dropout and batch norm would disturb what it says. Call its eval() first."
             )
         with torch.no_grad():
             said = teacher(x)
