@@ -11,7 +11,7 @@ from nsn.checkpoint import load
 from nsn.description import Depths, Description
 from nsn.paths import Kept, paths_of
 from nsn.training.errors import InputError
-from nsn.training.recipe import load_recipe, shipped
+from nsn.training.recipe import description_of, shipped
 
 _MOST_COLUMNS = 32
 
@@ -28,7 +28,7 @@ def read_description(source: str) -> Description:
     """
     kind = ".toml" if source in shipped() else Path(source).suffix
     if kind == ".toml":
-        return load_recipe(source).description
+        return description_of(source)
     if kind not in (".safetensors", ".json"):
         raise InputError(
             f"a network is read from a checkpoint (.safetensors), a recipe (.toml), a description "

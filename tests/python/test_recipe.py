@@ -1,6 +1,9 @@
+import json
 import math
 import re
+from contextlib import suppress
 from copy import deepcopy
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,11 +12,12 @@ import torch
 
 import nsn
 from conftest import ROOT
+from nsn.training import tables
 from nsn.training.data import Data, load_data
 from nsn.training.errors import InputError
 from nsn.training.images import Images
 from nsn.training.loop import Run, evaluate
-from nsn.training.recipe import load_recipe, shipped
+from nsn.training.recipe import check_recipe, load_recipe, shipped
 from nsn.training.report import best_epoch, compare
 from nsn.training.tables import difference, split_values
 from nsn.training.text import Windows
@@ -179,6 +183,7 @@ def test_every_value_can_be_overridden(small: str) -> None:
         ("optimizer.name=Nope", "optimizer.name must be a class of torch.optim, but is 'Nope'"),
         ("schedule.kind=linear", "schedule.kind must be one of constant, steps, cosine"),
         ("schedule.warmup_epochs=-1", "schedule.warmup_epochs must be a positive number"),
+        ("schedule.warmup_epochs=3", "a positive number of the 2 epochs, or 0, but is 3.0"),
         ("network.blocks.output.in_features=8", r"expects .*\(\*, 8\), .* but gets \(16\)"),
         ("network.merge.rule=median", "unknown merge rule 'median'"),
         ("data.kind=sound", "data.kind must be one of images, text, but is 'sound'"),
@@ -204,9 +209,9 @@ def test_wrong_overrides(small: str, override: str, message: str) -> None:
         (
             "[schedule]",
             "[decay]\nweight_decay = 'x'\n[schedule]",
-            "decay.weight_decay must be a number",
+            "'decay.weight_decay' must be a number",
         ),
-        ("[schedule]", "[decay]\nof = 3\n[schedule]", "decay.of must be a sub-network's name"),
+        ("[schedule]", "[decay]\nof = 3\n[schedule]", "'decay.of' must be a string, but is 3"),
         ("[data]", "[data]\ncharacters = 'abc'", "data has an unknown key 'characters'"),
         ("kind = 'images'", "kind = 'text'", "'data.characters' must be a string, but is None"),
         ("shape = [16]", "shape = [16]\ncolor = 1", "'input' has an unknown field 'color'"),
@@ -226,9 +231,8 @@ def test_unknown_recipe_and_wrong_options(small: str) -> None:
     recipe.values["optimizer"]["speed"] = 3
     with pytest.raises(InputError, match="torch.optim.SGD refuses its options"):
         recipe.optimizer(nsn.Network(recipe.description))
-    recipe = load_recipe("demo", ["decay.of=sub9"])
     with pytest.raises(InputError, match="recipe: decay: nsn: there is no sub-network 'sub9'"):
-        recipe.optimizer(nsn.Network(recipe.description))
+        load_recipe("demo", ["decay.of=sub9"])
 
 
 def test_cosine_schedule(small: str) -> None:
@@ -446,15 +450,220 @@ def test_alone_may_be_tables_in_tables(tmp_path: Path) -> None:
     load_recipe("mnist", ["teach.kind=none"])
 
 
-def test_every_key_is_documented() -> None:
-    from nsn.training import tables
+TEACHES = """
+[teach]
+kind = "base"
+weight = { small = 0.3 }
+[alone]
+small = { optimizer.lr = 0.02 }
+"""
 
+
+@pytest.fixture
+def taught(tmp_path: Path) -> str:
+    """A recipe with a teacher, and with a rate of its own for one that runs alone."""
+    path = tmp_path / "taught.toml"
+    path.write_text(SMALL + TEACHES)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teach.weight=2.0"], "recipe: teach: .* from 0 to 1, but is 2"),
+        (["teach.weight=x"], "'teach.weight' is a number"),
+        (["teach.weight={ nope = 0.5 }"], "recipe: teach: .*'nope'"),
+        (["teach.temperature=0"], "the temperature must be positive"),
+        (["teach.kind=none", "teach.weight={ nope = 0.5 }"], "recipe: teach: .*'nope'"),
+        (["teach.kind=none", "teach.temperature=0"], "the temperature must be positive"),
+        (["teach.weight=true"], "'teach.weight' is a number"),
+        (["optimizer.momentum=0.9", "optimizer.name=AdamW"], "unknown key 'momentum'"),
+        (["optimizer={name='AdamW', momentum=0.9}"], "unknown key 'momentum'. The keys are amsgra"),
+        (["optimizer.lr=-1"], "torch.optim.SGD refuses its options: Invalid learning rate"),
+        (["optimizer.nesterov=true"], "torch.optim.SGD refuses its options: Nesterov"),
+        (["optimizer.name=Optimizer"], "must be a class of torch.optim, but is 'Optimizer'"),
+        (["optimizer.name=LBFGS"], "torch.optim.LBFGS cannot train this network"),
+        (["optimizer.name=SparseAdam"], "torch.optim.SparseAdam cannot train this network"),
+        (
+            ["teach.kind=none", "by_lane=true", "network.merge={ rule = 'equal_norms' }"],
+            "recipe: network: .*by_lane: .*the merge rule 'equal_norms'.* Use a linear rule",
+        ),
+        (["sampling.kind=sandwich", "sampling.count=-1"], "'sampling.count' must be at least 0"),
+        (["sampling.kind=sandwich", "sampling.count=1.5"], "'sampling.count' is an integer"),
+        (["sampling.kind=sandwich", "sampling.count='1'"], "'sampling.count' is an integer"),
+        (["sampling.kind=sandwich", "sampling.count=9"], "9 sub-networks are to be drawn"),
+        (["sampling.kind=from_epoch", "sampling.first={nope=0}"], "recipe: sampling: .*'nope'"),
+        (
+            ["sampling.kind=from_epoch", "sampling.first={base='x'}"],
+            "each of 'sampling.first' must be an integer, at least 0, but one is 'x'",
+        ),
+        (["decay.weight_decay=-1"], "recipe: decay: "),
+        (["decay.of=nope"], "recipe: decay: .*'nope'"),
+        (["bound.blocks=['hidden']", "bound.row_norm=inf"], "'bound.row_norm' is a number"),
+        (["bound.blocks=[['hidden']]"], "each of 'bound.blocks' must be a string"),
+        (
+            ["schedule={kind='steps', milestones=[true]}"],
+            "'schedule.milestones' must be an integer",
+        ),
+        (["schedule={kind='steps', milestones=[-3]}"], "at least 0, but one is -3"),
+        (["schedule.warmup_epochs=nan"], "'schedule.warmup_epochs' is a number"),
+        (["schedule=3"], "'schedule' is a table"),
+        (
+            ["alone.small.optimizer.lr=-1"],
+            "recipe: alone.small: optimizer: .*Invalid learning rate",
+        ),
+        (["alone.small.optimizer.nope=1"], "alone.small: the recipe has no key 'optimizer.nope'"),
+        (["alone.small.teach.kind=base"], "alone.small says 'teach.kind', which has no use"),
+        (["alone.small={ alone = {} }"], "alone.small says 'alone', which has no use"),
+        (["alone.small={ sampling = {} }"], "alone.small says 'sampling', which has no use"),
+        (["alone.small.by_lane=true"], "alone.small says 'by_lane', which has no use"),
+        (["alone.small.network.merge={ rule = 'sum' }"], "'network.merge', which has no use"),
+        (["alone.small.data.validation=0.2"], "compared on the same data. Say it for all in"),
+        (["alone.small={ data = { path = 'other' } }"], "alone.small says 'data.path'"),
+        (["alone.nope.epochs=1"], "alone names 'nope'"),
+        (["alone=3"], "alone must be tables"),
+    ],
+)
+def test_what_cannot_be_is_found_before_any_run(
+    taught: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(taught, overrides)
+
+
+HOSTILE = [
+    *(3, -3, 0, 1.5, math.nan, math.inf, -math.inf, 10**30, 10**400, True, "", "x", "base"),
+    *([], [3], ["x"], [True], [math.nan], [["hidden"]], [{}], [{"name": []}], {}, {"x": "y"}),
+    *(
+        {"base": "x"},
+        {"small": -1},
+        {"base": math.nan},
+        {"name": {}},
+        {"kind": []},
+        date(2026, 1, 2),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *tables._KEYS,
+        *tables._TABLES,
+        *(f"optimizer.{key}" for key in tables._options("SGD")),
+        *("optimizer.betas", "network", "network.input", "network.input.shape", "network.merge"),
+        *("network.blocks", "network.subnetworks", "network.grid", "nope"),
+        *("alone", "alone.small", "alone.small.network", "alone.small.optimizer.lr"),
+        *("alone.small.epochs", "alone.small.schedule.kind", "alone.small.label_smoothing"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_any_value_is_accepted_or_refused(small: str, text: str, key: str, kind: str) -> None:
+    """By the file, and by --set beside what else it says."""
+    path = small if kind == "images" else text
+    beside = [
+        ["teach.kind=base", "sampling.kind=from_epoch"],
+        ["sampling.kind=sandwich", "sampling.count=0"],
+        ["schedule.kind=steps", "schedule.milestones=[1]"],
+        ["average.decay=0.5", "bound.row_norm=1.0", "bound.blocks=['hidden']"],
+    ]
+    for place, value in enumerate(HOSTILE):
+        values = deepcopy(load_recipe(path).values)
+        *tables_, last = key.split(".")
+        table = values
+        for each in tables_:
+            table = table.setdefault(each, {})
+        table[last] = value
+        with suppress(InputError):
+            check_recipe(values)
+        shown = value.isoformat() if isinstance(value, date) else toml(value)
+        with suppress(InputError):
+            load_recipe(path, [f"{key}={shown}", *beside[place % len(beside)]])
+
+
+def toml(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {toml(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value) if isinstance(value, (bool, str)) else str(value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["decay.weight_decay=1e-4"], "decay.weight_decay", 1e-4),
+        (["decay.of=small"], "decay.of", "small"),
+        (["schedule.kind=cosine"], "schedule.kind", "cosine"),
+        (["schedule.warmup_epochs=1", "schedule.kind=cosine"], "schedule.warmup_epochs", 1.0),
+        (["schedule.milestones=[1]", "schedule.kind=steps"], "schedule.milestones", [1]),
+        (["schedule.divide_by=3", "schedule.kind=steps"], "schedule.divide_by", 3.0),
+        (["optimizer.weight_decay=1e-4"], "optimizer.weight_decay", 1e-4),
+        (["optimizer.momentum=0.9"], "optimizer.momentum", 0.9),
+        (["optimizer.fused=true"], "optimizer.fused", True),
+        (["optimizer.betas=[0.8, 0.9]", "optimizer.name=AdamW"], "optimizer.betas", [0.8, 0.9]),
+        (["optimizer={ name = 'SGD' }", "optimizer.name=AdamW"], "optimizer.name", "AdamW"),
+        (["data.path=elsewhere"], "data.path", "elsewhere"),
+        (["by_lane=true"], "by_lane", True),
+        (["label_smoothing={ small = 0.1 }"], "label_smoothing", {"small": 0.1}),
+        (["average.decay=0.9"], "average.decay", 0.9),
+        (["sampling.count=2", "sampling.kind=random"], "sampling.count", 2),
+    ],
+)
+def test_documented_keys_can_be_set_where_the_recipe_lacks_them(
+    tmp_path: Path, overrides: list[str], key: str, value: object
+) -> None:
+    path = tmp_path / "bare.toml"
+    bare = SMALL.replace('[schedule]\nkind = "cosine"\nwarmup_epochs = 1\n', "")
+    path.write_text(bare.replace("[data]\nkind = 'images'\npath = 'images'\n", ""))
+    recipe = load_recipe(str(path), overrides)
+    table, _, last = key.rpartition(".")
+    found = recipe.values[table] if table else recipe.values
+    assert found[last] == value and type(found[last]) is type(value)
+    if table in ("decay", "optimizer") and last not in ("of", "betas", "name"):
+        assert load_recipe(str(path), [f"alone.small.{overrides[0]}"]).values == {
+            **load_recipe(str(path)).values,
+            "alone": {"small": {key: value}},
+        }
+    if key == "decay.weight_decay":
+        path.write_text(f"{path.read_text()}\n[alone]\nsmall = {{ decay.weight_decay = 1e-4 }}\n")
+        alone = load_recipe(str(path)).alone("small")
+        groups = alone.optimizer(nsn.Network(alone.description)).param_groups
+        assert 1e-4 in [group["weight_decay"] for group in groups]
+
+
+def test_what_is_set_takes_the_place_of_what_holds_alone(taught: str) -> None:
+    def rate(*overrides: str, variant: str | None = None) -> float:
+        own = load_recipe(taught, overrides, variant).alone("small")
+        found: float = own.values["optimizer"]["lr"]
+        return found
+
+    assert rate() == 0.02
+    assert rate("optimizer.lr=0.03") == 0.03
+    assert rate('optimizer={name="SGD", lr=0.03, momentum=0.9}') == 0.03
+    assert rate("optimizer.momentum=0.9") == 0.02
+    assert rate("alone.small.optimizer.lr=0.5") == 0.5
+    assert rate("alone.small={ optimizer = { lr = 0.5 } }") == 0.5
+    assert rate("alone={ small = { optimizer.lr = 0.5 } }") == 0.5
+    assert rate("alone.small={ epochs = 1 }") == 0.1
+    # In whichever order.
+    assert rate("alone.small.optimizer.lr=0.5", "optimizer.lr=0.03") == 0.5
+    assert rate("optimizer.lr=0.03", "alone.small.optimizer.lr=0.5") == 0.5
+    assert rate("alone.small.optimizer.lr=0.5", variant="optimizer.lr=0.03") == 0.03
+    assert rate("optimizer.lr=0.03", variant="alone.small.optimizer.lr=0.5") == 0.5
+
+
+def test_to_check_a_recipe_draws_nothing(taught: str) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    load_recipe(taught, ["teach.kind=none", "sampling.kind=random"])
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_every_key_is_documented() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
-    keys = {"epochs", "batch_size", "by_lane", "label_smoothing", "network", "optimizer.name"}
-    keys |= {f"{table}.{key}" for table, own in tables.MEANS.items() for key in own}
-    keys |= {f"schedule.{key}" for own in tables._SCHEDULES.values() for key in own}
-    keys |= {f"data.{key}" for own in tables._DATA.values() for key in own}
-    keys |= {"data.kind", "schedule.kind", "decay.weight_decay", "decay.of", "alone.NAME"}
+    keys = {*tables._KEYS, "network", "alone.NAME"}
     documented = set(re.findall(r"`([\w.]+)`", " ".join(re.findall(r"^\| (`.*?) \|", text, re.M))))
     assert keys == documented - {"key"}
 

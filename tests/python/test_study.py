@@ -1,6 +1,8 @@
 """Studies: together and alone, for many seeds, killed and gone on with."""
 
+import io
 import json
+import math
 import os
 import re
 import signal
@@ -13,13 +15,28 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from typer.testing import CliRunner
 
+from nsn.cli.app import app
 from nsn.training import loop
-from nsn.training.data import load_data
-from nsn.training.errors import InputError
+from nsn.training.data import Data, load_data
+from nsn.training.errors import DivergedError, InputError
+from nsn.training.images import Images
 from nsn.training.recipe import Recipe, load_recipe
-from nsn.training.report import write_state
-from nsn.training.study import Results, Task, standard_error, summary, tasks_of, train_one
+from nsn.training.report import json_text, write_state
+from nsn.training.study import (
+    Results,
+    Task,
+    ablation_table,
+    digest,
+    restore,
+    standard_error,
+    summary,
+    tasks_of,
+    train_one,
+)
+from nsn.training.text import Windows
 from test_cli import run
 from test_data import write_set
 from test_recipe import SMALL, TEXT
@@ -237,6 +254,221 @@ def test_variants_share_the_seeds_and_are_compared_with_the_recipe(
     assert not (out / "study.json").exists()
 
 
+def refused(*arguments: object) -> str:
+    """What ``nsn study`` says as it refuses to."""
+    error = CliRunner().invoke(app, ["study", *map(str, arguments)]).exception
+    assert isinstance(error, InputError), error
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        ("data.path=elsewhere", "variants are compared on the same data, so that 'data.path' cann"),
+        ("data.validation=0.2", "'data.validation' cannot be varied. Use --set for all of them"),
+        (" data.kind=text", "'data.kind' cannot be varied"),
+        ("data={ kind = 'images' }", "'data' cannot be varied"),
+        ("alone.small.optimizer.lr=0.2", "changes only runs alone, .* Add --way alone"),
+        ("optimizer.lr", "--vary: expected KEY=A,B,.., but got 'optimizer.lr'. Write, for example"),
+        ("optimizer.lr=", "expected KEY=A,B,.., but got 'optimizer.lr='. Write, for example"),
+        ("optimizer.lr=0.2,fast", "^--vary optimizer.lr=fast: 'optimizer.lr' is a number"),
+        ("optimizer.lr=-1", "^--vary optimizer.lr=-1: recipe: optimizer: .*Invalid learning rate"),
+        ("teach.weight=0.2", "^--vary teach.weight=0.2: nobody teaches"),
+        ("optimizer.rate=1", "^--vary optimizer.rate=1: the recipe has no key 'optimizer.rate'"),
+    ],
+)
+def test_wrong_variants(recipe: Path, tmp_path: Path, vary: str, message: str) -> None:
+    out = tmp_path / "out"
+    assert re.search(message, refused(recipe, "--out", out, "--vary", vary))
+    assert not out.exists()
+
+
+def test_values_of_runs_alone_can_vary(recipe: Path, tmp_path: Path) -> None:
+    vary = ("--vary", "alone.small.optimizer.lr=0.02,0.3", "--way", "alone")
+    result = study(recipe, tmp_path, "--seeds", "1", "--json", *vary)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["variant"], line["alone"]) for line in lines] == [
+        ("recipe", "base"),
+        ("recipe", "small"),
+        ("alone.small.optimizer.lr=0.02", "small"),
+        ("alone.small.optimizer.lr=0.3", "small"),
+    ]
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere", "file"])
+def test_a_folder_that_cannot_be_made(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    text = refused(recipe, "--out", out)
+    assert re.fullmatch(
+        rf"--out: cannot make the folder '{out}/runs': [^[]+\. Choose another\.", text
+    )
+
+
+def test_a_variant_that_diverges_is_said_to(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    vary = ("--seeds", "2", "--vary", "optimizer.lr=1e30,0.2")
+    result = study(recipe, out, *vary)
+    assert result.returncode == 0, result.stderr
+    assert "seed 2, together (optimizer.lr=1e30): the training diverged: the loss" in result.stdout
+    assert "6/6" in result.stdout
+    assert re.search(r"optimizer.lr=1e30 *│ *diverged *│ *diverged *│", result.stdout)
+    variants = json.loads((out / "ablation.json").read_text())["variants"]
+    assert variants["optimizer.lr=1e30"] == {"base": [None, None], "small": [None, None]}
+    assert all(isinstance(each, float) for each in variants["optimizer.lr=0.2"]["small"])
+    (out / "ablation.json").unlink()
+    again = CliRunner().invoke(app, ["study", str(recipe), "--out", str(out), *vary])
+    assert again.exit_code == 0 and "seed" not in again.stdout, again.stderr
+    assert json.loads((out / "ablation.json").read_text())["variants"] == variants
+
+
+@pytest.mark.parametrize(
+    ("more", "run_"),
+    [
+        ((), "seed 1, together: "),
+        (("--vary", "optimizer.lr=0.1", "--way", "alone"), "seed 1, base alone (recipe): "),
+    ],
+)
+def test_a_recipe_that_diverges_ends_the_study(
+    recipe: Path, tmp_path: Path, more: tuple[str, ...], run_: str
+) -> None:
+    arguments = ("--seeds", "1", "--set", "optimizer.lr=1e30", *more)
+    result = study(recipe, tmp_path, *arguments)
+    assert result.returncode == 4, result.stderr
+    assert f"{run_}the training diverged: the loss is" in result.stderr
+    # From what that left.
+    again = CliRunner().invoke(app, ["study", str(recipe), "--out", str(tmp_path), *arguments])
+    assert isinstance(again.exception, DivergedError) and run_ in str(again.exception)
+    assert not {"study.json", "ablation.json"} & {each.name for each in tmp_path.iterdir()}
+
+
+def test_a_last_step_that_diverges_is_no_score(recipe: Path, tmp_path: Path) -> None:
+    """Only the evaluation sees what the last step made of the weights."""
+    wild = ["optimizer.lr=1e38", "epochs=1", "batch_size=100"]
+    chosen = load_recipe(str(recipe), wild)
+    result = train_one(chosen.values, None, 1, str(tmp_path / "run"))
+    assert "the loss of the last weights is no finite number" in result["diverged"]
+    assert "scores" not in result
+
+
+def test_the_table_of_variants() -> None:
+    def shown(variants: dict[str, dict[str, list[float]]]) -> str:
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(ablation_table(variants, "title"))
+        return console.export_text()
+
+    one = shown({"recipe": {"base": [0.5]}, "other": {"base": [0.75]}})
+    assert "0.7500" in one and "+0.2500" in one and "nan" not in one
+    nan = math.nan
+    two = shown(
+        {"recipe": {"base": [0.5, 0.25]}, "a": {"base": [nan, 0.5]}, "b": {"base": [nan] * 2}}
+    )
+    assert "1 of 2 diverged" in two and "+0.2500" in two and "nan" not in two
+    assert re.search(r"b *│ *diverged *│", two)
+
+
+def test_data_that_differ_anywhere_are_other_data(recipe: Path, tmp_path: Path) -> None:
+    images = torch.zeros(300, 16, dtype=torch.uint8)
+    labels = torch.zeros(300, dtype=torch.int64)
+    tokens = torch.zeros(900, dtype=torch.int64)
+
+    def changed(tensor: torch.Tensor) -> torch.Tensor:
+        other = tensor.clone()
+        other[-1] = 1
+        return other
+
+    of_images = [
+        Data(Images(images, labels), Images(images, labels)),
+        Data(Images(changed(images), labels), Images(images, labels)),
+        Data(Images(images, changed(labels)), Images(images, labels)),
+        Data(Images(images, labels), Images(changed(images), labels)),
+        Data(Images(images, labels), Images(images, changed(labels))),
+    ]
+    of_text = [
+        Data(Windows(tokens, 6, 3), Windows(tokens, 6, 3)),
+        Data(Windows(changed(tokens), 6, 3), Windows(tokens, 6, 3)),
+        Data(Windows(tokens, 6, 3), Windows(changed(tokens), 6, 3)),
+    ]
+    assert len({digest(each) for each in (*of_images, *of_text)}) == 8
+    assert digest(of_images[0]) == digest(Data(Images(images.clone(), labels), of_images[0].test))
+
+
+def finished(chosen: Recipe, results: Results, seeds: list[int]) -> dict[str, Any]:
+    """The document of a study whose runs all gave the same."""
+    for task in tasks_of(chosen, seeds):
+        results.runs[results.key(task)] = {
+            "scores": {
+                name: {"accuracy": 0.5, "loss": 1.0} for name in task.recipe.description.names
+            },
+            "seconds": 1.0,
+            "flops": 1,
+        }
+    document: dict[str, Any] = json.loads(json_text(summary(chosen, seeds, results)))
+    return document
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ([], {}, "recipe is missing"),
+        ([], [], "the document is no table"),
+        ([], 3, "the document is no table"),
+        (["seeds"], [1, "2"], "seeds[] is '2'"),
+        (["data"], None, "data is None"),
+        (["recipe"], {}, "recipe: 'epochs' must be an integer"),
+        (["subnetworks", "small"], {}, "subnetworks.small.together is missing"),
+        (["subnetworks", "small", "alone"], [0.5], "subnetworks.small.alone has 1 values in pl"),
+        (["subnetworks", "small", "alone"], [0.5, None], "subnetworks.small.alone[] is None"),
+        (["compute", "together", "seconds"], [1.0], "seconds has 1 values in place of 2"),
+        (["compute"], [], "compute is no table"),
+    ],
+)
+def test_a_damaged_study_is_refused(
+    recipe: Path, tmp_path: Path, path: list[str], value: Any, message: str
+) -> None:
+    chosen = load_recipe(str(recipe))
+    document = finished(chosen, Results(tmp_path, "some"), [1, 2])
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(document))
+    assert restore(file, chosen, Results(tmp_path, "some")) == [1, 2]
+    whole = {"document": document}
+    place: Any = whole
+    *tables, last = ["document", *path]
+    for each in tables:
+        place = place[each]
+    place[last] = value
+    file.write_text(json.dumps(whole["document"]))
+    with pytest.raises(InputError) as error:
+        restore(file, chosen, Results(tmp_path, "some"))
+    text = str(error.value)
+    assert text.startswith(f"'{file}' is damaged: ") and message in text
+    assert text.endswith(". Remove it, or copy it again.") and ".." not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "scores is missing"),
+        ("[]", "the document is no table"),
+        ('{"scores": {"base": {"accuracy": 1.0}}}', "seconds is missing"),
+        ('{"scores": {}, "seconds": 1.0, "flops": 1}', "scores.base is missing"),
+        ('{"diverged": 3}', "diverged is 3"),
+        ("{", "it is no JSON"),
+    ],
+)
+def test_a_damaged_run_is_refused(recipe: Path, tmp_path: Path, text: str, message: str) -> None:
+    results = Results(tmp_path, "some")
+    task = Task(load_recipe(str(recipe)), 1)
+    file = tmp_path / f"{results.key(task)}.json"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+        results.find([task])
+    assert str(error.value).startswith(f"'{file}' is damaged: ") and message in str(error.value)
+
+
 def test_validation_is_of_the_training_data(recipe: Path) -> None:
     chosen = load_recipe(str(recipe), ["data.validation=0.25"])
     whole = load_data({**chosen.values["data"], "validation": 0.0}, chosen.description)
@@ -317,8 +549,7 @@ def test_wrong_means(recipe: Path, old: str, new: str, message: str) -> None:
     text = recipe.read_text()
     recipe.write_text(SMOOTHING.replace(old, new) + text + MEANS.replace(old, new, 1))
     with pytest.raises(InputError, match=message):
-        chosen = load_recipe(str(recipe))
-        loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)
+        load_recipe(str(recipe))
 
 
 def test_an_override_holds_alone_too(recipe: Path) -> None:
@@ -340,8 +571,7 @@ def test_an_override_holds_alone_too(recipe: Path) -> None:
 )
 def test_wrong_sampling(recipe: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        chosen = with_means(recipe, *overrides)
-        loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)
+        with_means(recipe, *overrides)
 
 
 def test_sampling_is_in_the_loop_and_goes_on(recipe: Path) -> None:
@@ -449,8 +679,7 @@ def test_fused_momentum_with_dampening_is_refused(recipe: Path) -> None:
     text = recipe.read_text().replace("[network]", "[sampling]\nkind = 'random'\n[network]")
     more = "lr = 0.1\nfused = true\nmomentum = 0.9\ndampening = 0.1"
     recipe.write_text(text.replace("lr = 0.1", more))
-    chosen = load_recipe(str(recipe))
     with pytest.raises(
         InputError, match=r"recipe: optimizer.dampening: .* Leave dampening or fused"
     ):
-        loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)
+        load_recipe(str(recipe))

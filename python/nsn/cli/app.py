@@ -26,8 +26,9 @@ BAD_INPUT, DISAGREE, DIVERGED, INTERRUPTED = 2, 3, 4, 130
 
 EPILOG = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 wrong usage, recipe, data or file, or a "
-    "package that is not installed; 3 nsn verify found a disagreement; 4 nsn train diverged, its "
-    "loss is no finite number; 130 ended by Ctrl-C, nsn train with a usable checkpoint."
+    "package that is not installed; 3 nsn verify found a disagreement; 4 nsn train or nsn study "
+    "diverged, its loss is no finite number; 130 ended by Ctrl-C, nsn train with a usable "
+    "checkpoint."
 )
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from nsn import files
 from nsn.cli.app import INTERRUPTED, DataOption, app, command, tables_console
 from nsn.training.data import load_data
-from nsn.training.errors import InputError
+from nsn.training.errors import DivergedError, InputError
 from nsn.training.recipe import Recipe, load_recipe, metric_of, shipped
-from nsn.training.report import json_text, number_text, read_json, write_json
+from nsn.training.report import json_text, number_text, write_json
 from nsn.training.study import (
     WAYS,
     Results,
@@ -84,7 +85,8 @@ def study(
 
     With --vary the recipe and its variants, in each of which one value is another, are trained for
     all seeds, together, or with --way alone each sub-network by itself; ablation.json has their
-    scores, and the table how each differs from the recipe, paired by seed.
+    scores, null where a variant's run diverged, and the table how each differs from the recipe,
+    paired by seed.
 
     Examples:
       nsn study mnist --seeds 10 --jobs 2 --out runs/study-mnist
@@ -94,34 +96,45 @@ def study(
     chosen = _load(recipe, changes, data)
     variants = {"recipe": chosen}
     for each in vary or []:
-        key, equals, values = each.partition("=")
-        if not equals or not values:
-            raise InputError(f"--vary: expected KEY=A,B,.., but got '{each}'.")
-        for value in split_values(values):
-            change = f"{key}={value}"
-            variants[change] = _load(recipe, [*changes, change], data)
+        for change in _changes(each, way):
+            variants[change] = _load(recipe, changes, data, change)
     if way is not None and not vary:
         raise InputError("--way says what --vary compares. Leave it out, or add --vary.")
     numbers = list(range(1, seeds + 1))
     results = Results(out / "runs", digest(load_data(chosen.values["data"], chosen.description)))
+    try:
+        results.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out: cannot make the folder '{results.folder}': {error.strerror}. Choose another."
+        ) from None
     study_file = out / "study.json"
     if not vary and study_file.exists():
-        there = read_json(study_file)
-        restore(there, chosen, results)
-        numbers = sorted({*numbers, *there["seeds"]})  # none is lost
+        numbers = sorted({*numbers, *restore(study_file, chosen, results)})  # none is lost
     compared = [str(way or _Way.together)]
     ways = compared if vary else WAYS
-    tasks = [task for each in variants.values() for task in tasks_of(each, numbers, ways)]
-    tasks.sort(key=lambda task: task.seed)
+    labelled = [
+        (label, task)
+        for label, variant in variants.items()
+        for task in tasks_of(variant, numbers, ways)
+    ]
+    tasks = sorted((task for _, task in labelled), key=lambda task: task.seed)
+    # What several variants share is the first one's.
+    labels = {results.key(task): label for label, task in reversed(labelled)}
     left = results.find(tasks)
     console = tables_console()
     done = len({results.key(task) for task in tasks}) - len(left)
     total = done + len(left)
-    labels = {
-        results.key(Task(task.recipe, 0)): label
-        for label, variant in reversed(variants.items())
-        for task in tasks_of(variant, [0])
-    }
+
+    def text_of(task: Task) -> str:
+        alone = task.recipe.alone_name
+        variant = f" ({labels[results.key(task)]})" if vary else ""
+        return f"seed {task.seed}, {f'{alone} alone' if alone else 'together'}{variant}"
+
+    def check(task: Task, result: dict[str, Any]) -> None:
+        """Without the recipe's own runs there is nothing to say, nor to compare with."""
+        if "diverged" in result and labels[results.key(task)] == "recipe":
+            raise DivergedError(f"{text_of(task)}: {result['diverged']}")
 
     def finish() -> None:
         if not vary:
@@ -130,58 +143,82 @@ def study(
     def show(task: Task, result: dict[str, Any]) -> None:
         nonlocal done
         done += 1
+        check(task, result)
         finish()
         if as_json:
-            print(json_text(result), flush=True)
+            variant = {"variant": labels[results.key(task)]} if vary else {}
+            print(json_text({**variant, **result}), flush=True)
             return
         metric = metric_of(task.recipe.values)
-        alone = task.recipe.alone_name
-        # By itself a sub-network is the base of its network.
-        scores = "  ".join(
-            f"{alone or name} {number_text(score[metric])}"
+        shown = result.get("diverged") or "  ".join(
+            # By itself a sub-network is the base of its network, and is named before.
+            ("" if result["alone"] else f"{name} ") + number_text(score[metric])
             for name, score in result["scores"].items()
         )
-        way = "alone" if alone else "together"
-        label = labels[results.key(Task(task.recipe, 0))]
-        shown = "" if label == "recipe" else f" ({label})"
         console.print(
-            f"{done}/{total}  seed {task.seed}, {way}{shown}: {scores}  {result['seconds']:.0f} s",
+            f"{done}/{total}  {text_of(task)}: {shown}  {result['seconds']:.0f} s",
             highlight=False,
             soft_wrap=True,
         )
 
     try:
+        for task in tasks:
+            before = results.of(task.recipe, task.seed)
+            if before is not None:
+                check(task, before)
         run_all(left, results, jobs, show)
+        finish()
+        if vary:
+            scores = {
+                label: scores_of(variant, numbers, results, compared[0])
+                for label, variant in variants.items()
+            }
+            ablation = {
+                "recipe": chosen.values,
+                "seeds": numbers,
+                "metric": metric_of(chosen.values),
+                "way": compared[0],
+                "variants": scores,
+            }
+            write_json(out / "ablation.json", ablation)
+            shown, left_there = ablation_table(scores, f"{recipe}, {compared[0]}"), "ablation.json"
+        else:
+            document = summary(chosen, numbers, results)
+            plot_study(document, out / "study.png", f"{recipe}, {len(document['seeds'])} seeds")
+            shown, left_there = study_table(document, recipe), "study.json, study.png"
     except KeyboardInterrupt:
         console.print("Go on with the same command.", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
-        raise InputError(f"--out: {error}") from None
-    finish()
-    if vary:
-        scores = {
-            label: scores_of(variant, numbers, results, compared[0])
-            for label, variant in variants.items()
-        }
-        document = {
-            "recipe": chosen.values,
-            "seeds": numbers,
-            "metric": metric_of(chosen.values),
-            "way": compared[0],
-            "variants": scores,
-        }
-        write_json(out / "ablation.json", document)
-        if not as_json:
-            console.print(ablation_table(scores, f"{recipe}, {compared[0]}"))
-            console.print(f"Left in {out}: ablation.json, runs", highlight=False)
-        return
-    document = summary(chosen, numbers, results)
-    plot_study(document, out / "study.png", f"{recipe}, {len(document['seeds'])} seeds")
+        raise InputError(f"--out: {files.reason(error)}") from None
     if not as_json:
-        console.print(study_table(document, recipe))
-        console.print(f"Left in {out}: study.json, study.png, runs", highlight=False)
+        console.print(shown)
+        console.print(f"Left in {out}: {left_there}, runs", highlight=False)
 
 
-def _load(recipe: str, changes: list[str], data: Path | None) -> Recipe:
-    chosen = load_recipe(recipe, changes)
+def _changes(vary: str, way: _Way | None) -> list[str]:
+    """The overrides that a --vary asks for, one a variant."""
+    key, equals, values = vary.partition("=")
+    key = key.strip()
+    if not equals or not values:
+        raise InputError(
+            f"--vary: expected KEY=A,B,.., but got '{vary}'. Write, for example, "
+            f"optimizer.lr=0.05,0.1."
+        )
+    table = key.partition(".")[0]
+    if table == "data" and key != "data.windows":
+        raise InputError(
+            f"--vary: variants are compared on the same data, so that '{key}' cannot be varied. "
+            f"Use --set for all of them, or studies in folders of their own."
+        )
+    if table == "alone" and way is not _Way.alone:
+        raise InputError(
+            f"--vary: '{key}' changes only runs alone, but runs together are compared. Add "
+            f"--way alone."
+        )
+    return [f"{key}={value}" for value in split_values(values)]
+
+
+def _load(recipe: str, changes: list[str], data: Path | None, variant: str | None = None) -> Recipe:
+    chosen = load_recipe(recipe, changes, variant)
     return chosen if data is None else chosen.reading(data)

@@ -26,6 +26,9 @@ class Split(Protocol):
     def ordered(self) -> Tensor:
         """The samples of an evaluation, always the same; int64."""
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that samples are made of, as it was read."""
+
     def batch(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """The network's input and the classes that it should give.
 
@@ -50,6 +53,12 @@ class Data:
     test: Split
 
 
+def input_dtype(description: Description) -> torch.dtype:
+    """Of what a network takes."""
+    dtype: torch.dtype = getattr(torch, json.loads(description.to_json())["input"]["dtype"])
+    return dtype
+
+
 def load_data(table: dict[str, Any], description: Description) -> Data:
     """The data of a recipe, in the form that its network takes.
 
@@ -61,7 +70,7 @@ def load_data(table: dict[str, Any], description: Description) -> Data:
         InputError: where a file is missing or wrong, or the network cannot take the data.
     """
     path, shape = Path(table["path"]), description.input_shape
-    dtype = getattr(torch, json.loads(description.to_json())["input"]["dtype"])
+    dtype = input_dtype(description)
     outputs = {name: description.output_shape(name) for name in description.names}
     if table["kind"] == "images":
         if table.get("validation"):

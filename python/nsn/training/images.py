@@ -110,6 +110,9 @@ class Images:
     def ordered(self) -> Tensor:
         return torch.arange(len(self))
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.images, self.labels
+
     def batch(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         images = self.images.index_select(0, samples).to(self.dtype).div_(255)
         return images, self.labels.index_select(0, samples)

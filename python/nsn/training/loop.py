@@ -13,7 +13,7 @@ from torch import Tensor
 from nsn import Network, joint_loss
 from nsn.schedule import Turn
 from nsn.training.data import Data, Split
-from nsn.training.errors import DivergedError, InputError
+from nsn.training.errors import DivergedError
 from nsn.training.recipe import Recipe
 from nsn.training.tables import difference
 
@@ -189,14 +189,11 @@ class Run:
     def _backward(self, inputs: Tensor, targets: Tensor, turn: Turn) -> float:
         """Makes a step's gradients; returns the summed loss."""
         if self.recipe.by_lane:
-            try:
-                losses = self.network.backward_by_lane(
-                    inputs,
-                    lambda name, output: self._loss_of({name: output}, targets),
-                    turn.names,
-                )
-            except ValueError as error:
-                raise InputError(f"recipe: by_lane: {error}") from None
+            losses = self.network.backward_by_lane(
+                inputs,
+                lambda name, output: self._loss_of({name: output}, targets),
+                turn.names,
+            )
             return sum(loss.item() for loss in losses.values())
         joint = self._loss_of(self.network(inputs, turn.names), targets)
         joint.backward()

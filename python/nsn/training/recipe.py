@@ -3,7 +3,8 @@
 import json
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -15,20 +16,34 @@ from torch.optim.swa_utils import AveragedModel
 
 import nsn
 from nsn import Description, Network, files, param_groups
+from nsn.training.data import input_dtype
 from nsn.training.errors import InputError
 from nsn.training.tables import (
     MEANS,
     TEACHERS,
     check_data,
-    check_decay,
-    check_kind,
+    check_kinds,
     check_means,
+    check_optimizer,
     check_schedule,
     complete,
-    only,
+    is_of_alone,
     override,
     put,
 )
+
+
+@contextmanager
+def _within(part: str) -> Iterator[None]:
+    """Has errors of a recipe that is made of another say of which part."""
+    try:
+        yield
+    except InputError as error:
+        start = f"recipe: {part}: "
+        text = str(error)
+        raise InputError(
+            text if text.startswith(start) else start + text.removeprefix("recipe: ")
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class Recipe:
         values = deepcopy(self.values)
         values["network"] = json.loads(self.description.alone(name).to_json())
         del values["network"]["nsn"]
-        if "of" in values["decay"]:
+        if values["decay"].get("of"):
             values["decay"]["of"] = "base"
         values["sampling"] = deepcopy(MEANS["sampling"])
         values["teach"] = deepcopy(MEANS["teach"])
@@ -78,9 +93,45 @@ class Recipe:
         values["bound"]["blocks"] = [each for each in values["bound"]["blocks"] if each in kept]
         if not values["bound"]["blocks"]:
             values["bound"] = deepcopy(MEANS["bound"])
-        for key, value in values.pop("alone", {}).get(name, {}).items():
-            put(values, key, value, f"recipe: alone.{name}")
-        return replace(check_recipe(values), alone_name=name)
+        with _within(f"alone.{name}"):
+            for key, value in values.pop("alone", {}).get(name, {}).items():
+                put(values, key, value, "recipe")
+            return replace(check_recipe(values), alone_name=name)
+
+    def try_out(self) -> None:
+        """Trains one step on zeros, together and each that has values of its own alone.
+
+        It shows what cannot be before a run is under way.
+
+        Raises:
+            InputError: where values do not go with the network, or with each other.
+        """
+        with torch.random.fork_rng(devices=[]):
+            try:
+                network = Network(self.description)
+                x = torch.zeros(
+                    2, *self.description.input_shape, dtype=input_dtype(self.description)
+                )
+                if self.by_lane:
+                    network.backward_by_lane(x, lambda name, output: output.sum())
+                else:
+                    torch.autograd.backward([each.sum() for each in network(x, nsn.ALL).values()])
+            except (RuntimeError, ValueError) as error:  # the former for want of memory
+                raise InputError(f"recipe: network: {error}") from None
+            self.teacher(network)
+            self.sampling(network)
+            optimizer = self.optimizer(network)
+            try:
+                optimizer.step()
+            except Exception as error:  # of whatever kind torch takes for it
+                name = self.values["optimizer"]["name"]
+                raise InputError(
+                    f"recipe: optimizer: torch.optim.{name} cannot train this network: {error}."
+                ) from None
+            self.bound(network)
+        for name in self.values.get("alone", {}):
+            with _within(f"alone.{name}"):
+                self.alone(name).try_out()
 
     @property
     def label_smoothing(self) -> float | dict[str, float]:
@@ -91,12 +142,13 @@ class Recipe:
     def teacher(self, network: Network) -> nsn.teach.Teacher | None:
         """Whose outputs sub-networks learn from, or None."""
         teach = self.values["teach"]
-        if teach["kind"] == "none":
-            return None
+        # Where nobody teaches, the values of a variant in which all do have to be right too.
+        kind = "mutual" if teach["kind"] == "none" else teach["kind"]
         try:
-            return TEACHERS[teach["kind"]](network, teach["weight"], teach["temperature"])
-        except (TypeError, ValueError) as error:
+            teacher = TEACHERS[kind](network, teach["weight"], teach["temperature"])
+        except ValueError as error:
             raise InputError(f"recipe: teach: {error}") from None
+        return None if teach["kind"] == "none" else teacher
 
     def sampling(self, network: Network) -> nsn.schedule.Schedule:
         """Which sub-networks run in which step."""
@@ -110,7 +162,7 @@ class Recipe:
             if kind == "from_epoch":
                 return nsn.schedule.from_epoch(network, sampling["first"])
             return nsn.schedule.all(network)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise InputError(f"recipe: sampling: {error}") from None
 
     def bound(self, network: Network) -> None:
@@ -153,7 +205,7 @@ class Recipe:
             raise InputError(f"recipe: decay: {error}") from None
         try:
             optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(groups, **options)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # of whatever kind torch takes for it
             raise InputError(
                 f"recipe: optimizer: torch.optim.{name} refuses its options: {error}."
             ) from None
@@ -204,32 +256,47 @@ def shipped() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Iterable[str] = (), variant: str | None = None) -> Recipe:
     """Reads a recipe and applies overrides.
 
     Args:
         name: a shipped recipe's name, or the path of a .toml file.
         overrides: ``key.path=value``, the value as in TOML (quotes around strings may be left out);
             blocks and sub-networks are addressed by name: ``network.blocks.hidden1.dropout=0.1``.
+        variant: one more, which holds in place of all others.
 
     Raises:
         InputError: where there is no such recipe, it is malformed, or an override fits nothing.
     """
     values = _read(name)
     complete(values)  # so that all can be overridden
-    keys = set()
-    for each in overrides:
-        override(values, each)
-        key = each.partition("=")[0].strip()
-        keys.add(key)
-        alone = values.get("alone")
-        for own in alone.values() if isinstance(alone, dict) else ():
-            if isinstance(own, dict):  # what is said here holds for these too
-                own.pop(key, None)
+    keys = {override(values, each, "--set") for each in sorted(overrides, key=is_of_alone)}
+    if variant is None:
+        return _checked(values, keys, "--set")
+    where = f"--vary {variant}"
+    keys.add(override(values, variant, where))
+    try:
+        return _checked(values, keys, where)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(where) else f"{where}: {text}") from None
+
+
+def description_of(name: str) -> Description:
+    """The network of a recipe, which is read as by :func:`load_recipe`, but not tried out."""
+    return check_recipe(_read(name)).description
+
+
+def _checked(values: dict[str, Any], keys: set[str], where: str) -> Recipe:
+    """A recipe whose values of some keys were given, each of which has to have a use."""
     idle = keys & {"teach.weight", "teach.temperature"}
     if idle and values["teach"]["kind"] == "none" and "teach.kind" not in keys:
-        raise InputError(f"--set: nobody teaches, so that {min(idle)} has no use. Set teach.kind.")
-    return check_recipe(values)
+        raise InputError(
+            f"{where}: nobody teaches, so that {min(idle)} has no use. Set teach.kind."
+        )
+    recipe = check_recipe(values)
+    recipe.try_out()
+    return recipe
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -257,29 +324,17 @@ def _read(name: str) -> dict[str, Any]:
 def check_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from its document; completes defaults and refuses what it does not know."""
     values = deepcopy(values)
-    known = {
-        *("data", "epochs", "batch_size", "by_lane", "optimizer", "decay", "schedule", "network"),
-        *("label_smoothing", "alone", *MEANS),
-    }
-    only(values, known, "recipe")
     complete(values)
-    kinds = {"epochs": int, "batch_size": int, "by_lane": bool, "optimizer": dict, "network": dict}
-    for key, kind in kinds.items():
-        check_kind(values, key, kind, "")
-    values["data"] = check_data(values.get("data", {"kind": "images"}))
-    optimizer = values["optimizer"].get("name")
-    found = getattr(torch.optim, optimizer, None) if isinstance(optimizer, str) else None
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise InputError(
-            f"recipe: optimizer.name must be a class of torch.optim, but is {optimizer!r}. Use "
-            f"'SGD' or 'AdamW', for example."
-        )
-    check_decay(values.setdefault("decay", {}))
-    check_schedule(values.setdefault("schedule", {"kind": "constant"}))
+    check_kinds(values)
+    values["data"] = check_data(values["data"])
+    check_optimizer(values["optimizer"])
+    values.setdefault("decay", {})
+    check_schedule(values.setdefault("schedule", {"kind": "constant"}), values["epochs"])
     check_means(values)
     try:
-        description = Description.from_json(json.dumps({"nsn": 1, **values["network"]}))
-    except ValueError as error:
+        text = json.dumps({"nsn": 1, **values["network"]}, allow_nan=False)
+        description = Description.from_json(text)
+    except (TypeError, ValueError) as error:
         raise InputError(f"recipe: network: {error}") from None
     recipe = Recipe(values, description, values["epochs"], values["batch_size"], values["by_lane"])
     sizes = {name: description.parameter_count(name) for name in description.names}
@@ -292,13 +347,6 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
             )
     _check_rules(description)
     _check_grid(values, description)
-    for name in values.get("alone", {}):
-        if name not in description.names:
-            raise InputError(
-                f"recipe: alone names '{name}', which is no sub-network. They are "
-                f"{', '.join(description.names)}."
-            )
-        recipe.alone(name)
     smoothing = values["label_smoothing"]
     for name in smoothing if isinstance(smoothing, dict) else ():
         if name not in description.names and not description.has_cell(name):
@@ -309,6 +357,13 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
     unknown = set(values["bound"]["blocks"]) - set(description.blocks)
     if unknown:
         raise InputError(f"recipe: bound.blocks names '{min(unknown)}', which is no block.")
+    for name in values.get("alone", {}):
+        if name not in description.names:
+            raise InputError(
+                f"recipe: alone names '{name}', which is no sub-network. They are "
+                f"{', '.join(description.names)}."
+            )
+        recipe.alone(name)
     return recipe
 
 

@@ -236,19 +236,52 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     files.write(path, (json_text(document, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
     """What ``write_json`` wrote.
 
     Raises:
         InputError: where the file is none of these.
     """
     try:
-        document: dict[str, Any] = json.loads(files.read(path))
+        return json.loads(files.read(path))
     except OSError as error:
         raise InputError(files.reason(error)) from None
     except ValueError as error:
-        raise InputError(f"'{path}' is no JSON: {error}. Remove it.") from None
-    return document
+        raise damaged(path, f"it is no JSON: {error}") from None
+
+
+def damaged(path: Path, why: str) -> InputError:
+    """What to raise of a file that is not as it was written."""
+    return InputError(f"'{path}' is damaged: {why}. Remove it, or copy it again.")
+
+
+def fault(value: Any, form: Any, path: str = "") -> str | None:
+    """What of a JSON document has not the form that it should have; None where all has.
+
+    Args:
+        value: the document, or a part of it.
+        form: a type; a table of keys that have to be there, each with its form; or for a list the
+            form of what is in it and how many there are, None for any number.
+        path: of the part.
+    """
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"{path or 'the document'} is no table"
+        own = {key: f"{path}.{key}" if path else key for key in form}
+        missing = [own[key] for key in form if key not in value]
+        if missing:
+            return f"{missing[0]} is missing"
+        return next(filter(None, (fault(value[key], form[key], own[key]) for key in form)), None)
+    if isinstance(form, tuple):
+        each, count = form
+        if not isinstance(value, list):
+            return f"{path} is no list"
+        if count not in (None, len(value)):
+            return f"{path} has {len(value)} values in place of {count}"
+        return next(filter(None, (fault(one, each, f"{path}[]") for one in value)), None)
+    kinds = (int, float) if form is float else form
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    return None if fits else f"{path} is {value!r}"
 
 
 def json_text(document: Any, indent: int | None = None) -> str:

@@ -33,6 +33,8 @@ from nsn.training.errors import DivergedError, InputError
 from nsn.training.loop import Run, evaluate
 from nsn.training.recipe import Recipe, check_recipe, metric_of
 from nsn.training.report import (
+    damaged,
+    fault,
     json_text,
     machine,
     number_text,
@@ -67,12 +69,12 @@ def key_of(recipe: Recipe, data: str) -> str:
 
 
 def digest(data: Data) -> str:
-    """What tells data from others: how many samples there are, and some of them."""
+    """What tells data from others: all of them, and how many samples a pass reads."""
     found = hashlib.sha256()
     for split in (data.train, data.test):
-        inputs, targets = split.batch(split.ordered()[:256])
-        for part in (inputs, targets):
-            found.update(part.contiguous().numpy().tobytes())
+        for part in split.tensors():
+            found.update(str(tuple(part.shape)).encode())
+            found.update(part.contiguous().numpy().data)
         found.update(str(len(split)).encode())
     return found.hexdigest()[:12]
 
@@ -84,7 +86,7 @@ class Results:
     Attributes:
         folder: where their files are.
         data: the digest of the data that all runs read.
-        runs: key to what a run gave, as :func:`train_one` returns it.
+        runs: key to what a run gave, or where it diverged, as :func:`train_one` returns it.
     """
 
     folder: Path
@@ -104,7 +106,7 @@ class Results:
                 continue
             file = self.folder / f"{key}.json"
             if file.exists():
-                self.runs[key] = read_json(file)
+                self.runs[key] = _read_run(file, task.recipe)
             else:
                 left[key] = task
         return list(left.values())
@@ -114,15 +116,33 @@ class Results:
         return self.runs.get(self.key(Task(recipe, seed)))
 
 
+def _read_run(file: Path, recipe: Recipe) -> dict[str, Any]:
+    """The result of a finished run.
+
+    Raises:
+        InputError: where the file holds none.
+    """
+    run = read_json(file)
+    if isinstance(run, dict) and "diverged" in run:
+        wrong = fault(run, {"diverged": str})
+    else:
+        score = {metric_of(recipe.values): float}
+        scores = dict.fromkeys(recipe.description.names, score)
+        wrong = fault(run, {"scores": scores, "seconds": float, "flops": int})
+    if wrong:
+        raise damaged(file, wrong)
+    result: dict[str, Any] = run
+    return result
+
+
 def train_one(values: dict[str, Any], alone: str | None, seed: int, place: str) -> dict[str, Any]:
     """One run, from where it was left; its result stays in ``place`` with ``.json`` behind.
 
     Returns:
-        ``scores`` by sub-network, from the last weights and read once; ``seconds`` of processor
-        time in all steps, their number ``steps``, and ``flops`` as ``Run`` counts them.
-
-    Raises:
-        DivergedError: where the loss is no finite number.
+        ``seed``; ``alone``, the sub-network or None; ``seconds`` of processor time in all steps;
+        ``flops`` as ``Run`` counts them; and ``scores`` by sub-network, from the last weights and
+        read once, with the number of ``steps``, or where a loss is no finite number ``diverged``,
+        which says where and the remedy.
     """
     recipe = replace(check_recipe(values), alone_name=alone)
     state_file, result_file = Path(f"{place}.pt"), Path(f"{place}.json")
@@ -146,19 +166,22 @@ def train_one(values: dict[str, Any], alone: str | None, seed: int, place: str) 
             write_state(state_file, {"run": run.state_dict(), "seconds": seconds})
             saved = time.monotonic()
 
+    outcome: dict[str, Any]
     try:
         run.train(on_epoch=after_epoch)
+        outcome = {
+            "scores": evaluate(run.evaluated, data.test),
+            "steps": -(-len(data.train) // recipe.batch_size) * recipe.epochs,
+        }
+        if not all(math.isfinite(each["loss"]) for each in outcome["scores"].values()):
+            raise DivergedError(
+                "the training diverged: the loss of the last weights is no finite number. Lower "
+                "optimizer.lr, for example with --set."
+            )
     except DivergedError as error:
-        raise DivergedError(f"seed {seed}, {alone or 'together'}: {error}") from None
+        outcome = {"diverged": str(error)}
     seconds = spent + time.process_time() - started
-    result = {
-        "seed": seed,
-        "alone": alone,
-        "scores": evaluate(run.evaluated, data.test),
-        "seconds": seconds,
-        "steps": -(-len(data.train) // recipe.batch_size) * recipe.epochs,
-        "flops": run.flops,
-    }
+    result = {"seed": seed, "alone": alone, **outcome, "seconds": seconds, "flops": run.flops}
     write_json(result_file, result)
     state_file.unlink(missing_ok=True)
     return result
@@ -172,11 +195,11 @@ def run_all(
 ) -> None:
     """Runs what is left of a study, ``jobs`` runs at a time, each a process of one thread.
 
+    Where ``on_result`` raises, the others are ended.
+
     Raises:
-        DivergedError: where a run's loss is no finite number; the others are ended.
         InputError: where a run's process was ended from outside.
     """
-    results.folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
     waiting: dict[Future[dict[str, Any]], Task] = {}
@@ -237,7 +260,7 @@ def tasks_of(recipe: Recipe, seeds: Iterable[int], ways: Iterable[str] = WAYS) -
 def scores_of(
     recipe: Recipe, seeds: Iterable[int], results: Results, way: str
 ) -> dict[str, list[float]]:
-    """What each sub-network reached in finished runs, one number a seed."""
+    """What each sub-network reached in finished runs, one number a seed; NaN where it diverged."""
     metric = metric_of(recipe.values)
     names = recipe.description.names
     scores: dict[str, list[float]] = {name: [] for name in names}
@@ -245,7 +268,8 @@ def scores_of(
         trained, kept = (recipe, name) if way == "together" else (recipe.alone(name), "base")
         for run in (results.of(trained, seed) for seed in seeds):
             if run is not None:
-                scores[name].append(run["scores"][kept][metric])
+                diverged = "diverged" in run
+                scores[name].append(math.nan if diverged else run["scores"][kept][metric])
     return scores
 
 
@@ -311,13 +335,24 @@ def standard_error(values: list[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def restore(study: dict[str, Any], recipe: Recipe, results: Results) -> None:
+def restore(file: Path, recipe: Recipe, results: Results) -> list[int]:
     """Takes the results of a study.json as finished runs, where it is of the same recipe.
 
+    Returns:
+        Its seeds.
+
     Raises:
-        InputError: where it is of another one.
+        InputError: where it is of another one, or damaged.
     """
-    there = check_recipe(study["recipe"])
+    study = read_json(file)
+    head = {"recipe": dict, "data": str, "seeds": (int, None), "metric": str}
+    wrong = fault(study, head)
+    if wrong:
+        raise damaged(file, wrong)
+    try:
+        there = check_recipe(study["recipe"])
+    except InputError as error:
+        raise damaged(file, str(error).removesuffix(".")) from None
     one, other = (
         {**each.identity, "alone": each.values.get("alone", {})} for each in (there, recipe)
     )
@@ -327,9 +362,20 @@ def restore(study: dict[str, Any], recipe: Recipe, results: Results) -> None:
             f"--out: the study there is of another recipe, of other --set or of other data: "
             f"{differs}. Choose another folder for this one, or remove that."
         )
-    metric = study["metric"]
+    metric, scores, names = metric_of(recipe.values), study["subnetworks"], recipe.description.names
+    numbers = (float, len(study["seeds"]))
+    ways = dict.fromkeys(WAYS, numbers)
+    costs = {"seconds": numbers, "flops": int}
+    wrong = fault(
+        study,
+        {
+            "subnetworks": dict.fromkeys(names, ways),
+            "compute": dict.fromkeys(("together", *names), costs),
+        },
+    )
+    if wrong:
+        raise damaged(file, wrong)
     for place, seed in enumerate(study["seeds"]):
-        scores = study["subnetworks"]
 
         def run(name: str | None, values: dict[str, float], place: int = place) -> dict[str, Any]:
             compute = study["compute"][name or "together"]
@@ -340,11 +386,13 @@ def restore(study: dict[str, Any], recipe: Recipe, results: Results) -> None:
                 "alone": name,
             }
 
-        joint = {name: each["together"][place] for name, each in scores.items()}
+        joint = {name: scores[name]["together"][place] for name in names}
         results.runs.setdefault(results.key(Task(recipe, seed)), run(None, joint))
-        for name, each in scores.items():
+        for name in names:
             key = results.key(Task(recipe.alone(name), seed))
-            results.runs.setdefault(key, run(name, {"base": each["alone"][place]}))
+            results.runs.setdefault(key, run(name, {"base": scores[name]["alone"][place]}))
+    seeds: list[int] = study["seeds"]
+    return seeds
 
 
 def study_table(study: dict[str, Any], title: str) -> Table:
@@ -359,8 +407,7 @@ def study_table(study: dict[str, Any], title: str) -> Table:
         result.add_row(
             name,
             *(_mean_text(each[way]) for way in ("together", "alone")),
-            f"{difference['mean']:+.4f}"
-            + (f" ± {number_text(difference['standard_error'])}" if seeds > 1 else ""),
+            _difference_text(difference["mean"], difference["standard_error"]),
             f"{study['compute'][name]['flops']:.2e}",
         )
     result.caption = f"FLOPs together: {study['compute']['together']['flops']:.2e}"
@@ -371,7 +418,7 @@ def ablation_table(variants: Mapping[str, dict[str, list[float]]], title: str) -
     """What each variant of a recipe makes of the first one, paired by seed.
 
     Args:
-        variants: label to each sub-network's scores, one a seed.
+        variants: label to each sub-network's scores, one a seed, NaN where it diverged.
         title: above the table.
     """
     first = next(iter(variants.values()))
@@ -382,13 +429,23 @@ def ablation_table(variants: Mapping[str, dict[str, list[float]]], title: str) -
     for label, scores in variants.items():
         cells = []
         for name, values in scores.items():
-            text = number_text(statistics.fmean(values)) if values else "-"
-            pairs = [a - b for a, b in zip(values, first[name], strict=False)]
+            reached = [each for each in values if math.isfinite(each)]
+            lines = [number_text(statistics.fmean(reached))] if reached else []
+            pairs = [a - b for a, b in zip(values, first[name], strict=True) if math.isfinite(a)]
             if scores is not first and pairs:
-                text += f"\n{statistics.fmean(pairs):+.4f} ± {number_text(standard_error(pairs))}"
-            cells.append(text)
+                lines.append(_difference_text(statistics.fmean(pairs), standard_error(pairs)))
+            if not reached:
+                lines.append("diverged")
+            elif len(reached) < len(values):
+                lines.append(f"{len(values) - len(reached)} of {len(values)} diverged")
+            cells.append("\n".join(lines))
         result.add_row(label, *cells)
     return result
+
+
+def _difference_text(mean: float, error: float) -> str:
+    """Of one seed there is no standard error."""
+    return f"{mean:+.4f}" + ("" if math.isnan(error) else f" ± {number_text(error)}")
 
 
 def _mean_text(values: list[float]) -> str:

@@ -95,6 +95,9 @@ class Windows:
     def ordered(self) -> Tensor:
         return torch.arange(self.count) * ((len(self.tokens) - 1) // self.count)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.tokens,)
+
     def batch(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         windows = self.tokens.unfold(0, self.length + 1, 1).index_select(0, samples)
         return windows[:, :-1].to(self.dtype).contiguous(), windows[:, 1:].contiguous()
