@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 import nsn
 import nsn.runtime
-from nsn.training.recipe import load_recipe
+from nsn.training.recipe import description_of
 from nsn.verifying import WEIGHT_TOLERANCES
 
 #: The recipe whose network each kind is.
@@ -101,7 +101,7 @@ def prepared(kind: str) -> tuple[nsn.Network, Path]:
     Its weights are drawn once: levels differ in the last bits of what they draw.
     """
     torch.manual_seed(0)
-    network = nsn.Network(load_recipe(RECIPES[kind], []).description)
+    network = nsn.Network(description_of(RECIPES[kind]))
     folder = models_of(kind, network)
     if not (folder / "weights.pt").exists():
         if kind == "cnn":  # running statistics

@@ -11,13 +11,13 @@ import torch
 
 import nsn
 from nsn.exporting import FORMATS
-from nsn.training.recipe import load_recipe
+from nsn.training.recipe import description_of
 
 
 def main() -> None:
     """Prints the sizes."""
     for recipe in sys.argv[1:] or ["demo", "cnn", "transformer"]:
-        network = nsn.Network(load_recipe(recipe).description)
+        network = nsn.Network(description_of(recipe))
         if any("running_mean" in name for name, _ in network.named_buffers()):
             network.recalibrate([torch.rand(32, *network.description.input_shape)])
         with torch.no_grad():

@@ -1,11 +1,13 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -659,6 +661,12 @@ def test_to_check_a_recipe_draws_nothing(taught: str) -> None:
     torch.manual_seed(3)
     load_recipe(taught, ["teach.kind=none", "sampling.kind=random"])
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_recipe_is_read_in_any_mode(taught: str, mode: Callable[[], Any]) -> None:
+    with mode():
+        load_recipe(taught)
 
 
 def test_every_key_is_documented() -> None:

@@ -106,7 +106,8 @@ class Recipe:
         Raises:
             InputError: where values do not go with the network, or with each other.
         """
-        with torch.random.fork_rng(devices=[]):
+        # Whatever the mode of whoever reads the recipe.
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             try:
                 network = Network(self.description)
                 x = torch.zeros(
