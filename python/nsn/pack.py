@@ -88,12 +88,16 @@ class Pack:
         sub-networks that are there.
 
         Raises:
-            ValueError: where the file cannot be read, or is none.
+            OSError: where the file cannot be read (FileNotFoundError where there is none).
+                ValueError: where it is none of the runtime's.
         """
+        encoded = os.fsencode(path)
+        # Which says by the kind of the error what the runtime says by its message alone.
+        os.close(_C.open_for_reading(encoded))
         pack = cls.__new__(cls)
         pack._network = lambda: None
         pack._is_mapped = True
-        pack._pack = _C.Pack.map(os.fsencode(path))
+        pack._pack = _C.Pack.map(encoded)
         return pack
 
     def view(self, name: str) -> PackedView:

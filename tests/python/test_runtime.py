@@ -157,8 +157,12 @@ def test_a_pack_of_a_file(kind: str) -> None:
         pack.view("none")
     with pytest.raises(ValueError, match=r"expected input of shape \(B, "):
         pack.view("base")(x.flatten()[:3])
-    with pytest.raises(ValueError, match="'/nowhere' cannot be opened"):
+    with pytest.raises(FileNotFoundError, match="/nowhere"):
         nsn.Pack.map("/nowhere")
+    with pytest.raises(ValueError, match="has no NUL byte"):
+        nsn.Pack.map(f"{file_of(kind)}\0junk")
+    with pytest.raises(ValueError, match="is no file that the runtime can read"):
+        nsn.Pack.map(__file__)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
