@@ -178,6 +178,8 @@ def test_every_value_can_be_overridden(small: str) -> None:
         ("epoch=3", "has no key 'epoch'. The nearest keys are 'epochs'"),
         ("optimizer.lrate=3", "no key 'optimizer.lrate'. The nearest keys are 'lr'"),
         ("network.blocks.hiden.dropout=0", "no key 'network.blocks.hiden'. .* 'hidden'"),
+        ("network.blocks.hidden.dropot=0", "unknown field 'dropot'. The fields are .*'dropout'"),
+        ("network.merg.rule=sum", "unknown field 'merg'. The fields are .*'merge'"),
         ("epochs=2.5", r"'epochs' is an integer \(2\), but the value given is 2.5"),
         ("epochs=true", "'epochs' is an integer"),
         ("optimizer.lr=fast", "'optimizer.lr' is a number"),
@@ -407,8 +409,8 @@ def test_compare_puts_both_results_side_by_side() -> None:
 def with_tables(tmp_path: Path, more: str) -> str:
     """The recipe `mnist` with other tables in place of its own of those names."""
     text = (ROOT / "python" / "nsn" / "recipes" / "mnist.toml").read_text()
-    for table in re.findall(r"^[[](\w+)[]]", more, re.M):
-        text = re.sub(rf"[[]{table}[]]\n(?:[^[\n].*\n|\n)*", "", text)
+    for table in re.findall(r"^\[(\w+)\]", more, re.M):
+        text = re.sub(rf"\[{table}\]\n(?:[^\[\n].*\n|\n)*", "", text)
     path = tmp_path / "recipe.toml"
     path.write_text(text + more)
     return str(path)
@@ -589,6 +591,19 @@ def toml(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(toml, value))}]"
     return json.dumps(value) if isinstance(value, (bool, str)) else str(value)
+
+
+def test_what_a_description_leaves_out_can_be_set(small: str) -> None:
+    recipe = load_recipe(
+        small,
+        [
+            "network.blocks.output.scale=true",
+            "network.blocks.output.merge={ rule = 'owner' }",
+            "network.subnetworks.small.dropout.output=0.5",
+        ],
+    )
+    text = recipe.description.to_json()
+    assert '"scale":true' in text and '"rule":"owner"' in text and '"output":0.5' in text
 
 
 @pytest.mark.parametrize(

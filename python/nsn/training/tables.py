@@ -407,6 +407,9 @@ def put(values: dict[str, Any], path: str, value: Any, where: str) -> None:
     for depth, key in enumerate(keys[:-1]):
         place = _child(place, key, keys[: depth + 1], known, where)
     last = keys[-1]
+    if _is_of_description(place, last, keys):
+        place[last] = value
+        return
     old = _child(place, last, keys, known, where)
     kind = _kind_of(known.get(path, old))
     # One number for all, or a table by name.
@@ -427,6 +430,9 @@ def _child(place: Any, key: str, path: list[str], known: dict[str, Any], where: 
     entries = _by_key(place) or {}
     if key in entries:
         return entries[key]
+    if _is_of_description(place, key, path):
+        place[key] = {}
+        return place[key]
     own, table = ".".join(path), "".join(f"{each}." for each in path[:-1])
     if own in known and isinstance(place, dict):
         default = known[own]
@@ -437,6 +443,11 @@ def _child(place: Any, key: str, path: list[str], known: dict[str, Any], where: 
     near = difflib.get_close_matches(key, names, n=3, cutoff=0.0)
     remedy = f" The nearest keys are {', '.join(map(repr, near))}." if near else ""
     raise InputError(f"{where}: the recipe has no key '{own}'.{remedy}")
+
+
+def _is_of_description(place: Any, key: str, path: list[str]) -> bool:
+    """Whether a key is one that the recipe leaves out, and that the description knows or refuses."""
+    return path[0] == "network" and isinstance(place, dict) and key not in place
 
 
 def only(table: Any, known: set[str], where: str) -> None:
