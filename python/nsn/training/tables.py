@@ -446,7 +446,7 @@ def _child(place: Any, key: str, path: list[str], known: dict[str, Any], where: 
 
 
 def _is_of_description(place: Any, key: str, path: list[str]) -> bool:
-    """Whether a key is one that the recipe leaves out, and that the description knows or refuses."""
+    """Whether the recipe leaves a key out, and the description is to know or refuse it."""
     return path[0] == "network" and isinstance(place, dict) and key not in place
 
 
