@@ -13,7 +13,11 @@ inline size_t character_at(std::string_view text) {
   for (size_t i = 1; i < size; ++i) {
     if ((static_cast<unsigned char>(text[i]) & 0xC0U) != 0x80) return 0;
   }
-  return size;
+  // Written longer than it has to be, half of a pair of UTF-16, or behind the last character.
+  const auto second = size < 3 ? 0U : static_cast<unsigned char>(text[1]);
+  const bool is_none = (first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) ||
+                       (first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F);
+  return is_none ? 0 : size;
 }
 
 /// A text for a terminal, which would obey what a file names things: control characters, and what

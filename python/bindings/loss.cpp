@@ -16,8 +16,7 @@ void bind_loss(py::module_& m) {
   using teach::Distance;
   using teach::Kind;
   using teach::Teacher;
-  // With attributes: how copies and pickles make it again (python/nsn/teach.py).
-  py::class_<Teacher>(m, "Teacher", py::dynamic_attr())
+  py::class_<Teacher>(m, "Teacher")
       .def(py::init([](const std::string& kind, const Description& description,
                        const std::optional<at::Tensor>& output) {
         if (kind == "base") return teach::base(description);
@@ -34,7 +33,6 @@ void bind_loss(py::module_& m) {
            [](Teacher& teacher, bool is_squared) {
              teacher.by(is_squared ? Distance::kSquaredError : Distance::kCrossEntropy);
            })
-      .def("__reduce__", [](const py::object& teacher) { return teacher.attr("made"); })
       .def("__repr__",
            [](const Teacher& teacher) { return std::string("nsn.teach.") + teacher.name(); });
   m.def(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from nsn import _C
-from nsn._C import Teacher
 from nsn._C.merge import Rule
 from nsn.checks import expect, expect_callable, expect_name, names_of, numbers_of
+from nsn.teach import Teacher
 
 #: Of one output and its targets, a scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -137,7 +137,7 @@ def joint_loss(
         numbers_of(f"{where}: weights", "the weight", {} if weights is None else weights),
         float(label_smoothing),
         smoothings,
-        teach,
+        None if teach is None else teach._teacher,
     )
 
 

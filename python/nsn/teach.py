@@ -17,17 +17,32 @@ respect to its logits ``0.5 - (0.75 * 1 + 0.25 * 0.8) = -0.45`` and ``0.5 - 0.25
 
 import numbers
 from collections.abc import Callable, Mapping
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nsn._C import Teacher
+from nsn._C import Teacher as _Teacher
 from nsn.checks import expect, expect_batch, expect_callable, numbers_of, shown
 from nsn.description import Description
 from nsn.parameters import ParameterTable, description_in
 
 __all__ = ["Teacher", "base", "mutual", "next_larger", "outside"]
+
+
+class Teacher:
+    """Made by the functions of this module; copies and pickles teach as it does."""
+
+    def __init__(self, teacher: _Teacher, made: tuple[Any, ...]) -> None:
+        self._teacher = teacher
+        self._made = made  # of what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _teacher, self._made
+
+    def __repr__(self) -> str:
+        return repr(self._teacher)
+
 
 #: The share of the loss that is a teacher's: of all learners, or of each by name (those that are
 #: not named: 0.5).
@@ -146,20 +161,24 @@ def _teacher(
 ) -> Teacher:
     where = f"nsn.teach.{kind}"
     description = description_in(f"{where}: network", network)
-    teacher = Teacher(kind, description, output)
+    teacher = _Teacher(kind, description, output)
+    kept: float | dict[str, float]
     if isinstance(weight, Mapping):
-        for name, each in numbers_of(f"{where}: weight", "the weight", weight).items():
+        kept = numbers_of(f"{where}: weight", "the weight", weight)
+        for name, each in kept.items():
             teacher.weigh_one(name, each)
     else:
         expect(f"{where}: weight", weight, numbers.Real, "a number or a dict of numbers by name")
-        teacher.weigh(float(weight))
+        kept = float(weight)
+        teacher.weigh(kept)
     expect(f"{where}: temperature", temperature, numbers.Real, "a number")
-    teacher.set_temperature(float(temperature))
+    temperature = float(temperature)
+    teacher.set_temperature(temperature)
     if by is not None:
         if by not in ("cross_entropy", "squared_error"):
             raise ValueError(
                 f"{where}: by must be 'cross_entropy' or 'squared_error', but is {shown(by)}."
             )
         teacher.set_distance(by == "squared_error")
-    teacher.made = partial(_teacher, kind, description, weight, temperature, by, output), ()
-    return teacher
+    said = None if output is None else output.detach()
+    return Teacher(teacher, (kind, description, kept, temperature, by, said))

@@ -197,7 +197,7 @@ def test_wrong_arguments(
     [
         (
             {"huge": nsn.Conv1d(1, 1, 1, stride=2**21)},
-            r"'huge' of sub-network 'base': step 0 \(convolve\): its window has .* stride.* 2\^20",
+            r"'huge' of sub-network 'base': step 0 \(convolve\): its window has .*stride.* 2\^20",
         ),
         ({"huge": nsn.MaxPool1d(1, stride=2**21)}, r"'huge' .*\(pool\): its window has .* 2\^20"),
         ({"huge": nsn.Upsample(2**29)}, r"'huge' .*\(upsample\): .*more than 2\^31 elements"),

@@ -277,6 +277,9 @@ def test_the_output_may_be_the_callers(dtype: torch.dtype) -> None:
         view(x, out=[1.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`out` must be a contiguous tensor"):
         view(x, out=torch._efficientzerotensor(5, 4, dtype=dtype))
+    if dtype == torch.float32:  # of other dtypes torch's operations take what they can
+        with pytest.raises(ValueError, match="reads the memory of a dense batch"):
+            view(torch.randn(5, 4).to_sparse(), out=out)
     # However the input lies, as long as it is elsewhere.
     memory = torch.randn(10, 8, dtype=dtype)
     for x in (memory[::2, ::2], memory[:5, 2:6], memory[:1, :4].expand(5, 4)):

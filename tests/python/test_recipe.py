@@ -490,7 +490,7 @@ def taught(tmp_path: Path) -> str:
         (["optimizer.name=SparseAdam"], "torch.optim.SparseAdam cannot train this network"),
         (
             ["teach.kind=none", "by_lane=true", "network.merge={ rule = 'equal_norms' }"],
-            "recipe: network: .*by_lane: .*the merge rule 'equal_norms'.* Use a linear rule",
+            "recipe: by_lane: .*the merge rule 'equal_norms'.* Use a linear rule",
         ),
         (["sampling.kind=sandwich", "sampling.count=-1"], "'sampling.count' must be at least 0"),
         (["sampling.kind=sandwich", "sampling.count=1.5"], "'sampling.count' is an integer"),
@@ -593,6 +593,22 @@ def toml(value: object) -> str:
     return json.dumps(value) if isinstance(value, (bool, str)) else str(value)
 
 
+def test_options_of_any_kind_reach_the_optimizer(tmp_path: Path) -> None:
+    path = tmp_path / "muon.toml"
+    path.write_text(SMALL.replace("out_features = 10", "out_features = 10\nbias = false"))
+    recipe = load_recipe(
+        str(path),
+        [
+            "optimizer={ name = 'Muon', lr = 1 }",
+            "optimizer.ns_steps=3",
+            "optimizer.adjust_lr_fn=match_rms_adamw",
+            "network.blocks.hidden.bias=false",
+        ],
+    )
+    options = recipe.optimizer(nsn.Network(recipe.description)).defaults
+    assert options["ns_steps"] == 3 and options["adjust_lr_fn"] == "match_rms_adamw"
+
+
 def test_what_a_description_leaves_out_can_be_set(small: str) -> None:
     recipe = load_recipe(
         small,
@@ -618,6 +634,7 @@ def test_what_a_description_leaves_out_can_be_set(small: str) -> None:
         (["optimizer.weight_decay=1e-4"], "optimizer.weight_decay", 1e-4),
         (["optimizer.momentum=0.9"], "optimizer.momentum", 0.9),
         (["optimizer.fused=true"], "optimizer.fused", True),
+        (["optimizer.momentum=0"], "optimizer.momentum", 0),
         (["optimizer.betas=[0.8, 0.9]", "optimizer.name=AdamW"], "optimizer.betas", [0.8, 0.9]),
         (["optimizer={ name = 'SGD' }", "optimizer.name=AdamW"], "optimizer.name", "AdamW"),
         (["data.path=elsewhere"], "data.path", "elsewhere"),

@@ -189,12 +189,27 @@ def test_a_class_that_is_ruled_out_may_have_any_logit(classes: int, dtype: torch
     assert all(each.grad is not None and each.grad.isfinite().all() for each in outputs.values())
 
 
+def test_of_nothing_that_counts_there_is_no_gradient() -> None:
+    net, targets = network(), torch.full((4,), -100)
+    for classes in (5, 300):
+        for by in ("cross_entropy", "squared_error"):
+            outputs = {
+                name: torch.randn(4, classes, dtype=torch.float64, requires_grad=True)
+                for name in net.subnetworks
+            }
+            loss = nsn.joint_loss(outputs, targets, teach=nsn.teach.base(net, by=by))
+            loss.backward()
+            assert loss.isnan()
+            assert all(each.grad is not None and not each.grad.any() for each in outputs.values())
+
+
 def test_copies_and_pickles_teach_alike() -> None:
     net, targets = network(), torch.randint(CLASSES, (4,))
     outputs = {name: torch.randn(4, CLASSES) for name in net.subnetworks}
     for kind in SAID:
-        weight = {"sub1": 0.25, "sub2": 0.75}
-        made = teacher(kind, net, torch.randn(4, CLASSES), temperature=2.0, weight=weight)
+        weight, said = {"sub1": 0.25, "sub2": 0.75}, torch.randn(4, CLASSES, requires_grad=True)
+        made = teacher(kind, net, 2 * said, temperature=2.0, weight=weight)
+        weight["sub1"] = 0.9
         wanted = nsn.joint_loss(outputs, targets, teach=made)
         again = pickle.loads(pickle.dumps(made))
         for each in (copy.copy(made), copy.deepcopy(made), again):

@@ -229,7 +229,7 @@ TEST(RuntimeFile, PlansThatWouldReachOutsideAreRefused) {
          f.networks[2].plan.steps.back().inputs = {0};
          f.networks[2].plan.values.back().shape = {5};
        }},
-      {"its window has an extent",
+      {"its window has an extent, stride or dilation below 1",
        [&](auto& f) {
          f.networks[0].plan.steps[0].kernel = of_one_tap(multiply(f), {1, 1}, {1, 1}, {0, -1});
        }},

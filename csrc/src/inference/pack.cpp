@@ -285,7 +285,8 @@ namespace {
 
 /// Whether two tensors have memory in common; of one storage, unless both are dense and lie apart.
 bool may_overlap(const at::Tensor& x, const at::Tensor& out) {
-  return x.defined() && x.is_alias_of(out) &&
+  // What has no storage is refused behind this.
+  return x.defined() && x.has_storage() && x.is_alias_of(out) &&
          at::get_overlap_status(x, out) != at::MemOverlapStatus::No;
 }
 

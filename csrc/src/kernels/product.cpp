@@ -177,6 +177,7 @@ class Runner {
                    const Each& each) const {
     const int64_t grain = grain_for(rows * inner * kPanel * groups_.of_group());
     parallel_for_(blocks * groups_.count() * tiles, grain, [&](int64_t begin, int64_t end) {
+      if (begin >= end) return;  // where there are none, or a caller's own asks for none
       int64_t tile = begin % tiles, group = begin / tiles % groups_.count();
       for (int64_t block = begin / tiles / groups_.count(); begin < end; tile = 0) {
         const int64_t some = std::min(end - begin, tiles - tile);

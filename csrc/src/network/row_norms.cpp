@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "description/subnetworks.h"
+
 namespace nsn {
 
 namespace {

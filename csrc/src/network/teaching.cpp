@@ -9,6 +9,7 @@
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "description/subnetworks.h"
@@ -27,6 +28,15 @@ std::optional<size_t> next_larger(const std::vector<merge::Lane>& lanes, const m
     }
   }
   return found;
+}
+
+/// The mean of those that are counted; of none it is NaN, which gives no gradient, as without a
+/// teacher.
+at::Tensor mean_of(const at::Tensor& each, const at::Tensor& counted) {
+  if (!counted.defined()) return each.mean();
+  const at::Tensor count = counted.sum();
+  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  return at::where(count.gt(0), (each * counted).sum() / count.clamp_min(1), kNone);
 }
 
 }  // namespace
@@ -93,7 +103,7 @@ at::Tensor distance_from_teacher(const teach::Teacher& teacher, const Teaching& 
     const at::Tensor said_to_it = teacher_of(told, teaching, lane).to(output.scalar_type());
     if (!counted.defined()) return share * at::mse_loss(output, said_to_it);
     const at::Tensor each = (output - said_to_it).square().mean(1);
-    return share * (each * counted).sum() / counted.sum();
+    return share * mean_of(each, counted);
   }
   TORCH_CHECK_VALUE(output.dim() > 0, "nsn::joint_loss: '", names[lane],
                     "' gives one number, which has no classes to learn. Learn by squared error.");
@@ -106,8 +116,7 @@ at::Tensor distance_from_teacher(const teach::Teacher& teacher, const Teaching& 
   const at::Tensor logs = at::log_softmax(output / t, classes);
   // A class that the teacher rules out may have any logit, minus infinity too.
   const at::Tensor each = -at::where(teaches.eq(0), 0.0, teaches * logs).sum(classes);
-  const at::Tensor mean = counted.defined() ? (each * counted).sum() / counted.sum() : each.mean();
-  return share * t * t * mean;
+  return share * t * t * mean_of(each, counted);
 }
 
 }  // namespace nsn::detail

@@ -21,7 +21,7 @@ constexpr size_t kMostSteps = 4096;
 constexpr const char* kWrongShape =
     "what it makes has an extent below 1, or more than 2^31 elements";
 constexpr const char* kWrongWindow =
-    "its window has an extent, a stride, a dilation or a padding above 2^20, or one too small";
+    "its window has an extent, stride or dilation below 1, a padding below 0, or one above 2^20";
 
 class Checker {
  public:

@@ -118,7 +118,8 @@ class Recipe:
                 else:
                     torch.autograd.backward([each.sum() for each in network(x, nsn.ALL).values()])
             except (RuntimeError, ValueError) as error:  # the former for want of memory
-                raise InputError(f"recipe: network: {error}") from None
+                key = "by_lane" if self.by_lane else "network"
+                raise InputError(f"recipe: {key}: {error}") from None
             self.teacher(network)
             self.sampling(network)
             optimizer = self.optimizer(network)
@@ -127,7 +128,8 @@ class Recipe:
             except Exception as error:  # of whatever kind torch takes for it
                 name = self.values["optimizer"]["name"]
                 raise InputError(
-                    f"recipe: optimizer: torch.optim.{name} cannot train this network: {error}."
+                    f"recipe: optimizer: torch.optim.{name} cannot train this network: "
+                    f"{str(error).removesuffix('.')}."
                 ) from None
             self.bound(network)
         for name in self.values.get("alone", {}):
@@ -208,7 +210,8 @@ class Recipe:
             optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(groups, **options)
         except Exception as error:  # of whatever kind torch takes for it
             raise InputError(
-                f"recipe: optimizer: torch.optim.{name} refuses its options: {error}."
+                f"recipe: optimizer: torch.optim.{name} refuses its options: "
+                f"{str(error).removesuffix('.')}."
             ) from None
         if name == "SGD" and self.values["sampling"]["kind"] != "all":
             _start_momentum(optimizer)

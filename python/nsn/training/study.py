@@ -64,8 +64,17 @@ class Task:
 
 def key_of(recipe: Recipe, data: str) -> str:
     """A short name of what a recipe trains on some data (:func:`digest`)."""
-    text = json_text([recipe.identity, recipe.alone_name, data])
+    # A number is the same whether it is written as 1 or 1.0.
+    text = json_text(_as_floats([recipe.identity, recipe.alone_name, data]))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _as_floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_floats(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_floats(each) for each in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def digest(data: Data) -> str:

@@ -6,6 +6,7 @@ import math
 import sys
 import tomllib
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
@@ -161,26 +162,32 @@ def check_optimizer(optimizer: dict[str, Any]) -> None:
             f"'SGD' or 'AdamW', for example."
         )
     only(optimizer, {"name", *options}, "recipe: optimizer")
-    for key, default in options.items():
-        value = optimizer.get(key, default)
-        check_value(f"optimizer.{key}", value, type(default))
+    for key, value in optimizer.items():
+        if key == "name":
+            continue
+        check_value(f"optimizer.{key}", value, _kind_of(options[key]))
         if isinstance(value, list) and not all(map(_is_number, value)):
             raise InputError(f"recipe: each of 'optimizer.{key}' must be a number.")
 
 
 def _options(name: Any) -> dict[str, Any]:
     """The options of a torch optimizer and their defaults, as TOML has them; of all else none."""
-    found = getattr(torch.optim, name, None) if isinstance(name, str) else None
+    return _options_of(name) if isinstance(name, str) else {}
+
+
+@cache
+def _options_of(name: str) -> dict[str, Any]:
+    found = getattr(torch.optim, name, None)
     optimizer = torch.optim.Optimizer
     if not (isinstance(found, type) and issubclass(found, optimizer)) or found is optimizer:
         return {}
     _, *parameters = inspect.signature(found).parameters.values()
-    return {each.name: _as_option(each.default) for each in parameters}
+    return {each.name: _as_option(each.name, each.default) for each in parameters}
 
 
-def _as_option(default: Any) -> Any:
-    if default is None:  # of `fused` and `foreach`: as torch chooses
-        return False
+def _as_option(name: str, default: Any) -> Any:
+    if default is None:  # as torch chooses; of which kind others are it alone knows
+        return False if name in ("fused", "foreach") else object
     if isinstance(default, tuple):
         return [0.0 if each is None else float(each) for each in default]
     return float(default) if _is_number(default) else default
@@ -422,7 +429,9 @@ def put(values: dict[str, Any], path: str, value: Any, where: str) -> None:
     if isinstance(place, list):
         place[place.index(old)] = value
     else:
-        place[last] = float(value) if kind is float and not is_table else value
+        # Some options of optimizers have to be whole numbers.
+        keeps = is_table or path.startswith("optimizer.")
+        place[last] = float(value) if kind is float and not keeps else value
 
 
 def _child(place: Any, key: str, path: list[str], known: dict[str, Any], where: str) -> Any:
@@ -499,7 +508,7 @@ def _is_number(value: Any) -> bool:
 def _fits(value: Any, kind: type) -> bool:
     if kind is float:
         return _is_number(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return isinstance(value, kind) and (kind in (bool, object) or not isinstance(value, bool))
 
 
 def _kind_of(value: Any) -> type:
