@@ -110,18 +110,20 @@ class Recipe:
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             try:
                 network = Network(self.description)
+                # Of a grid those too that are drawn.
+                names = [*network.subnetworks, *self.sampling(network)(0, 0).names]
                 x = torch.zeros(
                     2, *self.description.input_shape, dtype=input_dtype(self.description)
                 )
                 if self.by_lane:
                     network.backward_by_lane(x, lambda name, output: output.sum())
                 else:
-                    torch.autograd.backward([each.sum() for each in network(x, nsn.ALL).values()])
+                    outputs = network(x, list(dict.fromkeys(names)))
+                    torch.autograd.backward([each.sum() for each in outputs.values()])
             except (RuntimeError, ValueError) as error:  # the former for want of memory
                 key = "by_lane" if self.by_lane else "network"
                 raise InputError(f"recipe: {key}: {error}") from None
             self.teacher(network)
-            self.sampling(network)
             optimizer = self.optimizer(network)
             try:
                 optimizer.step()
