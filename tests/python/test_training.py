@@ -47,9 +47,9 @@ class Doubled(nn.Module):
 
 def test_what_cannot_be_bounded_is_refused() -> None:
     net = network()
-    with pytest.raises(ValueError, match="the bound must be positive, but is -1"):
+    with pytest.raises(ValueError, match="must be positive and finite, but is -1"):
         nsn.bound_row_norms(net, -1, ["out"])
-    with pytest.raises(ValueError, match="no block 'hiden'"):
+    with pytest.raises(ValueError, match="no block 'hiden'. It has 'out'"):
         nsn.bound_row_norms(net, 1, ["hiden"])
     with pytest.raises(TypeError, match="must be a list of blocks' names, but is a str"):
         nsn.bound_row_norms(net, 1, "out")
