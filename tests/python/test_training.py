@@ -49,7 +49,7 @@ def test_what_cannot_be_bounded_is_refused() -> None:
     net = network()
     with pytest.raises(ValueError, match="must be positive and finite, but is -1"):
         nsn.bound_row_norms(net, -1, ["out"])
-    with pytest.raises(ValueError, match="no block 'hiden'. It has 'out'"):
+    with pytest.raises(ValueError, match="no block 'hiden'. It has 'hidden', 'out'"):
         nsn.bound_row_norms(net, 1, ["hiden"])
     with pytest.raises(TypeError, match="must be a list of blocks' names, but is a str"):
         nsn.bound_row_norms(net, 1, "out")
