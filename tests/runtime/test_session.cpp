@@ -211,7 +211,7 @@ TEST(Session, WhereThereAreNoThreadsItSaysSo) {
   const Folder folder;
   const Several several(folder / "net");
   const Model model = Model::open(folder / "net");
-  EXPECT_NE(what_of([&] { Session(model, {1, 3, {}}); }).find("gives it 1 of 3 threads"),
+  EXPECT_NE(what_of([&] { Session(model, {1, 3, {}}); }).find("gives a session 1 of 3 threads"),
             std::string::npos);
 }
 
