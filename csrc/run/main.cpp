@@ -59,6 +59,10 @@ const std::map<std::string, Command> kCommands = {
     {"verify", {{"FILE", "SUBNETWORK", "INPUT", "EXPECTED"}, {"--threads", "--tolerance"}}},
     {"bench", {{"FILE", "[SUBNETWORK]"}, {"--batch", "--threads"}}}};
 
+bool takes(const Command& command, const std::string& option) {
+  return std::count(command.options.begin(), command.options.end(), option) > 0;
+}
+
 std::string joined(const std::vector<std::string>& words, const char* between) {
   std::string result;
   for (const std::string& each : words) result += (result.empty() ? "" : between) + each;
@@ -112,9 +116,9 @@ Arguments arguments_of(int count, char** given) {
       result.words.push_back(word);
       continue;
     }
-    if (word != "--batch" && word != "--threads" && word != "--tolerance") {
-      throw UsageError("there is no option " + word);
-    }
+    const bool is_known = std::any_of(kCommands.begin(), kCommands.end(),
+                                      [&](const auto& each) { return takes(each.second, word); });
+    if (!is_known) throw UsageError("there is no option " + word);
     if (i + 1 == count) throw UsageError(word + " needs a number");
     result.options[word] = given[++i];
   }
@@ -135,7 +139,7 @@ void check(const Arguments& arguments) {
                      (own.empty() ? "nothing" : "'" + joined(own, "' '") + "'"));
   }
   for (const auto& [option, text] : arguments.options) {
-    if (std::count(command.options.begin(), command.options.end(), option) > 0) continue;
+    if (takes(command, option)) continue;
     throw UsageError("'" + words[0] + "' takes " +
                      (command.options.empty() ? "no options" : joined(command.options, " and ")) +
                      ", but is given " + option);

@@ -435,3 +435,9 @@ def _rule_document(rule: Rule, functions: dict[str, Callable[..., torch.Tensor]]
             f"them another name: nsn.merge.function(..., name=...)."
         )
     return {"rule": "function", "name": rule.name}
+
+
+def described_dtype(description: Description) -> torch.dtype:
+    """Of a network's input, as it is described."""
+    dtype: torch.dtype = getattr(torch, json.loads(description.to_json())["input"]["dtype"])
+    return dtype

@@ -14,6 +14,17 @@ from nsn import _C
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
+def readable(path: AnyPath) -> bytes:
+    """A path that libraries get which say only by a message why a file cannot be opened.
+
+    Raises:
+        OSError: where it is no regular file that can be read; its kind says why.
+    """
+    encoded = os.fsencode(path)
+    os.close(_C.open_for_reading(encoded))
+    return encoded
+
+
 def read(path: AnyPath) -> bytes:
     """The contents of a regular file; a FIFO, a device or a folder is refused without waiting."""
     with os.fdopen(_C.open_for_reading(os.fsencode(path)), "rb") as file:

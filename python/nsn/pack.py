@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nsn import _C
+from nsn import _C, files
 from nsn.checks import expect, expect_batch, expect_name, names_of
 from nsn.parameters import ParameterTable, network_in
 from nsn.summary import PackEntry
@@ -91,9 +91,7 @@ class Pack:
             OSError: where the file cannot be read (FileNotFoundError where there is none).
                 ValueError: where it is none of the runtime's.
         """
-        encoded = os.fsencode(path)
-        # Which says by the kind of the error what the runtime says by its message alone.
-        os.close(_C.open_for_reading(encoded))
+        encoded = files.readable(path)
         pack = cls.__new__(cls)
         pack._network = lambda: None
         pack._is_mapped = True

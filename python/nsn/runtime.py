@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from nsn import _C
+from nsn import files
 from nsn.checks import expect, expect_batch, expect_name, kind_of, shown
 
 _BAD_FILE = 6
@@ -149,9 +149,7 @@ class Model:
     """
 
     def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
-        encoded = os.fsencode(path)
-        # Which says by the kind of the error what the runtime says by its message alone.
-        os.close(_C.open_for_reading(encoded))
+        encoded = files.readable(path)
         self._handle = ctypes.c_void_p()
         self._memory: Tensor | None = None
         _check(_library().nsn_model_open(encoded, ctypes.byref(self._handle)))

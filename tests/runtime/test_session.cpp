@@ -31,13 +31,18 @@ std::string what_of(const std::function<void()>& call) {
   return "nothing was thrown";
 }
 
-TEST(Session, SaysWhatIsWrong) {
-  const Folder folder;
+/// Two widths of an MLP, and a network of numbers.
+Model open_mixed(const Folder& folder) {
   Sample sample(1);
   sample.mlp({8, 40}, 6, 3);
   sample.transformer("text", 4, 2, 5, true);
   write(folder / "net", sample.bytes());
-  const Model model = Model::open(folder / "net");
+  return Model::open(folder / "net");
+}
+
+TEST(Session, SaysWhatIsWrong) {
+  const Folder folder;
+  const Model model = open_mixed(folder);
   Session session(model, {2, 1, {}});
   const std::vector<float> x(12);
   std::vector<float> y(64);
@@ -81,11 +86,7 @@ TEST(Session, SaysWhatIsWrong) {
 
 TEST(Session, SaysWhatItWouldTake) {
   const Folder folder;
-  Sample sample(1);
-  sample.mlp({8, 40}, 6, 3);
-  sample.transformer("text", 4, 2, 5, true);
-  write(folder / "net", sample.bytes());
-  const Model model = Model::open(folder / "net");
+  const Model model = open_mixed(folder);
   for (const int64_t batch : {1, 7, 300}) {
     for (const int threads : {1, 3}) {
       if (threads > 1 && !kHasThreads) continue;

@@ -214,7 +214,7 @@ at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& o
                              first.size(0) == targets.size(0);
                     });
   if (!fits) return {};
-  std::vector<at::Tensor> outputs, rows;
+  std::vector<at::Tensor> outputs;
   detail::JointCrossEntropyOptions joint{{}, {}, teaching};
   for (const Lane& lane : lanes) {
     outputs.push_back(lane.output);
@@ -224,9 +224,9 @@ at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& o
   const bool one_each =
       targets.dim() == first.dim() - 1 && targets.sizes().slice(1) == first.sizes().slice(2);
   if (one_each && detail::takes_joint_cross_entropy(outputs, targets)) {
-    for (const at::Tensor& output : outputs) rows.push_back(in_rows(output));
+    for (at::Tensor& output : outputs) output = in_rows(output);
     if (outside.defined()) joint.teaching.outside = in_rows(outside).to(first.options());
-    return detail::joint_cross_entropy(rows, targets.flatten(), joint);
+    return detail::joint_cross_entropy(outputs, targets.flatten(), joint);
   }
   const bool is_one_loss =
       !teaching.teaches() && std::all_of(lanes.begin(), lanes.end(), [&](const Lane& lane) {

@@ -29,6 +29,12 @@ bool is_transposed(const Block& block, const std::string& parameter) {
   return false;
 }
 
+std::vector<std::string> names_of(const std::vector<Description::NamedBlock>& blocks) {
+  std::vector<std::string> names;
+  for (const auto& each : blocks) names.push_back(each.name);
+  return names;
+}
+
 }  // namespace
 
 void bound_row_norms(const ParameterTable& network, double most,
@@ -37,15 +43,13 @@ void bound_row_norms(const ParameterTable& network, double most,
                     "nsn::bound_row_norms: the bound must be positive and finite, but is ", most,
                     ".");
   const Description& description = network.description();
-  std::vector<std::string> names;
-  for (const auto& each : description.blocks()) names.push_back(each.name);
   std::vector<std::pair<at::Tensor, int64_t>> weights;  // and the dimension of its rows
   for (const std::string& name : blocks) {
     const auto& all = description.blocks();
     const auto block =
         std::find_if(all.begin(), all.end(), [&](const auto& each) { return each.name == name; });
     TORCH_CHECK_VALUE(block != all.end(), "nsn::bound_row_norms: the network has no block '", name,
-                      "'. It has ", detail::quoted(names), ".");
+                      "'. It has ", detail::quoted(names_of(all)), ".");
     const size_t before = weights.size(), place = static_cast<size_t>(block - all.begin());
     for (const size_t p : c10::irange(network.size())) {
       const auto& parameter = description.parameters()[p];

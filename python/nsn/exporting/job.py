@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.metadata
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nsn.description import described_dtype
 from nsn.extract import Use, lower
 from nsn.network import Network
 
@@ -99,8 +99,7 @@ def _signal(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, 
 
 def input_dtype(network: Network) -> torch.dtype:
     """What a network reads: integers as described, or else the dtype that its parameters have."""
-    described = getattr(torch, json.loads(network.description.to_json())["input"]["dtype"])
-    assert isinstance(described, torch.dtype)
+    described = described_dtype(network.description)
     if not described.is_floating_point:
         return described
     return next((each.dtype for each in network.parameters()), described)

@@ -1,14 +1,13 @@
 """What a network is trained and evaluated on: images with labels, or text."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from nsn import Description
+from nsn.description import described_dtype
 from nsn.training.errors import InputError
 from nsn.training.images import Images
 from nsn.training.text import Windows
@@ -53,12 +52,6 @@ class Data:
     test: Split
 
 
-def input_dtype(description: Description) -> torch.dtype:
-    """Of what a network takes."""
-    dtype: torch.dtype = getattr(torch, json.loads(description.to_json())["input"]["dtype"])
-    return dtype
-
-
 def load_data(table: dict[str, Any], description: Description) -> Data:
     """The data of a recipe, in the form that its network takes.
 
@@ -70,7 +63,7 @@ def load_data(table: dict[str, Any], description: Description) -> Data:
         InputError: where a file is missing or wrong, or the network cannot take the data.
     """
     path, shape = Path(table["path"]), description.input_shape
-    dtype = input_dtype(description)
+    dtype = described_dtype(description)
     outputs = {name: description.output_shape(name) for name in description.names}
     if table["kind"] == "images":
         if table.get("validation"):

@@ -4,7 +4,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import nsn
 from nsn import Description, Network, files, param_groups
-from nsn.training.data import input_dtype
+from nsn.description import described_dtype
 from nsn.training.errors import InputError
 from nsn.training.tables import (
     MEANS,
@@ -34,16 +34,19 @@ from nsn.training.tables import (
 
 
 @contextmanager
-def _within(part: str) -> Iterator[None]:
-    """Has errors of a recipe that is made of another say of which part."""
+def _beginning(start: str, in_place_of: str = "") -> Iterator[None]:
+    """Has errors of a recipe that is made of another begin by saying how."""
     try:
         yield
     except InputError as error:
-        start = f"recipe: {part}: "
         text = str(error)
         raise InputError(
-            text if text.startswith(start) else start + text.removeprefix("recipe: ")
+            text if text.startswith(start) else start + text.removeprefix(in_place_of)
         ) from None
+
+
+def _of_alone(name: str) -> AbstractContextManager[None]:
+    return _beginning(f"recipe: alone.{name}: ", in_place_of="recipe: ")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Recipe:
         values["bound"]["blocks"] = [each for each in values["bound"]["blocks"] if each in kept]
         if not values["bound"]["blocks"]:
             values["bound"] = deepcopy(MEANS["bound"])
-        with _within(f"alone.{name}"):
+        with _of_alone(name):
             for key, value in values.pop("alone", {}).get(name, {}).items():
                 put(values, key, value, "recipe")
             return replace(check_recipe(values), alone_name=name)
@@ -113,7 +116,7 @@ class Recipe:
                 # Of a grid those too that are drawn.
                 names = [*network.subnetworks, *self.sampling(network)(0, 0).names]
                 x = torch.zeros(
-                    2, *self.description.input_shape, dtype=input_dtype(self.description)
+                    2, *self.description.input_shape, dtype=described_dtype(self.description)
                 )
                 if self.by_lane:
                     network.backward_by_lane(x, lambda name, output: output.sum())
@@ -123,7 +126,9 @@ class Recipe:
             except (RuntimeError, ValueError) as error:  # the former for want of memory
                 key = "by_lane" if self.by_lane else "network"
                 raise InputError(f"recipe: {key}: {error}") from None
-            self.teacher(network)
+            kind = self.values["teach"]["kind"]
+            # Where nobody teaches, the values of a variant in which all do have to be right too.
+            self._teacher_of("mutual" if kind == "none" else kind, network)
             optimizer = self.optimizer(network)
             try:
                 optimizer.step()
@@ -135,7 +140,7 @@ class Recipe:
                 ) from None
             self.bound(network)
         for name in self.values.get("alone", {}):
-            with _within(f"alone.{name}"):
+            with _of_alone(name):
                 self.alone(name).try_out()
 
     @property
@@ -146,14 +151,15 @@ class Recipe:
 
     def teacher(self, network: Network) -> nsn.teach.Teacher | None:
         """Whose outputs sub-networks learn from, or None."""
+        kind = self.values["teach"]["kind"]
+        return None if kind == "none" else self._teacher_of(kind, network)
+
+    def _teacher_of(self, kind: str, network: Network) -> nsn.teach.Teacher:
         teach = self.values["teach"]
-        # Where nobody teaches, the values of a variant in which all do have to be right too.
-        kind = "mutual" if teach["kind"] == "none" else teach["kind"]
         try:
-            teacher = TEACHERS[kind](network, teach["weight"], teach["temperature"])
+            return TEACHERS[kind](network, teach["weight"], teach["temperature"])
         except ValueError as error:
             raise InputError(f"recipe: teach: {error}") from None
-        return None if teach["kind"] == "none" else teacher
 
     def sampling(self, network: Network) -> nsn.schedule.Schedule:
         """Which sub-networks run in which step."""
@@ -281,11 +287,8 @@ def load_recipe(name: str, overrides: Iterable[str] = (), variant: str | None = 
         return _checked(values, keys, "--set")
     where = f"--vary {variant}"
     keys.add(override(values, variant, where))
-    try:
+    with _beginning(f"{where}: "):
         return _checked(values, keys, where)
-    except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(where) else f"{where}: {text}") from None
 
 
 def description_of(name: str) -> Description:

@@ -223,7 +223,7 @@ def check_means(values: dict[str, Any]) -> None:
         ("average.decay", average["decay"], math.nextafter(1.0, 0.0), "at least 0 and below 1"),
         ("bound.row_norm", bound["row_norm"], math.inf, "at least 0"),
     ):
-        if not _is_number(value) or not 0 <= value <= most:
+        if not 0 <= value <= most:
             raise InputError(f"recipe: {name} must be a number {limits}, but is {value!r}.")
     if bound["row_norm"] > 0 and not bound["blocks"]:
         raise InputError(
