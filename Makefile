@@ -66,8 +66,8 @@ demo: install $(BUILD)/data/.checked ## train the paper's network on MNIST; ends
 	$(BIN)/nsn train demo --data data/mnist --out runs/demo
 
 test: install build runtime arm web-test tsan clang fuzz $(BUILD)/data/.checked $(RAW_MNIST) ## run ctest (with the outside project), pytest, runtime, arm, web-test, tsan, clang and fuzz
-	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
-	$(BIN)/python -m pytest
+	ctest --test-dir $(BUILD) -j $(JOBS) --output-on-failure --no-tests=error
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # How long to fuzz, in seconds.
 FUZZ_SECONDS ?= 60
@@ -116,7 +116,7 @@ runtime-plain: .venv/.system
 	$(ALONE) cmake --build $(RUNTIME)/plain -j $(JOBS)
 
 runtime: runtime-plain ## build the runtime without torch, test it, also under sanitizers, and fuzz its files
-	$(ALONE) ctest --test-dir $(RUNTIME)/plain --output-on-failure --no-tests=error
+	$(ALONE) ctest --test-dir $(RUNTIME)/plain -j $(JOBS) --output-on-failure --no-tests=error
 	$(ALONE) tests/runtime/outside.sh $(RUNTIME)/plain $(RUNTIME)/outside
 	$(ALONE) CXX=clang++ CC=clang cmake -S . -B $(RUNTIME)/asan -G Ninja -DNSN_RUNTIME_ONLY=ON \
 	  -DNSN_BUILD_TESTS=ON -DNSN_BUILD_FUZZERS=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
@@ -148,7 +148,7 @@ arm: .venv/.arm runtime-plain ## cross-compile the runtime for 64-bit ARM, and t
 	  -DFETCHCONTENT_SOURCE_DIR_GOOGLETEST=/usr/src/googletest -DBUILD_GMOCK=OFF -DINSTALL_GTEST=OFF \
 	  -DNSN_ELSEWHERE=$(CURDIR)/$(RUNTIME)/plain
 	$(ALONE) cmake --build $(ARM) -j $(JOBS)
-	$(ALONE) ctest --test-dir $(ARM) --output-on-failure --no-tests=error
+	$(ALONE) ctest --test-dir $(ARM) -j $(JOBS) --output-on-failure --no-tests=error
 	$(ALONE) tests/runtime/outside.sh $(ARM) $(ARM)/outside $(CURDIR)/cmake/aarch64.cmake
 
 # The page in build/web, and what its WebAssembly is built in.

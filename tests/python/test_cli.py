@@ -18,18 +18,11 @@ import torch
 from typer.testing import CliRunner
 
 import nsn
+from command import COMMAND, run
 from nsn.cli import main
 from nsn.cli.app import app
 from test_data import write_set
 from test_recipe import SMALL, TEXT
-
-COMMAND = [sys.executable, "-m", "nsn.cli"]
-
-
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
 
 
 @pytest.fixture
@@ -492,21 +485,17 @@ def test_eval_finds_data_from_any_folder(tmp_path: Path) -> None:
     write_set(project / "images", gz=False)
     (project / "small.toml").write_text(SMALL)
 
-    def at(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [*COMMAND, *map(str, arguments)]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-    made = at(project, "train", "small.toml", "--out", "runs/a", "--epochs", "1")
+    made = run("train", "small.toml", "--out", "runs/a", "--epochs", "1", folder=project)
     assert made.returncode == 0, made.stderr
-    here = at(project, "eval", "runs/a/model.safetensors", "--json")
-    there = at(elsewhere, "eval", "../project/runs/a/model.safetensors", "--json")
+    here = run("eval", "runs/a/model.safetensors", "--json", folder=project)
+    there = run("eval", "../project/runs/a/model.safetensors", "--json", folder=elsewhere)
     assert here.returncode == there.returncode == 0, there.stderr
     (tmp_path / "moved").mkdir()
     project.rename(tmp_path / "moved" / "project")
-    moved = at(elsewhere, "eval", "../moved/project/runs/a/model.safetensors", "--json")
+    moved = run("eval", "../moved/project/runs/a/model.safetensors", "--json", folder=elsewhere)
     assert moved.returncode == 0, moved.stderr
     shutil.copy(tmp_path / "moved/project/runs/a/model.safetensors", elsewhere)
-    lost = at(elsewhere, "eval", "model.safetensors")
+    lost = run("eval", "model.safetensors", folder=elsewhere)
     assert lost.returncode == 2 and "Give the data with --data" in lost.stderr
     assert f"'{tmp_path.parent}/images'" in lost.stderr and "'images' here" in lost.stderr
 

@@ -14,13 +14,13 @@ from matplotlib.patches import Rectangle
 from rich.console import Console
 
 import nsn
+from command import run
 from nsn.describing import read_description, tables
 from nsn.paths import Kept, Paths, Width, paths_of
 from nsn.paths import Path as Way
 from nsn.picture import plot_paths
 from nsn.training.errors import InputError
 from random_networks import random_description
-from test_cli import run
 from test_recipe import SMALL
 
 

@@ -553,7 +553,7 @@ HOSTILE = [
     "key",
     [
         *tables._KEYS,
-        *tables._TABLES,
+        *sorted(tables._TABLES),
         *(f"optimizer.{key}" for key in tables._options("SGD")),
         *("optimizer.betas", "network", "network.input", "network.input.shape", "network.merge"),
         *("network.blocks", "network.subnetworks", "network.grid", "nope"),

@@ -8,7 +8,6 @@ import re
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from command import COMMAND, run
 from nsn.cli.app import app
 from nsn.training import loop
 from nsn.training.data import Data, load_data
@@ -37,7 +37,6 @@ from nsn.training.study import (
     train_one,
 )
 from nsn.training.text import Windows
-from test_cli import run
 from test_data import write_set
 from test_recipe import SMALL, TEXT
 
@@ -143,7 +142,7 @@ def test_a_killed_study_ends_with_the_same_numbers(recipe: Path, tmp_path: Path)
     out, whole = tmp_path / "out", tmp_path / "whole"
     more = ("--seeds", "2", "--set", "epochs=6")
     assert study(recipe, whole, *more).returncode == 0
-    command = [sys.executable, "-m", "nsn.cli", "study", recipe, "--out", out, *more]
+    command = [*COMMAND, "study", recipe, "--out", out, *more]
     for _ in range(2):
         started = subprocess.Popen(
             [*map(str, command), "--json"],
@@ -162,7 +161,7 @@ def test_a_killed_study_ends_with_the_same_numbers(recipe: Path, tmp_path: Path)
 def test_a_killed_study_leaves_no_process(recipe: Path, tmp_path: Path) -> None:
     """Its workers end too, at work or waiting for it."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "nsn.cli", "study", str(recipe), "--out", str(out), "--json"]
+    command = [*COMMAND, "study", str(recipe), "--out", str(out), "--json"]
     process = subprocess.Popen(
         [*command, "--seeds", "1", "--jobs", "4", "--set", "epochs=100000"],
         stdout=subprocess.DEVNULL,
@@ -190,7 +189,7 @@ def is_zombie(process: Path) -> bool:
 
 def test_ctrl_c_ends_a_study_at_once(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "nsn.cli", "study", str(recipe), "--out", str(out)]
+    command = [*COMMAND, "study", str(recipe), "--out", str(out)]
     process = subprocess.Popen(
         [*command, "--seeds", "1", "--set", "epochs=100000"],
         stdout=subprocess.PIPE,
