@@ -27,6 +27,7 @@ namespace {
 using nsn::run::printable;
 using nsn::runtime::Model;
 using nsn::runtime::Session;
+using nsn::runtime::SessionOptions;
 using nsn::runtime::Status;
 
 constexpr const char* kUsage =
@@ -87,8 +88,8 @@ struct Arguments {
     }
     return result;
   }
-  int threads() const { return static_cast<int>(count("--threads", 1024)); }
-  int64_t batch() const { return count("--batch", int64_t{1} << 30); }
+  int threads() const { return static_cast<int>(count("--threads", SessionOptions::kMostThreads)); }
+  int64_t batch() const { return count("--batch", SessionOptions::kMostBatch); }
 
   double tolerance() const {
     const auto found = options.find("--tolerance");
@@ -116,11 +117,14 @@ Arguments arguments_of(int count, char** given) {
       result.words.push_back(word);
       continue;
     }
+    // The number stands behind a sign or is the next word.
+    const size_t sign = word.find('=');
+    const std::string option = word.substr(0, sign);
     const bool is_known = std::any_of(kCommands.begin(), kCommands.end(),
-                                      [&](const auto& each) { return takes(each.second, word); });
-    if (!is_known) throw UsageError("there is no option " + word);
-    if (i + 1 == count) throw UsageError(word + " needs a number");
-    result.options[word] = given[++i];
+                                      [&](const auto& each) { return takes(each.second, option); });
+    if (!is_known) throw UsageError("there is no option " + option);
+    if (sign == std::string::npos && i + 1 == count) throw UsageError(option + " needs a number");
+    result.options[option] = sign == std::string::npos ? given[++i] : word.substr(sign + 1);
   }
   return result;
 }

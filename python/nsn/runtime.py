@@ -20,7 +20,13 @@ from nsn.checks import expect, expect_batch, expect_name, kind_of, shown
 
 _BAD_FILE = 6
 
-# The most of a session's options.
+# Of tensors that stand for others and have no memory to read.
+_WRAPPERS = tuple(
+    getattr(torch._C.DispatchKey, name)
+    for name in ("Python", "FuncTorchBatched", "FuncTorchGradWrapper")
+)
+
+# The most of a session's options, as nsn::runtime::SessionOptions has it.
 _MOST = {"max_batch": 2**30, "threads": 1024}
 
 
@@ -339,6 +345,12 @@ class Session:
                 f"nsn.runtime: '{name}' takes a dense batch, but the input is "
                 f"{'nested' if x.is_nested else f'of {x.layout}'}. Convert it with to_dense(), or "
                 f"a nested one with to_padded_tensor()."
+            )
+        if any(map(torch._C._dispatch_keys(x).has, _WRAPPERS)):
+            raise ValueError(
+                f"nsn.runtime: '{name}' reads the memory of its input, but the input is a fake "
+                f"tensor, or seen through a transform of torch.func. Run the session outside of "
+                f"that, or a view of the network."
             )
         fits = x.dim() > 0 and tuple(x.shape[1:]) == own.input_shape
         if not fits or x.device.type != "cpu" or x.dtype != own.dtype:

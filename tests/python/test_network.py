@@ -125,6 +125,22 @@ def test_joint_loss_gradients() -> None:
         assert torch.allclose(output.grad, own.grad)
 
 
+def test_joint_loss_passes_the_transforms_of_torch_func() -> None:
+    other = torch.randn(5, 3, dtype=torch.float64)
+    y = torch.tensor([0, 2, 1, -100, 1])
+    x = torch.randn(5, 3, dtype=torch.float64)
+    for options in ({}, {"weights": {"base": 3.0}}, {"label_smoothing": 0.1}):
+
+        def loss(output: torch.Tensor, options: Any = options) -> torch.Tensor:
+            return nsn.joint_loss({"base": output, "sub": other}, y, **options)
+
+        own = x.clone().requires_grad_()
+        expected = torch.autograd.grad(loss(own), own)[0]
+        assert torch.allclose(torch.func.grad(loss)(x), expected)
+        assert torch.allclose(torch.func.jvp(loss, (x,), (x,))[1], (expected * x).sum())
+        assert torch.allclose(torch.func.vmap(loss)(x[None])[0], loss(x))
+
+
 # ---- optimizer groups ---------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import nsn
 from nsn import runtime
@@ -339,6 +340,11 @@ def test_wrong_uses_are_refused() -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             session.run("base", given)
+    for seen_through in (torch.func.vmap, torch.func.grad):
+        with pytest.raises(ValueError, match="seen through a transform of torch.func. Run the"):
+            seen_through(lambda one: session.run("base", one).sum())(x[None, :2])
+    with pytest.raises(ValueError, match="the input is a fake tensor, or seen"), FakeTensorMode():
+        session.run("base", torch.empty(2, 784))
     for no_tensor in (x.numpy(), [1.0], None):
         with pytest.raises(
             TypeError, match=r"expected a batch as a torch.Tensor, but got a? ?\w+. Convert"

@@ -46,7 +46,7 @@ def test_the_program_describes_runs_and_verifies(tmp_path: Path) -> None:
         numpy.save(tmp_path / "other.npy", expected.numpy())
         bad = nsn_run("verify", file_of(kind), name, tmp_path / "x.npy", tmp_path / "other.npy")
         assert bad.returncode == 3 and "DIFFERS" in bad.stdout
-    timed = nsn_run("bench", file_of("cnn"), "shallow", "--batch", 2, "--threads", 2)
+    timed = nsn_run("bench", file_of("cnn"), "shallow", "--batch", 2, "--threads=2")
     assert timed.returncode == 0 and "shallow      batch 2: median " in timed.stdout, timed.stderr
 
 
@@ -69,6 +69,8 @@ def test_the_program_describes_runs_and_verifies(tmp_path: Path) -> None:
             "'run' takes --threads, but is given --batch",
         ),
         (["bench", "FILE", "--batch"], "--batch needs a number"),
+        (["bench", "FILE", "--batch="], "--batch must be a whole number from 1 to 1073741824, but"),
+        (["bench", "FILE", "--speed=3"], "there is no option --speed."),
         *(
             (
                 ["bench", "FILE", "--batch", wrong],

@@ -4,7 +4,6 @@
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
-#include <ATen/ops/tensor.h>
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
 
@@ -40,8 +39,12 @@ at::Tensor stacked_cross_entropy(const std::vector<at::Tensor>& outputs, const a
   const auto dtype = losses.scalar_type();
   const auto computed = dtype == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor sums = losses.reshape({lanes, losses.numel() / lanes}).sum(1, false, computed);
-  const at::Tensor coefficients = at::tensor(options.weights).to(sums.options());
-  const at::Tensor total = sums.dot(coefficients);
+  // Numbers times tensors, and no tensor of numbers, which a transform of torch.func would wrap.
+  at::Tensor total;
+  for (const int64_t i : c10::irange(lanes)) {
+    const at::Tensor part = sums.select(0, i) * options.weights[static_cast<size_t>(i)];
+    total = total.defined() ? total + part : part;
+  }
   if (indices) return (total / targets.ne(kIgnored).sum()).to(dtype);
   return (total / (losses.numel() / lanes)).to(dtype);
 }

@@ -56,8 +56,8 @@ void check_range(const char* name, int64_t value, int64_t most) {
 
 /// Elements.
 int64_t memory_of(const File& file, const SessionOptions& options) {
-  check_range("max_batch", options.max_batch, int64_t{1} << 30);
-  check_range("threads", options.threads, 1024);
+  check_range("max_batch", options.max_batch, SessionOptions::kMostBatch);
+  check_range("threads", options.threads, SessionOptions::kMostThreads);
   if (options.parallel_for && options.threads == 1) {
     throw Error(
         "nsn: a session of 1 thread has no use for parallel_for, but is given one. Say in threads "

@@ -34,6 +34,10 @@ using ParallelFor = std::function<void(int64_t count, int64_t grain,
                                        const void* data)>;
 
 struct SessionOptions {
+  /// The most that either may be.
+  static constexpr int64_t kMostBatch = int64_t{1} << 30;
+  static constexpr int kMostThreads = 1024;
+
   /// The most samples of a run.
   int64_t max_batch = 1;
   /// How many compute a run: 1 is the caller's thread alone. More are the session's own, which wait
