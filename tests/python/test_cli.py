@@ -267,9 +267,13 @@ def test_nothing_to_resume(setting: dict[str, Path]) -> None:
     result = train(setting, "--resume")
     assert result.returncode == 2 and "Leave --resume out" in result.stderr
     setting["out"].mkdir()
-    (setting["out"] / "state.pt").write_bytes(b"no state")
-    result = train(setting, "--resume")
-    assert result.returncode == 2 and "cannot read" in result.stderr, result.stderr
+    for state in (b"no state", [1], {"epochs": 3}, torch.ones(3), None):
+        if isinstance(state, bytes):
+            (setting["out"] / "state.pt").write_bytes(state)
+        else:
+            torch.save(state, setting["out"] / "state.pt")
+        result = train(setting, "--resume")
+        assert result.returncode == 2 and "it is no state of nsn train" in result.stderr, state
 
 
 def test_a_subnetwork_alone_and_both_in_one_plot(setting: dict[str, Path], tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "part": lambda path: nsn.load(path, only="base"),
     "metadata": nsn.load_metadata,
     "rest": lambda path: nsn.load_rest(network(), path),
-    "state": read_state,
+    "state": lambda path: read_state(path, ["number"]),
     "report": read_report,
     "recipe": lambda path: load_recipe(str(path), []),
     "images": read_idx,

@@ -151,10 +151,10 @@ def _train(
     state_file = out / "state.pt"
     run = loop.Run(recipe, samples, seed)
     if resume:
-        state = read_state(state_file)
+        state = read_state(state_file, run.state_dict())
         try:
             run.load_state_dict(state)
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError) as error:
             reason = str(error).rstrip(".")
             raise InputError(
                 f"--resume: '{state_file}' does not fit: {reason}. Give the recipe, --set, "

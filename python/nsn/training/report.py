@@ -8,6 +8,7 @@ import pickle
 import platform
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +102,15 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     files.write(path, buffer.getbuffer())
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """What ``write_state`` wrote. Runs no code that the file may hold.
+def read_state(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """What ``write_state`` wrote, a dict with these keys. Runs no code that the file may hold.
 
     Raises:
         InputError: where there is none.
     """
     try:
         content = files.read(path)
-        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+        state = torch.load(io.BytesIO(content), weights_only=True)
     except FileNotFoundError:
         raise InputError(
             f"--resume: there is no '{path}'. Leave --resume out to start a run, or name the "
@@ -118,10 +119,12 @@ def read_state(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"--resume: {files.reason(error)}") from None
     except (RuntimeError, EOFError, pickle.UnpicklingError):
+        state = None
+    if not isinstance(state, dict) or state.keys() != set(keys):
         raise InputError(
             f"--resume: cannot read '{path}': it is no state of nsn train, or damaged. Leave "
             f"--resume out to start the run anew."
-        ) from None
+        )
     return state
 
 

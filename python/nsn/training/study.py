@@ -160,19 +160,19 @@ def train_one(values: dict[str, Any], alone: str | None, seed: int, place: str) 
     spent = 0.0
     if state_file.exists():
         try:
-            state = read_state(state_file)
+            state = read_state(state_file, [*run.state_dict(), "spent"])
         except InputError:
             state_file.unlink()  # damaged: from the start
         else:
-            run.load_state_dict(state["run"])
-            spent = state["seconds"]
+            run.load_state_dict(state)
+            spent = state["spent"]
     started, saved = time.process_time(), time.monotonic()
 
     def after_epoch(record: dict[str, Any]) -> None:
         nonlocal saved
         if time.monotonic() - saved > _SAVES_EVERY and not run.complete:
-            seconds = spent + time.process_time() - started
-            write_state(state_file, {"run": run.state_dict(), "seconds": seconds})
+            so_far = spent + time.process_time() - started
+            write_state(state_file, {**run.state_dict(), "spent": so_far})
             saved = time.monotonic()
 
     outcome: dict[str, Any]
