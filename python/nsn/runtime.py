@@ -20,10 +20,12 @@ from nsn.checks import expect, expect_batch, expect_name, kind_of, shown
 
 _BAD_FILE = 6
 
-# Of tensors that stand for others and have no memory to read.
-_WRAPPERS = tuple(
-    getattr(torch._C.DispatchKey, name)
-    for name in ("Python", "FuncTorchBatched", "FuncTorchGradWrapper")
+# Of tensors that stand for others and have no memory to read, as bits: each run looks at them.
+_WRAPPERS = (
+    torch._C.DispatchKeySet(torch._C.DispatchKey.Python)
+    .add(torch._C.DispatchKey.FuncTorchBatched)
+    .add(torch._C.DispatchKey.FuncTorchGradWrapper)
+    .raw_repr()
 )
 
 # The most of a session's options, as nsn::runtime::SessionOptions has it.
@@ -346,7 +348,7 @@ class Session:
                 f"{'nested' if x.is_nested else f'of {x.layout}'}. Convert it with to_dense(), or "
                 f"a nested one with to_padded_tensor()."
             )
-        if any(map(torch._C._dispatch_keys(x).has, _WRAPPERS)):
+        if torch._C._dispatch_keys(x).raw_repr() & _WRAPPERS:
             raise ValueError(
                 f"nsn.runtime: '{name}' reads the memory of its input, but the input is a fake "
                 f"tensor, or seen through a transform of torch.func. Run the session outside of "

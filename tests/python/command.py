@@ -7,6 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from nsn.cli import main
+
+_TIMEOUT = 300  # seconds
+
 COMMAND = [sys.executable, "-m", "nsn.cli"]
 
 # Forked from a process that has imported what takes most of a command's time: torch, what torch's
@@ -17,9 +21,7 @@ _processes.set_forkserver_preload(
 )
 
 
-def run(
-    *arguments: str | Path, folder: Path | None = None, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """What a command returns and writes, begun in ``folder``.
 
     What libraries read from the environment when they are loaded (``NSN_CPU_LEVEL``,
@@ -30,10 +32,10 @@ def run(
         files = [Path(temporary) / name for name in ("stdout", "stderr")]
         process = _processes.Process(target=_main, args=(given, folder or Path.cwd(), files))
         process.start()
-        process.join(timeout)
+        process.join(_TIMEOUT)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired(given, timeout)
+            raise subprocess.TimeoutExpired(given, _TIMEOUT)
         output, errors = (file.read_text() for file in files)
     return subprocess.CompletedProcess(given, process.exitcode, output, errors)
 
@@ -44,6 +46,4 @@ def _main(arguments: list[str], folder: Path, files: list[Path]) -> None:
         with file.open("wb") as opened:
             os.dup2(opened.fileno(), descriptor)
     sys.argv = ["nsn", *arguments]
-    from nsn.cli import main
-
     main()

@@ -154,7 +154,7 @@ def _train(
         state = read_state(state_file, run.state_dict())
         try:
             run.load_state_dict(state)
-        except (ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError) as error:
             reason = str(error).rstrip(".")
             raise InputError(
                 f"--resume: '{state_file}' does not fit: {reason}. Give the recipe, --set, "

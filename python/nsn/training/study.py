@@ -223,17 +223,18 @@ def run_all(
                 task = waiting.pop(future)
                 results.runs[results.key(task)] = future.result()
                 on_result(task, future.result())
-    except BrokenProcessPool:
-        raise InputError(
-            "study: a run's process was ended from outside, perhaps for want of memory. The same "
-            "command goes on; use fewer --jobs."
-        ) from None
-    except BaseException:
-        # Shutdown forgets them, and one that was about to start when this came is not known to it.
-        processes = {*(pool._processes or {}).values(), *multiprocessing.active_children()}
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+    except BaseException as error:
+        # One that was about to start when this came is not known to the pool.
+        for process in {*(pool._processes or {}).values(), *multiprocessing.active_children()}:
             process.terminate()
+        # Waits for the pool's own thread: at its end it closes a pipe that the end of the program
+        # would otherwise write to.
+        pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                "study: a run's process was ended from outside, perhaps for want of memory. The "
+                "same command goes on; use fewer --jobs."
+            ) from None
         raise
     pool.shutdown()
 
