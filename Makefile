@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test runtime runtime-plain arm web web-test web-serve wheel clang fuzz tsan bench bench-ops bench-products docs format lint clean
+.PHONY: help setup build install demo test runtime runtime-plain arm web web-test web-serve wheel clang fuzz fuzz-checkpoint fuzz-runtime tsan bench bench-ops bench-products docs format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -69,31 +69,24 @@ test: install build runtime arm web-test tsan clang fuzz $(BUILD)/data/.checked 
 	ctest --test-dir $(BUILD) -j $(JOBS) --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# How long to fuzz, in seconds.
-FUZZ_SECONDS ?= 60
-CLANG        := $(BUILD)/clang
+# In front of a program of GoogleTest: runs it JOBS times side by side, each with its share of the tests.
+SHARES := seq 0 $$(($(JOBS) - 1)) | xargs -P $(JOBS) -I{} env GTEST_TOTAL_SHARDS=$(JOBS) GTEST_SHARD_INDEX={}
+
+CLANG    := $(BUILD)/clang
 # LibTorch is not instrumented: containers that pass between it and nsn carry no marks of their ends.
-IN_CLANG     := ASAN_OPTIONS=detect_container_overflow=0
+IN_CLANG := ASAN_OPTIONS=detect_container_overflow=0
 
 $(CLANG)/build.ninja: .venv/.requirements
 	cmake -S . -B $(CLANG) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	  -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
-	  -DNSN_SANITIZE=fuzzer-no-link,address,undefined -DNSN_BUILD_FUZZERS=ON -DNSN_BUILD_TESTS=ON \
-	  -DNSN_UNITY=OFF
+	  -DNSN_SANITIZE=fuzzer-no-link,address,undefined -DNSN_BUILD_FUZZERS=ON -DNSN_BUILD_TESTS=ON
 	@touch $@
 
 clang: $(CLANG)/build.ninja $(RAW_MNIST) ## build all with clang; run the C++ tests and the outside project under ASan and UBSan
 	cmake --build $(CLANG) -j $(JOBS) --target nsn_tests nsn_runtime
 	@mkdir -p $(CLANG)/data && ln -sfn $(CURDIR)/$(BUILD)/data/mnist $(CLANG)/data/mnist
-	$(IN_CLANG) OMP_NUM_THREADS=1 $(CLANG)/tests/cpp/nsn_tests --gtest_brief=1
+	$(SHARES) $(IN_CLANG) OMP_NUM_THREADS=1 $(CLANG)/tests/cpp/nsn_tests --gtest_brief=1
 	$(IN_CLANG) ctest --test-dir $(CLANG) -R consumer.installed --output-on-failure --no-tests=error
-
-fuzz: $(CLANG)/build.ninja ## fuzz the reading of checkpoints for FUZZ_SECONDS; a finding stays in build/clang
-	cmake --build $(CLANG) -j $(JOBS) --target fuzz_checkpoint
-	@mkdir -p $(CLANG)/corpus
-	$(IN_CLANG) $(CLANG)/tests/fuzz/fuzz_checkpoint $(CLANG)/corpus tests/fuzz/corpus \
-	  -dict=tests/fuzz/checkpoint.dict -artifact_prefix=$(CLANG)/ -max_len=16384 \
-	  -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1
 
 # LibTorch is not instrumented, so that more OpenMP threads than one would be reported for its sake.
 $(BUILD)/tsan/build.ninja: .venv/.requirements
@@ -115,24 +108,44 @@ runtime-plain: .venv/.system
 	$(ALONE) cmake -S . -B $(RUNTIME)/plain -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON
 	$(ALONE) cmake --build $(RUNTIME)/plain -j $(JOBS)
 
-runtime: runtime-plain ## build the runtime without torch, test it, also under sanitizers, and fuzz its files
-	$(ALONE) ctest --test-dir $(RUNTIME)/plain -j $(JOBS) --output-on-failure --no-tests=error
-	$(ALONE) tests/runtime/outside.sh $(RUNTIME)/plain $(RUNTIME)/outside
-	$(ALONE) CXX=clang++ CC=clang cmake -S . -B $(RUNTIME)/asan -G Ninja -DNSN_RUNTIME_ONLY=ON \
+$(RUNTIME)/asan/build.ninja: .venv/.system
+	$(ALONE) CXX=clang++ CC=clang cmake -S . -B $(@D) -G Ninja -DNSN_RUNTIME_ONLY=ON \
 	  -DNSN_BUILD_TESTS=ON -DNSN_BUILD_FUZZERS=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
 	  -DNSN_SANITIZE=fuzzer-no-link,address,undefined
-	$(ALONE) cmake --build $(RUNTIME)/asan -j $(JOBS) --target nsn_runtime_tests nsn_write_sample fuzz_runtime
-	$(RUNTIME)/asan/tests/runtime/nsn_runtime_tests --gtest_brief=1
-	@mkdir -p $(RUNTIME)/corpus
-	for seed in 1 2 3 4 5 6 7 8 9 10; do \
-	  $(RUNTIME)/asan/tests/runtime/nsn_write_sample $(RUNTIME)/corpus/seed$$seed $$seed; done
-	$(RUNTIME)/asan/tests/runtime/fuzz_runtime $(RUNTIME)/corpus -artifact_prefix=$(RUNTIME)/ \
-	  -max_len=65536 -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=4096 -print_final_stats=1
+	@touch $@
+
+runtime: runtime-plain $(RUNTIME)/asan/build.ninja ## build the runtime without torch, and test it, also under sanitizers
+	$(ALONE) ctest --test-dir $(RUNTIME)/plain -j $(JOBS) --output-on-failure --no-tests=error
+	$(ALONE) tests/runtime/outside.sh $(RUNTIME)/plain $(RUNTIME)/outside
+	$(ALONE) cmake --build $(RUNTIME)/asan -j $(JOBS) --target nsn_runtime_tests
+	$(SHARES) $(RUNTIME)/asan/tests/runtime/nsn_runtime_tests --gtest_brief=1
 	$(ALONE) cmake -S . -B $(RUNTIME)/tsan -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON \
 	  -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -Wno-tsan" -DNSN_SANITIZE=thread
 	$(ALONE) cmake --build $(RUNTIME)/tsan -j $(JOBS) --target nsn_runtime_tests
 	$$(setarch -R true 2>/dev/null && echo setarch -R) $(RUNTIME)/tsan/tests/runtime/nsn_runtime_tests \
 	  --gtest_brief=1 --gtest_filter='Session.*:*Parts*'
+
+# How long each fuzzer runs, in seconds.
+FUZZ_SECONDS ?= 60
+FUZZ         := -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1
+
+fuzz: $(CLANG)/build.ninja $(RUNTIME)/asan/build.ninja ## fuzz the reading of checkpoints and of the runtime's files side by side, each for FUZZ_SECONDS
+	cmake --build $(CLANG) -j $(JOBS) --target fuzz_checkpoint
+	$(ALONE) cmake --build $(RUNTIME)/asan -j $(JOBS) --target fuzz_runtime nsn_write_sample
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target fuzz-checkpoint fuzz-runtime
+
+# A finding stays in build/clang, or in build/runtime.
+fuzz-checkpoint:
+	@mkdir -p $(CLANG)/corpus
+	$(IN_CLANG) $(CLANG)/tests/fuzz/fuzz_checkpoint $(CLANG)/corpus tests/fuzz/corpus \
+	  -dict=tests/fuzz/checkpoint.dict -artifact_prefix=$(CLANG)/ -max_len=16384 -rss_limit_mb=2048 $(FUZZ)
+
+fuzz-runtime:
+	@mkdir -p $(RUNTIME)/corpus
+	for seed in 1 2 3 4 5 6 7 8 9 10; do \
+	  $(RUNTIME)/asan/tests/runtime/nsn_write_sample $(RUNTIME)/corpus/seed$$seed $$seed; done
+	$(RUNTIME)/asan/tests/runtime/fuzz_runtime $(RUNTIME)/corpus -artifact_prefix=$(RUNTIME)/ \
+	  -max_len=65536 -rss_limit_mb=4096 $(FUZZ)
 
 ARM := $(BUILD)/arm
 
