@@ -136,11 +136,12 @@ HWY_INLINE void lay_out_rows(const Turned& t, const float* x, int64_t first, int
   }
 }
 
-/// `rows` rows, which lie as given, times `vectors` vectors of a panel.
+/// `rows` rows, which lie as given, times `vectors` vectors of a panel. Each shape is a function by
+/// itself: compilers take minutes for one that holds all, under sanitizers.
 template <size_t rows, size_t vectors>
-HWY_INLINE void matrix_tile(const MatrixProduct& p, const Turned& t, const float* x, int64_t x_row,
-                            int64_t x_step, int64_t first, int64_t column, const float* panel,
-                            int64_t width, int64_t k, bool adds) {
+HWY_NOINLINE void matrix_tile(const MatrixProduct& p, const Turned& t, const float* x,
+                              int64_t x_row, int64_t x_step, int64_t first, int64_t column,
+                              const float* panel, int64_t width, int64_t k, bool adds) {
   const D d;
   V sum[rows][vectors];
   const float* from[rows];

@@ -69,10 +69,11 @@ HWY_NOINLINE void copy_features(size_t rows, int64_t begin, int64_t count, float
 
 /// `rows` rows times `vectors` vectors of features: of one panel from the feature `begin` on, or of
 /// several whole ones behind each other, of which the last may have fewer features. The results of
-/// the first feature go to `to`.
+/// the first feature go to `to`. Each shape is a function by itself: compilers take minutes for one
+/// that holds all, under sanitizers.
 template <typename Weight, size_t rows, size_t vectors, size_t panels = 1>
-HWY_INLINE void tile(const Way& way, const float* const (&from)[rows], const Panel* panel,
-                     int64_t begin, float* const (&to)[rows]) {
+HWY_NOINLINE void tile(const Way& way, const float* const (&from)[rows], const Panel* panel,
+                       int64_t begin, float* const (&to)[rows]) {
   constexpr auto kWidth = static_cast<int64_t>(vectors * kLanes);
   const D d;
   const Panel& last = panel[panels - 1];
