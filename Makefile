@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test runtime runtime-plain arm web web-test web-serve wheel clang fuzz fuzz-checkpoint fuzz-runtime tsan bench bench-ops bench-products docs format lint clean
+.PHONY: help setup build install demo test runtime runtime-plain arm web web-test web-serve wheel clang fuzz fuzzers fuzz-checkpoint fuzz-runtime tsan bench bench-ops bench-products docs format lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -129,18 +129,20 @@ runtime: runtime-plain $(RUNTIME)/asan/build.ninja ## build the runtime without 
 FUZZ_SECONDS ?= 60
 FUZZ         := -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1
 
-fuzz: $(CLANG)/build.ninja $(RUNTIME)/asan/build.ninja ## fuzz the reading of checkpoints and of the runtime's files side by side, each for FUZZ_SECONDS
-	cmake --build $(CLANG) -j $(JOBS) --target fuzz_checkpoint
-	$(ALONE) cmake --build $(RUNTIME)/asan -j $(JOBS) --target fuzz_runtime nsn_write_sample
+fuzz: ## fuzz the reading of checkpoints and of the runtime's files side by side, each for FUZZ_SECONDS
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target fuzz-checkpoint fuzz-runtime
 
+fuzzers: $(CLANG)/build.ninja $(RUNTIME)/asan/build.ninja
+	cmake --build $(CLANG) -j $(JOBS) --target fuzz_checkpoint
+	$(ALONE) cmake --build $(RUNTIME)/asan -j $(JOBS) --target fuzz_runtime nsn_write_sample
+
 # A finding stays in build/clang, or in build/runtime.
-fuzz-checkpoint:
+fuzz-checkpoint: fuzzers
 	@mkdir -p $(CLANG)/corpus
 	$(IN_CLANG) $(CLANG)/tests/fuzz/fuzz_checkpoint $(CLANG)/corpus tests/fuzz/corpus \
 	  -dict=tests/fuzz/checkpoint.dict -artifact_prefix=$(CLANG)/ -max_len=16384 -rss_limit_mb=2048 $(FUZZ)
 
-fuzz-runtime:
+fuzz-runtime: fuzzers
 	@mkdir -p $(RUNTIME)/corpus
 	for seed in 1 2 3 4 5 6 7 8 9 10; do \
 	  $(RUNTIME)/asan/tests/runtime/nsn_write_sample $(RUNTIME)/corpus/seed$$seed $$seed; done

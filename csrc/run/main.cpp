@@ -124,7 +124,9 @@ Arguments arguments_of(int count, char** given) {
                                       [&](const auto& each) { return takes(each.second, option); });
     if (!is_known) throw UsageError("there is no option " + option);
     if (sign == std::string::npos && i + 1 == count) throw UsageError(option + " needs a number");
-    result.options[option] = sign == std::string::npos ? given[++i] : word.substr(sign + 1);
+    const std::string number = sign == std::string::npos ? given[++i] : word.substr(sign + 1);
+    const bool is_first = result.options.emplace(option, number).second;
+    if (!is_first) throw UsageError(option + " is given twice");
   }
   return result;
 }
@@ -301,7 +303,8 @@ int verify(const Model& model, size_t place, const std::string& input, const std
   for (size_t i = 0; i < y.size(); ++i) {
     float number = 0;
     std::memcpy(&number, is.bytes.data() + i * sizeof number, sizeof number);
-    if (number == y[i]) continue;  // infinities too
+    // Infinities, and what is no number on both sides, too.
+    if (number == y[i] || (std::isnan(number) && std::isnan(y[i]))) continue;
     const double off = std::abs(static_cast<double>(number) - y[i]);
     difference = std::isnan(off) ? INFINITY : std::max(difference, off);
   }

@@ -1,14 +1,17 @@
 #include "npy.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
+#include <filesystem>
 #include <memory>
 #include <stdexcept>
 #include <string_view>
+#include <system_error>
 
 namespace nsn::run {
 
@@ -140,25 +143,64 @@ Array read_array(const std::string& path) {
   return result;
 }
 
+namespace {
+
+/// What stands in front of the numbers in a .npy.
+std::string header_for(const std::vector<int64_t>& shape) {
+  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (";
+  for (const int64_t extent : shape) header += std::to_string(extent) + ", ";
+  header += "), }";
+  header.resize((kMagic.size() + 4 + header.size() + 64) / 64 * 64 - kMagic.size() - 5, ' ');
+  header += '\n';
+  const char sizes[] = {1, 0, static_cast<char>(header.size() & 255U),
+                        static_cast<char>(header.size() >> 8U)};
+  return std::string(kMagic) + std::string(sizes, sizeof sizes) + header;
+}
+
+/// Whether all of it was written.
+bool write_to(std::FILE* file, const std::string& header, const std::vector<float>& numbers) {
+  if (file == nullptr) return false;
+  const bool is_good =
+      std::fwrite(header.data(), 1, header.size(), file) == header.size() &&
+      std::fwrite(numbers.data(), sizeof(float), numbers.size(), file) == numbers.size();
+  const bool is_closed = std::fclose(file) == 0;
+  return is_good && is_closed;
+}
+
+}  // namespace
+
 void write_array(const std::string& path, const std::vector<int64_t>& shape,
                  const std::vector<float>& numbers) {
-  std::ofstream stream(path, std::ios::binary | std::ios::trunc);
-  if (is_npy(path)) {
-    std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (";
-    for (const int64_t extent : shape) header += std::to_string(extent) + ", ";
-    header += "), }";
-    header.resize((kMagic.size() + 4 + header.size() + 64) / 64 * 64 - kMagic.size() - 5, ' ');
-    header += '\n';
-    stream << kMagic;
-    const unsigned char sizes[] = {1, 0, static_cast<unsigned char>(header.size() & 255U),
-                                   static_cast<unsigned char>(header.size() >> 8U)};
-    stream.write(reinterpret_cast<const char*>(sizes), sizeof sizes);
-    stream << header;
+  namespace fs = std::filesystem;
+  const std::string header = is_npy(path) ? header_for(shape) : "";
+  const auto fail = [&] {
+    refuse(path, std::string("cannot be written: ") + std::strerror(errno) +
+                     ". Check the path, its permissions and the disk.");
+  };
+  std::error_code ignored;
+  const fs::file_status old = fs::status(path, ignored);
+  // A pipe or a device.
+  if (fs::exists(old) && !fs::is_regular_file(old)) {
+    if (!write_to(std::fopen(path.c_str(), "wb"), header, numbers)) fail();
+    return;
   }
-  stream.write(reinterpret_cast<const char*>(numbers.data()),
-               static_cast<std::streamsize>(numbers.size() * sizeof(float)));
-  stream.close();
-  if (!stream) refuse(path, "cannot be written. Check the path, its permissions and the disk.");
+  // Beside it until it is whole, so that what was there stays where the disk is full. Opened once
+  // as it is, which says whether it may be written.
+  if (fs::exists(old)) {
+    std::FILE* const there = std::fopen(path.c_str(), "r+b");
+    if (there == nullptr) fail();
+    std::fclose(there);
+  }
+  const fs::path target = fs::exists(old) ? fs::canonical(path) : fs::path(path);
+  const fs::path part = target.parent_path() / (".nsn-" + std::to_string(::getpid()) + ".part");
+  bool is_good = write_to(std::fopen(part.c_str(), "wb"), header, numbers);
+  if (is_good && fs::exists(old)) fs::permissions(part, old.permissions(), ignored);
+  is_good = is_good && std::rename(part.c_str(), target.c_str()) == 0;
+  if (is_good) return;
+  const int code = errno;
+  std::remove(part.c_str());
+  errno = code;
+  fail();
 }
 
 }  // namespace nsn::run

@@ -17,7 +17,8 @@ struct Array {
 /// Throws std::runtime_error, which names the file.
 Array read_array(const std::string& path);
 
-/// Writes float32, as .npy where the path ends so, and else raw.
+/// Writes float32, as .npy where the path ends so, and else raw. A file holds all of it, or where
+/// that fails what it held. Throws std::runtime_error, which names it.
 void write_array(const std::string& path, const std::vector<int64_t>& shape,
                  const std::vector<float>& numbers);
 

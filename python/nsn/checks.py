@@ -4,6 +4,7 @@ import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 
@@ -99,6 +100,30 @@ def expect_batch(where: str, value: object) -> None:
         raise TypeError(
             f"{where}: expected a batch as a torch.Tensor, but got {kind_of(value)}. Convert it "
             f"with torch.as_tensor."
+        )
+
+
+def refuse_tracing() -> None:
+    """Where torch records operations, nsn's own would become constants.
+
+    Raises:
+        RuntimeError: while tracing or exporting, and under make_fx.
+    """
+    proxy = torch._C._TorchDispatchModeKey.PROXY
+    if (
+        torch._C._get_tracing_state() is not None
+        or torch.compiler.is_exporting()
+        or torch._C._get_dispatch_mode(proxy) is not None
+        or (
+            torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
+            and torch._ops._get_dispatch_mode_pre_dispatch(proxy) is not None
+        )
+    ):
+        raise RuntimeError(
+            "nsn: a network, view, pack or session runs as one C++ operation, which "
+            "torch.jit.trace, torch.onnx.export, torch.export and make_fx cannot see: the graph "
+            "would hold its result as a constant. Trace net.extract(name), a plain torch module, "
+            "or use nsn.export."
         )
 
 

@@ -11,13 +11,21 @@ from torch import Tensor, nn
 from nsn import _C
 from nsn._C.merge import Rule
 from nsn.blocks import BlockOptions
-from nsn.checks import expect, expect_batch, expect_callable, expect_name, names_of, shown
+from nsn.checks import (
+    expect,
+    expect_batch,
+    expect_callable,
+    expect_name,
+    names_of,
+    refuse_tracing,
+    shown,
+)
 from nsn.description import Depths, Description, Subnetwork, Widths
 from nsn.extract import extract
 from nsn.pack import Pack
 from nsn.parameters import ParameterTable
 from nsn.summary import Summary
-from nsn.view import View, refuse_tracing
+from nsn.view import View
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from nsn import _C, files
-from nsn.checks import expect, expect_batch, expect_name, names_of
+from nsn.checks import expect, expect_batch, expect_name, names_of, refuse_tracing
 from nsn.parameters import ParameterTable, network_in
 from nsn.summary import PackEntry
-from nsn.view import refuse_tracing
 
 
 class PackedView:
@@ -50,6 +50,12 @@ class PackedView:
     def stale(self) -> bool:
         """As :meth:`Pack.stale`."""
         return self._pack.stale()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "nsn.PackedView: a view cannot be copied or pickled. Copy the network, and pack the "
+            "copy: net.pack().view(name)."
+        )
 
     def __repr__(self) -> str:
         return f"nsn.PackedView('{self.name}')"
@@ -147,6 +153,10 @@ class Pack:
     def bytes(self) -> int:
         """What it holds, in bytes."""
         return self._pack.bytes
+
+    def __reduce__(self) -> NoReturn:
+        instead = "Map its file once more" if self._is_mapped else "Copy the network, and pack it"
+        raise TypeError(f"nsn.Pack: a pack cannot be copied or pickled. {instead}.")
 
     def __str__(self) -> str:
         return str(self._pack)

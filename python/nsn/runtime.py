@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from nsn import files
-from nsn.checks import expect, expect_batch, expect_name, kind_of, shown
+from nsn.checks import expect, expect_batch, expect_name, kind_of, refuse_tracing, shown
 
 _BAD_FILE = 6
 
@@ -25,8 +26,20 @@ _WRAPPERS = (
     torch._C.DispatchKeySet(torch._C.DispatchKey.Python)
     .add(torch._C.DispatchKey.FuncTorchBatched)
     .add(torch._C.DispatchKey.FuncTorchGradWrapper)
+    .add(torch._C.DispatchKey.Functionalize)
     .raw_repr()
 )
+
+
+def _stands_for_others(x: Tensor) -> bool:
+    return bool(torch._C._dispatch_keys(x).raw_repr() & _WRAPPERS)
+
+
+def _ends_in_storage(x: Tensor) -> bool:
+    """Whether all of a contiguous tensor is in its storage, which may have been made smaller."""
+    end = (x.storage_offset() + x.numel()) * x.element_size()
+    return end <= x.untyped_storage().nbytes()
+
 
 # The most of a session's options, as nsn::runtime::SessionOptions has it.
 _MOST = {"max_batch": 2**30, "threads": 1024}
@@ -105,6 +118,12 @@ def _as_tensor(buffer: Any) -> Tensor:
             raise ValueError(
                 f"{where} must be contiguous and of torch.uint8 on the CPU, but is of "
                 f"{buffer.dtype} on {buffer.device}, or has gaps. Convert it."
+            )
+        has_memory = not _stands_for_others(buffer) and not buffer._is_zerotensor()
+        if not has_memory or not _ends_in_storage(buffer):
+            raise ValueError(
+                f"{where} has no memory, as a fake or zero tensor has none, or less than its "
+                f"{buffer.numel()} bytes. Give one that has, such as its clone()."
             )
         return buffer.detach()
     try:
@@ -325,18 +344,14 @@ class Session:
         Raises:
             ValueError: where there is no such sub-network or it is not in the file yet, the batch
                 is too large, or the input does not fit. RuntimeError: in a process forked from
-                that of a session of several threads, and while torch.jit traces.
+                that of a session of several threads, and while torch traces.
         """
         if self._is_elsewhere():
             raise RuntimeError(
                 "nsn.runtime: this session has threads of its own, which a forked process has not. "
                 "Make a session in each process."
             )
-        if torch.jit.is_tracing():  # type: ignore[no-untyped-call,attr-defined]
-            raise RuntimeError(
-                "nsn.runtime: torch.jit.trace would keep what a session computes as a constant. "
-                "Trace a view of the network, or run the session outside of what is traced."
-            )
+        refuse_tracing()
         expect_name("nsn.runtime.Session.run: name", name)
         expect_batch("nsn.runtime.Session.run", x)
         if name not in self._places:
@@ -348,11 +363,11 @@ class Session:
                 f"{'nested' if x.is_nested else f'of {x.layout}'}. Convert it with to_dense(), or "
                 f"a nested one with to_padded_tensor()."
             )
-        if torch._C._dispatch_keys(x).raw_repr() & _WRAPPERS:
+        if _stands_for_others(x) or forward_ad.unpack_dual(x).tangent is not None:
             raise ValueError(
                 f"nsn.runtime: '{name}' reads the memory of its input, but the input is a fake "
-                f"tensor, or seen through a transform of torch.func. Run the session outside of "
-                f"that, or a view of the network."
+                f"tensor, one with a tangent, or seen through a transform of torch.func. Run the "
+                f"session outside of that, or net.extract(name), a plain torch module."
             )
         fits = x.dim() > 0 and tuple(x.shape[1:]) == own.input_shape
         if not fits or x.device.type != "cpu" or x.dtype != own.dtype:
@@ -364,6 +379,11 @@ class Session:
         x = x.detach().resolve_neg().resolve_conj().contiguous()
         if x._is_zerotensor():
             x = x.clone()  # which has memory
+        if not _ends_in_storage(x):
+            raise ValueError(
+                f"nsn.runtime: '{name}' reads the memory of its input, but the input's storage "
+                f"ends before its elements do. Give a batch that has memory."
+            )
         y = torch.empty((len(x), *own.output_shape), dtype=torch.float32, device="cpu")
         library = _library()
         run: Any = library.nsn_session_run

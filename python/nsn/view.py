@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from nsn import _C
-from nsn.checks import expect_batch, expect_name
+from nsn.checks import expect_batch, expect_name, refuse_tracing
 from nsn.parameters import ParameterTable, network_in
-
-
-def refuse_tracing() -> None:
-    """Where torch records operations, nsn's own would become constants.
-
-    Raises:
-        RuntimeError: while tracing or exporting.
-    """
-    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
-        raise RuntimeError(
-            "nsn: a network, view or pack runs as one C++ operation, which torch.jit.trace, "
-            "torch.onnx.export and torch.export cannot see: the graph would hold its result as a "
-            "constant. Trace net.extract(name), a plain torch module, or use nsn.export."
-        )
 
 
 class View:
@@ -67,6 +54,12 @@ class View:
             return False
         with torch.no_grad():
             return self._view.stale(network._parameters_now())
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "nsn.View: a view cannot be copied or pickled. Copy the network, and make a view of "
+            "the copy: net.view(name)."
+        )
 
     def __repr__(self) -> str:
         return f"nsn.View('{self.name}')"

@@ -333,7 +333,7 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         "there is no sub-network 't'. The sub-networks are 'base', 's'",
     ),
-    (lambda: small()(X, ["s", "s"]), ValueError, "'s' is asked for twice in one joint pass"),
+    (lambda: small()(X, ["s", "s"]), ValueError, "'s' is asked for twice. Name it once"),
     (lambda: small()(X, []), ValueError, "needs at least one sub-network"),
     (lambda: small().a(X), TypeError, "a block of a network is not called by itself"),
     (lambda: small().view("t"), ValueError, "there is no sub-network 't'"),

@@ -311,6 +311,30 @@ def test_wrong_use_is_refused() -> None:
         pack.view("sub1")(torch.randn(3, 21))
     with pytest.raises(ValueError, match=r"input has dtype float64.*'hidden2.weight' has float32"):
         pack.view("sub1")(torch.randn(3, 20).double())
+    with pytest.raises(ValueError, match=r"input is a nested tensor.*to_padded_tensor\(\)"):
+        pack.view("sub1")(torch.nested.nested_tensor([torch.randn(20), torch.randn(20)]))
+    with pytest.raises(ValueError, match=r"'sub1' is asked for twice. Name it once"):
+        net.pack(["sub1", "sub2", "sub1"])
+
+
+def test_an_output_that_is_the_inputs_memory_is_refused() -> None:
+    """By the same storage, or by another one at the same place; apart in one storage is fine."""
+    net = nsn.Network(input=(6,), blocks={"a": nsn.Dense(6, 6), "b": nsn.Dense(6, 6)})
+    view = net.pack().view("base")
+    memory = torch.randn(8, 6)
+    x, expected = memory[:4], view(memory[:4])
+    other = torch.from_numpy(memory.numpy())
+    for out in (memory[:4], memory[3:7], other[:4], other[3:7]):
+        with pytest.raises(ValueError, match="shares no memory with the input. Make an empty one"):
+            view(x, out)
+    for out in (memory[4:], other[4:], torch.empty(4, 6)):
+        assert torch.equal(view(x, out), expected)
+    # Whose elements lie between and around those of the output, in any order.
+    wide = torch.randn(4, 20)
+    for batch in (wide[:, :6], wide.t()[:6].t(), wide[:, ::3][:, :6]):
+        with pytest.raises(ValueError, match="shares no memory with the input"):
+            view(batch, wide.flatten()[20:44].view(4, 6))
+    assert torch.equal(view(x, torch.empty(4, 6)), expected)
 
 
 def test_it_agrees_with_plain_modules() -> None:

@@ -6,8 +6,10 @@ and files that would do harm, in tests/runtime; nsn-run in test_runtime_program.
 
 import array
 import copy
+import math
 import mmap
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import nsn
 from nsn import runtime
@@ -121,8 +126,17 @@ def test_weights_that_a_type_cannot_hold(tmp_path: Path) -> None:
     for number in (7e4, float("inf"), float("nan")):
         with torch.no_grad():
             net.get_parameter("hidden1.weight")[3, 4] = number
-        with pytest.raises(ValueError, match=r"'hidden1.weight' has a weight of size .*finite and"):
+        has = (
+            "weights that are not finite" if math.isnan(number) else f"a weight of size {number:g}"
+        )
+        with pytest.raises(
+            ValueError, match=f"'hidden1.weight' has {re.escape(has)}.* be finite and"
+        ):
             nsn.export(net, tmp_path / "none", "runtime", weights=torch.float16)
+        if math.isfinite(number):
+            continue
+        with pytest.raises(ValueError, match=r"'hidden1.weight' has weights that are not finite"):
+            nsn.export(net, tmp_path / "none", "runtime", weights=torch.int8)
         assert not (tmp_path / "none").exists()
     with torch.no_grad():
         # Rows that have no largest weight to be scaled by, or one whose scale would be none.
@@ -231,11 +245,23 @@ def test_a_file_in_memory_that_arrives_in_parts(tmp_path: Path) -> None:
     assert torch.equal(of_memory.run("base", x), expected.run("base", x))
 
 
+def tensors_without_memory(dtype: torch.dtype, shape: tuple[int, ...]) -> list[Tensor]:
+    """Fake, zero, seen through a transform, and of storages that were emptied or shortened."""
+    with FakeTensorMode():
+        fake = torch.zeros(shape, dtype=dtype)
+    wrapped = torch._to_functional_tensor(torch.zeros(shape, dtype=dtype))
+    emptied, shortened = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+    emptied.untyped_storage().resize_(0)
+    shortened.untyped_storage().resize_(shortened.nbytes - 1)
+    return [torch._efficientzerotensor(shape, dtype=dtype), fake, wrapped, emptied, shortened]
+
+
 def test_memory_that_cannot_be_used_is_refused() -> None:
     content = file_of("mlp").read_bytes()
     wrong: list[tuple[Any, type[Exception], str]] = [
         (b"", OSError, "the file in memory is no file .* its first bytes are others"),
-        (content[:100], OSError, "its header"),
+        (content[:12], OSError, "ends after 12 bytes, in its header. Append the rest, and open"),
+        (content[:100], OSError, r"ends after 100 bytes, in its header of \d+ bytes. Append the r"),
         (str(file_of("mlp")), TypeError, "must be bytes, .* but is a str. Of a file give the path"),
         (
             memoryview(content)[::2],
@@ -245,6 +271,10 @@ def test_memory_that_cannot_be_used_is_refused() -> None:
         (memoryview(b"x" + content)[1:], ValueError, "but begins 1 behind one. Align it, or copy"),
         (torch.zeros(9), ValueError, "of torch.uint8 on the CPU, but is of torch.float32 on cpu"),
         (torch.zeros(9, dtype=torch.uint8)[::2], ValueError, "or has gaps. Convert it"),
+        *[
+            (without, ValueError, "has no memory, as a fake or zero tensor has none, or less than")
+            for without in tensors_without_memory(torch.uint8, (100,))
+        ],
     ]
     for buffer, kind, message in wrong:
         with pytest.raises(kind, match=message):
@@ -343,7 +373,7 @@ def test_wrong_uses_are_refused() -> None:
     for seen_through in (torch.func.vmap, torch.func.grad):
         with pytest.raises(ValueError, match="seen through a transform of torch.func. Run the"):
             seen_through(lambda one: session.run("base", one).sum())(x[None, :2])
-    with pytest.raises(ValueError, match="the input is a fake tensor, or seen"), FakeTensorMode():
+    with pytest.raises(ValueError, match="the input is a fake tensor, one with"), FakeTensorMode():
         session.run("base", torch.empty(2, 784))
     for no_tensor in (x.numpy(), [1.0], None):
         with pytest.raises(
@@ -357,7 +387,9 @@ def test_wrong_uses_are_refused() -> None:
             model.load(no_name)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no sub-network 'none'"):
         session.run("none", x)
-    with pytest.raises(RuntimeError, match="torch.jit.trace would keep what a session computes"):
+    with pytest.raises(
+        RuntimeError, match="session runs as one C.. operation, which torch.jit.trace"
+    ):
         torch.jit.trace(lambda given: session.run("base", given), x[:1])
     numbers = runtime.Session(runtime.Model(file_of("transformer")))
     tokens = inputs("transformer", 1)
@@ -367,9 +399,26 @@ def test_wrong_uses_are_refused() -> None:
 
 def test_an_input_without_memory() -> None:
     session = runtime.Session(runtime.Model(file_of("mlp")), 2)
-    zeros = torch._efficientzerotensor((2, 784))
+    zeros, *others = tensors_without_memory(torch.float32, (2, 784))
     assert torch.equal(session.run("base", zeros), session.run("base", torch.zeros(2, 784)))
     assert session.run("base", torch.zeros(0, 784)).shape == (0, 10)
+    for other in others:
+        with pytest.raises(ValueError, match="'base' reads the memory of its input, "):
+            session.run("base", other)
+
+
+def test_what_torch_differentiates_or_records_is_refused() -> None:
+    """Whose tangent would be lost, and whose result would be a constant."""
+    session = runtime.Session(runtime.Model(file_of("mlp")), 2)
+    x = inputs("mlp", 2)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(ValueError, match="one with a tangent, or seen .* Run the session out"):
+            session.run("base", dual)
+        assert torch.equal(session.run("base", x), session.run("base", x.clone()))
+    for mode in ("real", "fake"):
+        with pytest.raises(RuntimeError, match="make_fx cannot see: the graph would hold its res"):
+            make_fx(lambda given: session.run("base", given), tracing_mode=mode)(x)
 
 
 def test_a_forked_process_makes_sessions_of_its_own() -> None:

@@ -1,6 +1,8 @@
 """nsn-run, the program on the runtime: what it prints, and what it refuses."""
 
 import io
+import resource
+import signal
 import subprocess
 from pathlib import Path
 
@@ -90,12 +92,13 @@ def test_the_program_describes_runs_and_verifies(tmp_path: Path) -> None:
             ["bench", "FILE", "--batch", "900000000"],
             "there is no memory for runs of 900000000 samples. Give fewer.",
         ),
+        (["bench", "FILE", "--batch", "2", "--batch=3"], "--batch is given twice"),
         (["describe", "/nowhere"], "'/nowhere' cannot be opened"),
         (["bench", "FILE", "none"], "has no sub-network 'none'. It has 'base'"),
         (["describe", "FOLDER"], "is no regular file, but a folder. Give the path of a file."),
         (["run", "FILE", "base", "/nowhere", "y"], "'/nowhere' cannot be read: No such file"),
         (["run", "FILE", "base", "FOLDER", "y"], "cannot be read: Is a directory. Check the path"),
-        (["run", "FILE", "base", "GOOD", "/nowhere/y"], "'/nowhere/y' cannot be written. Check"),
+        (["run", "FILE", "base", "GOOD", "/nowhere/y"], "'/nowhere/y' cannot be written: No such"),
         (
             ["run", "FILE", "base", "SHORT", "y"],
             "must hold samples of (B, 784) float32, 3136 bytes",
@@ -198,6 +201,59 @@ def test_files_of_numpy_of_all_versions(tmp_path: Path) -> None:
         done = nsn_run("run", file_of("mlp"), "base", tmp_path / "x.npy", tmp_path / "y.npy")
         assert done.returncode == 0, done.stderr
         assert numpy.load(tmp_path / "y.npy").shape == (5, 10)
+
+
+def test_an_output_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    """Where the disk is full, as where a file may not grow that far; links lead to what they did."""
+    numpy.save(tmp_path / "x.npy", inputs("mlp", 500).numpy())
+    folder = tmp_path / "out"
+    folder.mkdir()
+    real, link = folder / "real.npy", folder / "link.npy"
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    link.symlink_to("real.npy")
+
+    def shorten() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    program = Path(nsn.__file__).parent / "bin" / "nsn-run"
+    for path in (link, folder / "new.npy"):
+        command = [program, "run", file_of("mlp"), "base", tmp_path / "x.npy", path]
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=shorten)
+        assert done.returncode == 2, done
+        assert f"'{path}' cannot be written: File too large. Check the path, its" in done.stderr
+        assert real.read_bytes() == b"old"
+        assert {each.name for each in folder.iterdir()} == {"real.npy", "link.npy"}
+    for path in (link, folder / "new.npy"):
+        done = nsn_run("run", file_of("mlp"), "base", tmp_path / "x.npy", path)
+        assert done.returncode == 0, done.stderr
+        assert numpy.load(path).shape == (500, 10)
+    assert link.is_symlink() and real.stat().st_mode & 0o777 == 0o640
+    assert {each.name for each in folder.iterdir()} == {"real.npy", "link.npy", "new.npy"}
+    # What is no file is written to as it is.
+    one = tmp_path / "one.npy"
+    numpy.save(one, inputs("mlp", 1).numpy())
+    piped = subprocess.run(
+        [program, "run", file_of("mlp"), "base", one, "/dev/stdout"], capture_output=True
+    )
+    assert piped.returncode == 0 and len(piped.stdout) == 10 * 4, piped.stderr
+
+
+def test_what_is_no_number_agrees_with_itself(tmp_path: Path) -> None:
+    x = inputs("mlp", 2)
+    x[1, 3] = torch.nan
+    numpy.save(tmp_path / "x.npy", x.numpy())
+    command = file_of("mlp"), "base", tmp_path / "x.npy", tmp_path / "y.npy"
+    assert nsn_run("run", *command).returncode == 0
+    y = numpy.load(tmp_path / "y.npy")
+    assert numpy.isnan(y[1]).any() and not numpy.isnan(y[0]).any()
+    assert nsn_run("verify", *command).returncode == 0
+    for row in (0, 1):
+        other = y.copy()
+        other[row] = 0.0 if row else numpy.nan
+        numpy.save(tmp_path / "y.npy", other)
+        assert nsn_run("verify", *command).returncode == 3
 
 
 def test_help_and_version() -> None:

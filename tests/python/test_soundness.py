@@ -1,15 +1,19 @@
 """Tables over what users hand in: numbers of other libraries, statistics, saved tensors, autocast."""
 
+import copy
 import dataclasses
 import gc
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import nsn
 
@@ -277,6 +281,28 @@ def test_tracing_is_refused(of: object) -> None:
         torch.jit.trace(Outer(), torch.randn(2, 4), check_trace=False)
     with pytest.raises(RuntimeError, match=r"net\.extract"):
         torch.export.export(Outer(), (torch.randn(2, 4),), strict=False)
+    for mode in ("real", "fake"):
+        for pre_dispatch in (False, True):
+            record = make_fx(call, tracing_mode=mode, pre_dispatch=pre_dispatch)
+            with pytest.raises(RuntimeError, match=r"net\.extract"):
+                record(torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_of_views_and_packs_are_refused(
+    duplicate: Callable[[object], object], tmp_path: Path
+) -> None:
+    net = small()
+    nsn.export(net, tmp_path / "out", "runtime")
+    mapped = nsn.Pack.map(tmp_path / "out" / "network.nsnrt")
+    for held, remedy in (
+        (net.view("short"), r"net\.view\(name\)"),
+        (net.pack(), "Copy the network, and pack it"),
+        (net.pack().view("short"), r"net\.pack\(\)\.view\(name\)"),
+        (mapped, "Map its file once more"),
+    ):
+        with pytest.raises(TypeError, match=f"cannot be copied or pickled. .*{remedy}"):
+            duplicate(held)
 
 
 def test_a_network_loaded_in_part_gives_no_zeros_away(tmp_path: object) -> None:

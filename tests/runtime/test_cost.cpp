@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -36,6 +37,31 @@ TEST(Cost, ARunAllocatesNothing) {
       const int64_t before = allocations;
       EXPECT_EQ(session.run(i, input.data(), output.data(), samples), Status::kOk);
       EXPECT_EQ(allocations - before, 0) << "network " << i;
+    }
+  }
+}
+
+/// Page faults of this process that the system served without and with a disk.
+int64_t page_faults() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_minflt + usage.ru_majflt;
+}
+
+TEST(Cost, ARunFaultsNoPagesOnceItsWeightsAreThere) {
+  const Folder folder;
+  const Several several(folder / "net");
+  const Model model = Model::open(folder / "net");
+  Session session(model, {40, 1, {}});
+  const std::vector<float> input(300 * 40, 0.5F);
+  std::vector<float> output(10 * 40);
+  for (const int64_t samples : {1, 40}) {
+    for (size_t i = 0; i < model.subnetworks().size(); ++i) {
+      const auto run = [&] { return session.run(i, input.data(), output.data(), samples); };
+      EXPECT_EQ(run(), Status::kOk);
+      const int64_t before = page_faults();
+      EXPECT_EQ(run(), Status::kOk);
+      EXPECT_EQ(page_faults() - before, 0) << "network " << i;
     }
   }
 }
@@ -84,6 +110,15 @@ int64_t resident_bytes(const std::string& path) {
   return result;
 }
 
+/// Bytes of this process that are in memory, its own and what it maps.
+int64_t resident_bytes() {
+  long long all = 0, resident = 0;
+  std::FILE* found = std::fopen("/proc/self/statm", "r");
+  EXPECT_TRUE(found != nullptr && std::fscanf(found, "%lld %lld", &all, &resident) == 2);
+  if (found != nullptr) std::fclose(found);
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
 TEST(Cost, WhatNoOneUsesIsNotRead) {
   const Folder folder;
   Sample sample(1);
@@ -95,6 +130,7 @@ TEST(Cost, WhatNoOneUsesIsNotRead) {
   ASSERT_EQ(::fsync(file), 0);
   ASSERT_EQ(::posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED), 0);
   ::close(file);
+  const int64_t before = resident_bytes();
   const Model model = Model::open(folder / "net");
   Session session(model, {1, 1, {}});
   const std::vector<float> x(784);
@@ -103,6 +139,8 @@ TEST(Cost, WhatNoOneUsesIsNotRead) {
   EXPECT_EQ(session.run(0, x.data(), y.data()), Status::kOk);
   // Its 50 KB of weights, the header, and what the system maps around them at once.
   EXPECT_LT(resident_bytes(folder / "net"), 500'000);
+  // And the session's memory, and pages of the library that ran for the first time.
+  EXPECT_LT(resident_bytes() - before, 500'000);
   EXPECT_EQ(session.run(1, x.data(), y.data()), Status::kOk);
   EXPECT_GT(resident_bytes(folder / "net"), 12'000'000);
 }

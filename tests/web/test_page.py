@@ -328,7 +328,7 @@ WRONG: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "text": (lambda _: b"no network at all, but as long as the first words of one",
              "its first bytes are others. Write it with `nsn export"),
     "empty": (lambda _: b"", "'wrong.nsnrt' ends after 0 bytes."),
-    "short": (lambda b: b[:20], "its header ends too early"),
+    "short": (lambda b: b[:20], "ends after 20 bytes, in its header. Append"),
     "version": (lambda b: words(b, {8: 9}), "it has version 9, but this program reads"),
     "header": (lambda b: b[:2000], "ends after 2000 bytes, and not after 1"),
     "huge": (lambda b: words(b, {24: 1 << 45}), "There is no memory for 35184372088832 bytes"),

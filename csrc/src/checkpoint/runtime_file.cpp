@@ -6,6 +6,7 @@
 #include <c10/util/irange.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <limits>
@@ -160,7 +161,6 @@ class Contents {
       to.write(zeros.data(), zeros.size());
       at = end;
     };
-    fill_up(file_.header_bytes);
     for (const auto& [offset, place] : boxes) {
       fill_up(offset);
       const std::vector<char> content = content_of(place.first, place.second);
@@ -213,11 +213,14 @@ class Contents {
     // Of int8 the quotients by their scales always fit.
     const double most =
         type_ == WeightType::kInt8 ? std::numeric_limits<float>::max() : kernels::largest(type_);
+    // Of weights that are not finite the quotients are no numbers.
     const auto found = weight.abs().max().item<double>();
     const size_t parameter = tensors_.parameter(*source.copy);
     TORCH_CHECK_VALUE(found <= most, "nsn::write_runtime: parameter '",
-                      table_.description().parameters()[parameter].name, "' has a weight of size ",
-                      found, ", but as ", kernels::name_of(type_),
+                      table_.description().parameters()[parameter].name, "' has ",
+                      std::isnan(found) ? std::string("weights that are not finite")
+                                        : c10::str("a weight of size ", found),
+                      ", but as ", kernels::name_of(type_),
                       " weights have to be finite and at most ", most,
                       ". Choose a wider type, or train the network again.");
   }

@@ -1,6 +1,5 @@
 #include "nsn/inference/pack.h"
 
-#include <ATen/MemoryOverlap.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <c10/util/irange.h>
@@ -283,11 +282,29 @@ PackedView::PackedView(std::shared_ptr<const Pack::State> state, size_t index)
 
 namespace {
 
-/// Whether two tensors have memory in common; of one storage, unless both are dense and lie apart.
+/// Where the elements of a tensor lie: from the first byte to behind the last.
+std::pair<uintptr_t, uintptr_t> span_of(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return {0, 0};
+  int64_t least = 0, most = 0;
+  for (const int64_t dim : c10::irange(tensor.dim())) {
+    const int64_t reach = (tensor.size(dim) - 1) * tensor.stride(dim);
+    (reach < 0 ? least : most) += reach;
+  }
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const auto bytes = static_cast<int64_t>(tensor.element_size());
+  return {begin + static_cast<uintptr_t>(least * bytes),
+          begin + static_cast<uintptr_t>((most + 1) * bytes)};
+}
+
+/// Whether two tensors may have memory in common, which they may have through two storages too.
 bool may_overlap(const at::Tensor& x, const at::Tensor& out) {
   // What has no storage is refused behind this.
-  return x.defined() && x.has_storage() && x.is_alias_of(out) &&
-         at::get_overlap_status(x, out) != at::MemOverlapStatus::No;
+  if (!x.defined() || !x.has_storage() || x.device() != out.device()) return false;
+  // What stands for other tensors may have no address to ask for.
+  if (x.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python)) return x.is_alias_of(out);
+  const auto [x_begin, x_end] = span_of(x);
+  const auto [out_begin, out_end] = span_of(out);
+  return x_begin < out_end && out_begin < x_end;
 }
 
 }  // namespace
@@ -299,7 +316,7 @@ void PackedView::run(const at::Tensor& x, const Run& run) const {
   const detail::WithoutAutocast guard(at::kCPU);
   const auto snapshot = state_->snapshot.now();
   const auto& [shape, input_dtype] = snapshot->inputs[index_];
-  detail::check_input(x, shape, input_dtype);
+  detail::check_input(x, shape, input_dtype, "Pack");
   for (const auto& [parameter, dtype] : snapshot->dtypes) {
     detail::check_dtype(x, parameter, dtype);
   }

@@ -74,7 +74,7 @@ void check_out(const at::Tensor& out, at::IntArrayRef shape, at::ScalarType dtyp
                     "nsn::PackedView: `out` must have shape ", to_string(shape.vec()),
                     " and dtype ", dtype, " on ", device, ", but has ",
                     to_string(out.sizes().vec()), " and ", out.scalar_type(), " on ", out.device(),
-                    ". Make it by at::empty of these.");
+                    ". Make an empty one of these.");
 }
 
 /// Step by step: any device and dtype.
@@ -144,8 +144,8 @@ class PlainProgram : public PackedProgram {
   size_t output_;
 };
 
-/// Memory of this thread on a cache line, kept from call to call unless it is large. A run takes it
-/// along, so that one within another's block has its own.
+/// Memory of this thread on a cache line, the most that its calls took, kept until the thread ends.
+/// A run takes it along, so that one within another's block has its own.
 class Arena {
  public:
   explicit Arena(int64_t elements) : memory_(std::move(kept())) {
@@ -153,8 +153,7 @@ class Arena {
     if (memory_.size < needed) memory_ = Memory(needed);
   }
   ~Arena() {
-    constexpr size_t kMost = size_t{1} << 21;  // 8 MB
-    if (kept().size < memory_.size && memory_.size <= kMost) kept() = std::move(memory_);
+    if (kept().size < memory_.size) kept() = std::move(memory_);
   }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;

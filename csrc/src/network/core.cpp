@@ -45,7 +45,7 @@ void check_lanes(const Description& description, c10::ArrayRef<size_t> subnetwor
     TORCH_CHECK_VALUE(std::find(subnetworks.begin(), subnetworks.begin() + lane, subnetwork) ==
                           subnetworks.begin() + lane,
                       "nsn::Network: sub-network '", description.name(subnetwork),
-                      "' is asked for twice in one joint pass. Name it once.");
+                      "' is asked for twice. Name it once.");
   }
 }
 

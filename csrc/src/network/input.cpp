@@ -7,8 +7,12 @@
 
 namespace nsn::detail {
 
-void check_input(const at::Tensor& x, const Shape& shape, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(x.defined(), "nsn::Network: the input is an undefined tensor. Pass a batch.");
+void check_input(const at::Tensor& x, const Shape& shape, at::ScalarType dtype,
+                 const std::string& who) {
+  TORCH_CHECK_VALUE(x.defined(), "nsn::", who, ": the input is an undefined tensor. Pass a batch.");
+  TORCH_CHECK_VALUE(!x.is_nested(), "nsn::", who,
+                    ": the input is a nested tensor, whose samples differ in shape. Make a batch "
+                    "of it with to_padded_tensor().");
   const bool fits = x.dim() == static_cast<int64_t>(shape.size()) + 1 &&
                     x.sizes().slice(1) == at::IntArrayRef(shape);
   if (!fits) {
@@ -25,12 +29,12 @@ void check_input(const at::Tensor& x, const Shape& shape, at::ScalarType dtype) 
             ? "Bring the samples to that size, for example with interpolate, or describe a network "
               "of theirs"
             : "Give samples of that shape, with the batch in front";
-    TORCH_CHECK_VALUE(false, "nsn::Network: expected input of shape (B", extents,
+    TORCH_CHECK_VALUE(false, "nsn::", who, ": expected input of shape (B", extents,
                       "), a batch of samples, but got ", to_string(x.sizes().vec()), ". ", remedy,
                       ".");
   }
-  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) == at::isFloatingType(dtype),
-                    "nsn::Network: expected input of dtype ", dtype, ", but got ", x.scalar_type(),
+  TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()) == at::isFloatingType(dtype), "nsn::", who,
+                    ": expected input of dtype ", dtype, ", but got ", x.scalar_type(),
                     ". Convert the batch with to().");
 }
 

@@ -25,7 +25,12 @@ std::vector<size_t> ParameterTable::places_of(const std::vector<std::string>& su
       subnetworks.empty() ? description().names() : std::vector<std::string>();
   const std::vector<std::string>& wanted = subnetworks.empty() ? all : subnetworks;
   std::vector<size_t> result;
-  for (const std::string& name : wanted) result.push_back(description().index_of(name));
+  for (const std::string& name : wanted) {
+    const size_t place = description().index_of(name);
+    TORCH_CHECK_VALUE(std::find(result.begin(), result.end(), place) == result.end(),
+                      "nsn::Network: sub-network '", name, "' is asked for twice. Name it once.");
+    result.push_back(place);
+  }
   // Asked in every pass: names are gathered where there is something to say.
   if (!report_.missing.empty()) report_.check_loaded(wanted, description().names());
   return result;

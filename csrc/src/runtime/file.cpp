@@ -232,6 +232,20 @@ void check_apart(const std::vector<FileTensor>& tensors) {
   }
 }
 
+/// Slices are walked box by box, of which there are no more than a few for each byte of the header,
+/// so that the time to open a file grows as its header does.
+void check_slices(const File& file) {
+  constexpr int64_t kMost = 32;
+  int64_t boxes = 0;
+  for (const FileNetwork& network : file.networks) {
+    for (const auto& [tensor, out, in] : network.table) {
+      require(tensor < file.tensors.size(), "a sub-network names a tensor that is not there");
+      boxes += file.tensors[tensor].boxes_of(out, in);
+      require(boxes <= kMost * file.header_bytes, kNamedTooOften);
+    }
+  }
+}
+
 void check_names(const std::vector<FileNetwork>& networks) {
   std::set<std::string> names;
   for (const FileNetwork& network : networks) {
@@ -246,7 +260,6 @@ void check_names(const std::vector<FileNetwork>& networks) {
 void check(const FileNetwork& network, const File& file) {
   std::vector<plan::TensorShape> shapes;
   for (const auto& [tensor, out, in] : network.table) {
-    require(tensor < file.tensors.size(), "a sub-network names a tensor that is not there");
     shapes.push_back(file.tensors[tensor].shape());
     const auto& boxes = file.tensors[tensor].boxes;
     file.tensors[tensor].over_boxes(out, in, [&](size_t box) {
@@ -305,14 +318,14 @@ int64_t FileTensor::elements(size_t box) const {
                                  interval(in_ends, box % in_ends.size()), sizes[0]);
 }
 
-void FileTensor::over_boxes(int64_t out, int64_t in,
-                            const std::function<void(size_t box)>& each) const {
-  if (!is_panels()) return each(0);
-  for (size_t i = 0; i < out_ends.size() && (i == 0 || out_ends[i - 1] < out); ++i) {
-    for (size_t j = 0; j < in_ends.size() && (j == 0 || in_ends[j - 1] < in); ++j) {
-      each(i * in_ends.size() + j);
-    }
-  }
+int64_t FileTensor::boxes_of(int64_t out, int64_t in) const {
+  if (!is_panels()) return 1;
+  // Those that end before the slice does, and one more.
+  const auto count = [](const std::vector<int64_t>& ends, int64_t part) {
+    const auto before = std::lower_bound(ends.begin(), ends.end(), part) - ends.begin();
+    return std::min<int64_t>(before + 1, static_cast<int64_t>(ends.size()));
+  };
+  return count(out_ends, out) * count(in_ends, in);
 }
 
 int64_t FileTensor::pointers(int64_t out, int64_t in) const {
@@ -324,13 +337,6 @@ int64_t FileTensor::pointers(int64_t out, int64_t in) const {
               static_cast<int64_t>(sizeof(kernels::Segment) + sizeof(kernels::Panel));
   });
   return result;
-}
-
-void File::over_boxes(const FileNetwork& network,
-                      const std::function<void(size_t tensor, size_t box)>& each) const {
-  for (const auto& [tensor, out, in] : network.table) {
-    tensors[tensor].over_boxes(out, in, [&, place = tensor](size_t box) { each(place, box); });
-  }
 }
 
 int64_t File::needed_by(const FileNetwork& network) const {
@@ -379,31 +385,41 @@ std::string header_of(const File& file) {
   write(file.bytes);
   write(file.tensors);
   write(file.networks);
+  // While it is being placed, its length is not known.
+  result.resize(std::max(result.size(), static_cast<size_t>(file.header_bytes)), '\0');
   return result;
 }
 
-File read_header(std::string_view bytes) {
-  require(bytes.substr(0, kMagic.size()) == kMagic, "it is none: its first bytes are others");
-  bytes.remove_prefix(kMagic.size());
-  Reader read(bytes);
+File read_header(std::string_view all) {
+  require(!all.empty() && all.substr(0, kMagic.size()) == kMagic.substr(0, all.size()),
+          "it is none: its first bytes are others");
+  // The magic number, the version and the sizes.
+  constexpr size_t kFirst = kMagic.size() + 3 * kWord;
+  if (all.size() < kFirst) throw CutHeader("its header");
+  Reader first(all.substr(kMagic.size()));
   int64_t version = 0;
-  read(version);
+  first(version);
   if (version != kVersion) {
     throw std::runtime_error("it has version " + std::to_string(version) +
                              ", but this program reads " + std::to_string(kVersion) +
                              ", which its own nsn writes");
   }
   File file;
-  read(file.header_bytes);
-  read(file.bytes);
-  require(
-      file.header_bytes >= 0 && file.header_bytes <= file.bytes && file.bytes <= (int64_t{1} << 46),
-      "its sizes are out of range");
+  first(file.header_bytes);
+  first(file.bytes);
+  require(file.header_bytes >= static_cast<int64_t>(kFirst) && file.header_bytes <= file.bytes &&
+              file.bytes <= (int64_t{1} << 46),
+          "its sizes are out of range");
+  if (static_cast<int64_t>(all.size()) < file.header_bytes) {
+    throw CutHeader("its header of " + std::to_string(file.header_bytes) + " bytes");
+  }
+  Reader read(all.substr(kFirst, static_cast<size_t>(file.header_bytes) - kFirst));
   read(file.tensors);
   read(file.networks);
   for (const FileTensor& tensor : file.tensors) check(tensor, file);
   check_apart(file.tensors);
   check_names(file.networks);
+  check_slices(file);
   for (FileNetwork& network : file.networks) {
     try {
       check(network, file);

@@ -2,7 +2,7 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -44,10 +44,20 @@ struct FileTensor {
   /// Elements of a box, and the bytes of these.
   int64_t elements(size_t box) const;
   int64_t bytes(size_t box) const { return elements(box) * kernels::bytes_of(type); }
+  /// How many boxes hold the leading `out` features and `in` inputs.
+  int64_t boxes_of(int64_t out, int64_t in) const;
   /// Bytes of what points to the panels of a slice, about.
   int64_t pointers(int64_t out, int64_t in) const;
   /// Calls `each(box)` for those that hold the leading `out` features and `in` inputs.
-  void over_boxes(int64_t out, int64_t in, const std::function<void(size_t box)>& each) const;
+  template <typename Each>
+  void over_boxes(int64_t out, int64_t in, const Each& each) const {
+    if (!is_panels()) return each(size_t{0});
+    for (size_t i = 0; i < out_ends.size() && (i == 0 || out_ends[i - 1] < out); ++i) {
+      for (size_t j = 0; j < in_ends.size() && (j == 0 || in_ends[j - 1] < in); ++j) {
+        each(i * in_ends.size() + j);
+      }
+    }
+  }
 };
 
 /// What a place of a plan's table stands for: a tensor, of panels the leading features and inputs.
@@ -70,8 +80,12 @@ struct File {
   int64_t header_bytes = 0, bytes = 0;
 
   /// Calls `each(tensor, box)` for what a sub-network reads, in the order of its table.
-  void over_boxes(const FileNetwork& network,
-                  const std::function<void(size_t tensor, size_t box)>& each) const;
+  template <typename Each>
+  void over_boxes(const FileNetwork& network, const Each& each) const {
+    for (const auto& [tensor, out, in] : network.table) {
+      tensors[tensor].over_boxes(out, in, [&, place = tensor](size_t box) { each(place, box); });
+    }
+  }
   /// How much of the file a sub-network needs.
   int64_t needed_by(const FileNetwork& network) const;
 };
@@ -89,12 +103,20 @@ void place(File& file);
 /// yet. Throws plan::BadPlan for that, and else std::runtime_error.
 void check(const FileNetwork& network, const File& file);
 
-/// The header's bytes, of a file that has been placed.
+/// The header's bytes, all of them, of a file that has been placed.
 std::string header_of(const File& file);
 
-/// Reads the header of a file, of which `bytes` are there. What it returns can be run: extents,
+/// What is said of a file that would take long to open.
+inline constexpr const char* kNamedTooOften = "its sub-networks name the same weights too often";
+
+/// A file that ends in its header.
+struct CutHeader : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Reads the header of a file, of which `all` is there. What it returns can be run: extents,
 /// places and plans have been checked against each other, and the plans' values placed. Throws
 /// std::runtime_error, which says what is wrong.
-File read_header(std::string_view bytes);
+File read_header(std::string_view all);
 
 }  // namespace nsn::runtime

@@ -15,6 +15,9 @@ namespace {
 File header_in(std::string_view bytes, const std::string& name) {
   try {
     return read_header(bytes);
+  } catch (const CutHeader& cut) {
+    throw Error("nsn: " + name + " ends after " + std::to_string(bytes.size()) + " bytes, in " +
+                cut.what() + ". Append the rest, and open it then.");
   } catch (const std::runtime_error& error) {
     refuse_file(name, error.what());
   }
@@ -88,7 +91,7 @@ void Model::State::make_ready(int64_t now) {
       pointers += file.tensors[tensor].pointers(out, in);
     }
     if (pointers > kMost * size) {
-      refuse_file(name, "its sub-networks name the same weights too often");
+      refuse_file(name, kNamedTooOften);
     }
     owned[i] = make(file, file.networks[i], data);
     made[i].store(owned[i].get(), std::memory_order_release);

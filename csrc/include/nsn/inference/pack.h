@@ -98,7 +98,8 @@ class NSN_API PackedView {
 
   /// The same into memory of the caller's, (B, *output), contiguous and of the weights' dtype, that
   /// shares none with x. A plan without blocks of one's own then allocates nothing, but for the
-  /// first call on a thread. Throws c10::ValueError where `out` does not fit.
+  /// first calls on a thread: it keeps the memory of the largest until it ends. Throws
+  /// c10::ValueError where `out` does not fit.
   void operator()(const at::Tensor& x, const at::Tensor& out) const;
 
   /// The sub-network's name.

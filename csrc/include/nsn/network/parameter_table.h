@@ -47,8 +47,8 @@ class NSN_API ParameterTable {
   /// The sub-networks whose parameters are there, in order.
   std::vector<std::string> loaded() const { return report_.loaded(description().names()); }
 
-  /// The places of these sub-networks, default all. Throws c10::ValueError for unknown ones, and
-  /// for those that were not loaded.
+  /// The places of these sub-networks, default all. Throws c10::ValueError for unknown ones, those
+  /// that were not loaded, and one that is named twice.
   std::vector<size_t> places_of(const std::vector<std::string>& subnetworks) const;
 
   /// Throws c10::ValueError where a sub-network was not loaded.
