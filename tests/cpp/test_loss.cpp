@@ -354,6 +354,11 @@ TEST(JointLoss, SaysWhatIsWrongWithTeachers) {
                      {"no sub-network 'sub3'", "'base', 'sub2', 'sub1'"});
   expect_throws_with([&] { base.temperature(0.0); }, {"temperature must be positive"});
   expect_throws_with([&] { teach::outside(description, at::Tensor()); }, {"floating tensor"});
+  expect_throws_with([&] { teach::outside(description, nullptr, y); }, {"is an empty function"});
+  expect_throws_with([&] { teach::Teacher(teach::Kind::kOutside, description); },
+                     {"nsn::teach::outside", "output is missing"});
+  expect_throws_with([&] { teach::Teacher(teach::Kind::kMutual, description, at::zeros({8, 4})); },
+                     {"nsn::teach::mutual", "no output is taken"});
   expect_throws_with(with(teach::outside(description, at::zeros({8, 5}))),
                      {"'base' gives (8, 4)", "the outside teacher, which gives (8, 5)"});
   expect_throws_with(
@@ -400,7 +405,7 @@ TEST(JointLoss, SaysWhatIsWrong) {
                      {"scalar", "[8]"});
   const auto nothing = [](const at::Tensor&, const at::Tensor&) { return at::Tensor(); };
   expect_throws_with([&] { joint_loss(logits({8, 4}), targets, JointLossOptions(nothing)); },
-                     {"scalar"});
+                     {"the loss of 'base' must return a scalar, but returned no tensor."});
   // Class indices beyond the classes, and batches that differ, are torch's own errors.
   expect_throws_with<c10::Error>([&] { joint_loss(logits({8, 4}), at::full({8}, 9, at::kLong)); },
                                  {"out of bounds"});

@@ -1,5 +1,6 @@
 """The command line as a user runs it."""
 
+import io
 import json
 import math
 import os
@@ -21,6 +22,8 @@ import nsn
 from command import COMMAND, run
 from nsn.cli import main
 from nsn.cli.app import app
+from nsn.training.errors import InputError
+from nsn.training.report import read_state
 from test_data import write_set
 from test_recipe import SMALL, TEXT
 
@@ -267,7 +270,14 @@ def test_nothing_to_resume(setting: dict[str, Path]) -> None:
     result = train(setting, "--resume")
     assert result.returncode == 2 and "Leave --resume out" in result.stderr
     setting["out"].mkdir()
-    for state in (b"no state", [1], {"epochs": 3}, torch.ones(3), None):
+    buffer = io.BytesIO()
+    torch.save({"epochs": list(range(100)), "weights": torch.randn(50)}, buffer)
+    cut = [buffer.getvalue()[: 97 * i] for i in range(1, 1 + buffer.tell() // 97)]
+    for part in cut:
+        (setting["out"] / "state.pt").write_bytes(part)
+        with pytest.raises(InputError, match="it is no state of nsn train, or damaged"):
+            read_state(setting["out"] / "state.pt", ["epochs"])
+    for state in (b"no state", cut[-1], [1], {"epochs": 3}, torch.ones(3), None):
         if isinstance(state, bytes):
             (setting["out"] / "state.pt").write_bytes(state)
         else:

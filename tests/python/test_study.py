@@ -246,11 +246,34 @@ def test_variants_share_the_seeds_and_are_compared_with_the_recipe(
         "teach.weight=0.25",
     ]
     assert all(len(each["small"]) == 2 for each in document["variants"].values())
-    alone = study(recipe, out, "--seeds", "1", *vary, "--way", "alone")
-    assert alone.returncode == 0, alone.stderr
-    # The teacher changes nothing of a run alone, so that it is not run again.
-    assert "6/6" in alone.stdout
     assert not (out / "study.json").exists()
+    # More of the same keeps what is there; runs of another kind would not fit into one table.
+    more = ("--seeds", "1", "--set", "teach.kind=base", "--vary", "batch_size=8")
+    assert study(recipe, out, *more).returncode == 0
+    both = json.loads((out / "ablation.json").read_text())
+    assert both["seeds"] == [1, 2]
+    assert set(both["variants"]) == {*document["variants"], "batch_size=8"}
+    for label, scores in document["variants"].items():
+        assert both["variants"][label] == scores
+    way = (recipe, "--out", out, *more, "--way", "alone")
+    assert "compares runs together, and this one runs alone. Choose another" in refused(*way)
+    other = (recipe, "--out", out, "--vary", "batch_size=8")
+    assert "is of another recipe, of other --set or of other data: teach.kind" in refused(*other)
+
+
+def test_a_variant_may_have_other_subnetworks(recipe: Path, tmp_path: Path) -> None:
+    """The columns are of all that there are, and each number stands below its own name."""
+    vary = "network.subnetworks=[{ name = 'other', blocks = ['output'] }]"
+    result = study(recipe, tmp_path, "--seeds", "1", "--vary", vary)
+    assert result.returncode == 0, result.stderr
+    variants = json.loads((tmp_path / "ablation.json").read_text())["variants"]
+    assert [set(each) for each in variants.values()] == [{"base", "small"}, {"base", "other"}]
+    console = Console(width=200, record=True, file=io.StringIO())
+    some = {"recipe": {"a": [1.0], "b": [2.0]}, "x": {"b": [4.0], "c": [3.0]}}
+    console.print(ablation_table(some, "title"))
+    rows = [re.findall(r"[\w.+-]+", line) for line in console.export_text().splitlines()]
+    assert ["variant", "a", "b", "c"] in rows and ["recipe", "1.0000", "2.0000", "-"] in rows
+    assert ["x", "-", "4.0000", "3.0000"] in rows and ["+2.0000"] in rows
 
 
 def refused(*arguments: object) -> str:
@@ -280,6 +303,23 @@ def test_wrong_variants(recipe: Path, tmp_path: Path, vary: str, message: str) -
     out = tmp_path / "out"
     assert re.search(message, refused(recipe, "--out", out, "--vary", vary))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "vary",
+    [
+        "teach.kind=none,mutual",
+        "sampling.count=2",
+        "by_lane=true",
+        "network.merge={ rule = 'sum' }",
+        "network.blocks.output.merge={ rule = 'sum' }",
+        "network.subnetworks.small.width=0.5",
+    ],
+)
+def test_what_changes_nothing_alone_is_no_variant_of_it(recipe: Path, vary: str) -> None:
+    assert "changes only runs together, but runs alone are compared. Leave --way" in refused(
+        recipe, "--vary", vary, "--way", "alone"
+    )
 
 
 def test_values_of_runs_alone_can_vary(recipe: Path, tmp_path: Path) -> None:
@@ -423,6 +463,9 @@ def finished(chosen: Recipe, results: Results, seeds: list[int]) -> dict[str, An
         (["subnetworks", "small", "alone"], [0.5, None], "subnetworks.small.alone[] is None"),
         (["compute", "together", "seconds"], [1.0], "seconds has 1 values in place of 2"),
         (["compute"], [], "compute is no table"),
+        (["subnetworks", "small", "alone"], [0.5, math.nan], "it has NaN, which JSON has not"),
+        (["seeds"], [1, 1], "a seed is there twice"),
+        (["metric"], "loss", "metric is 'loss'"),
     ],
 )
 def test_a_damaged_study_is_refused(
@@ -564,7 +607,16 @@ def test_an_override_holds_alone_too(recipe: Path) -> None:
         (["sampling.kind=random"], "base is the teacher, but with sampling.kind 'random'"),
         (
             ["sampling.kind=sandwich", "sampling.count=9"],
-            "9 sub-networks are to be drawn, but only 0 fit",
+            "^recipe: sampling: .*9 sub-networks are to be drawn, but only 0 fit",
+        ),
+        (["sampling.kind=from_epoch"], "'from_epoch' needs sampling.first"),
+        (
+            ["sampling.kind=random", "teach.kind=mutual"],
+            "teach each other with teach.kind 'mutual', but sampling.count is 1",
+        ),
+        (
+            ["sampling.kind=random", "teach.kind=next_larger"],
+            "teach each other with teach.kind 'next_larger', but sampling.count is 1",
         ),
     ],
 )
@@ -626,6 +678,56 @@ def test_who_starts_later_is_evaluated_later(recipe: Path) -> None:
     run_ = loop.Run(chosen, load_data(chosen.values["data"], chosen.description), 1)
     run_.train()
     assert [list(record["subnetworks"]) for record in run_.epochs] == [["base"], ["base", "small"]]
+
+
+def test_who_runs_by_chance_is_evaluated_once_it_has(recipe: Path) -> None:
+    """Before that its batch norms have no statistics; who never runs is said before it begins."""
+    norm = "[[network.blocks]]\nname = 'norm'\ntype = 'BatchNorm'\nfeatures = 16\n"
+    text = recipe.read_text().replace("[[network.blocks]]", f"{norm}[[network.blocks]]", 1)
+    text = text.replace("features = 16\n", "features = 16\nper_subnetwork = ['statistics']\n", 1)
+    recipe.write_text(text.replace('blocks = ["output"]', 'blocks = ["norm", "output"]'))
+    options = ["sampling.kind=random", "batch_size=64", "schedule.warmup_epochs=0"]
+    chosen = load_recipe(str(recipe), [*options, "epochs=16"])
+    data = load_data(chosen.values["data"], chosen.description)
+    seen = []
+    for seed in range(1, 5):
+        run_ = loop.Run(chosen, data, seed)
+        run_.train()
+        seen += [list(record["subnetworks"]) for record in run_.epochs]
+        assert seen[-1] == ["base", "small"]
+    assert ["base"] in seen and ["small"] in seen
+    one = load_recipe(str(recipe), [*options, "epochs=1"])
+    with pytest.raises(InputError, match="'(base|small)' runs in none of the steps of 1 epochs wi"):
+        loop.Run(one, data, 1)
+
+
+def test_alone_is_alone_and_of_any_kind(recipe: Path) -> None:
+    for key, value in (
+        ("network.subnetworks", "[{ name = 'z', width = { hidden = 0.5 } }]"),
+        ("network.grid", "{ w = { of = ['hidden'], widths = [0.5, 1.0] } }"),
+        ("network.blocks.output.merge", "{ rule = 'sum' }"),
+    ):
+        with pytest.raises(InputError, match=f"alone.base says '{key}.*no use where one sub-net"):
+            load_recipe(str(recipe), [f"alone.base.{key}={value}"])
+    twice = "alone.small={ 'optimizer.lr' = 0.3, optimizer = { lr = 0.4 } }"
+    with pytest.raises(InputError, match="says 'optimizer.lr' of one sub-network twice"):
+        load_recipe(str(recipe), [twice])
+    other = ["alone.small.schedule={ kind = 'constant' }", "optimizer.momentum=0.9"]
+    other += ["alone.small.optimizer={ name = 'AdamW', lr = 0.1 }"]
+    values = load_recipe(str(recipe), other).alone("small").values
+    assert values["schedule"] == {"kind": "constant"}
+    assert values["optimizer"] == {"name": "AdamW", "lr": 0.1}
+
+
+def test_who_cannot_learn_from_whom_is_said_before_a_run(recipe: Path) -> None:
+    early = "network.subnetworks=[{ name = 'early', blocks = ['hidden'] }]"
+    with pytest.raises(
+        InputError, match=r"^recipe: teach: .*'early' gives \(2, 16\), but is to learn from 'base'"
+    ):
+        load_recipe(str(recipe), [early, "teach.kind=base"])
+    load_recipe(str(recipe), [early, "teach.kind=base", "teach.weight={ early = 0.0 }"])
+    with pytest.raises(InputError, match="'base', but the network has no sub-networks that could"):
+        load_recipe(str(recipe), ["network.subnetworks=[]", "teach.kind=base"])
 
 
 def test_by_lane_has_no_teacher(recipe: Path) -> None:

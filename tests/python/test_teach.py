@@ -189,6 +189,88 @@ def test_a_class_that_is_ruled_out_may_have_any_logit(classes: int, dtype: torch
     assert all(each.grad is not None and each.grad.isfinite().all() for each in outputs.values())
 
 
+@pytest.mark.parametrize("by", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize("form", ["one", "each", "narrow", "many"])
+@pytest.mark.parametrize("junk", [torch.nan, -torch.inf])
+def test_what_is_left_out_may_be_anything(by: str, form: str, junk: float) -> None:
+    """Padding, by all paths: the one pass, targets by name, a narrow dtype, many classes."""
+    net, classes = network(), 300 if form == "many" else 5
+    dtype = torch.bfloat16 if form == "narrow" else torch.float32
+    targets = torch.tensor([-100, 1, 2, 3])
+    outputs = {name: torch.randn(4, classes).to(dtype) for name in ("base", "sub1")}
+    for each in outputs.values():
+        each[0] = junk
+        each.requires_grad_()
+    given = dict.fromkeys(outputs, targets.clone()) if form == "each" else targets
+    teach = nsn.teach.base(net, by=by)
+    loss = nsn.joint_loss(outputs, given, teach=teach)
+    kept = {name: each.detach()[1:] for name, each in outputs.items()}
+    wanted = nsn.joint_loss(kept, targets[1:], teach=teach)
+    assert torch.allclose(loss, wanted, rtol=1e-2 if form == "narrow" else 1e-5)
+    loss.backward()
+    assert all(each.grad[1:].isfinite().all() for each in outputs.values())
+
+
+@pytest.mark.parametrize("by", ["cross_entropy", "squared_error"])
+def test_narrow_dtypes_do_not_overflow(by: str) -> None:
+    """Of a sum over many rows."""
+    net = network()
+    outputs = {name: 3 * torch.randn(70_000, 5) for name in ("base", "sub1")}
+    targets = torch.randint(5, (70_000,))
+    teach = nsn.teach.base(net, by=by)
+    wanted = nsn.joint_loss(outputs, targets, teach=teach)
+    for dtype in (torch.float16, torch.bfloat16):
+        narrow = {name: each.to(dtype) for name, each in outputs.items()}
+        found = nsn.joint_loss(narrow, targets, teach=teach)
+        assert found.dtype == dtype and torch.allclose(found.float(), wanted, rtol=2e-2)
+
+
+def test_a_teacher_under_autocast_is_computed_as_the_loss_is() -> None:
+    net, logits = network(), 4 * torch.randn(64, 50)
+    outputs = {"base": logits.bfloat16(), "sub1": (logits + torch.randn(64, 50)).bfloat16()}
+    targets = torch.randint(50, (64,))
+    teach = nsn.teach.base(net, weight=1.0)
+    wanted = nsn.joint_loss({k: v.double() for k, v in outputs.items()}, targets, teach=teach)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = nsn.joint_loss(outputs, targets, teach=teach)
+    assert found.dtype == torch.float32 and torch.allclose(found.double(), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [5, 300])
+def test_an_outside_output_that_was_inferred_teaches(classes: int) -> None:
+    net, targets = network(), torch.randint(classes, (4,))
+    with torch.inference_mode():
+        said = torch.randn(4, classes)
+    losses = []
+    for outside in (said, torch.empty(4, classes).copy_(said)):
+        output = torch.ones(4, classes, requires_grad=True)
+        loss = nsn.joint_loss({"base": output}, targets, teach=nsn.teach.outside(net, outside))
+        loss.backward()
+        losses.append((loss, output.grad))
+    assert torch.equal(losses[0][0], losses[1][0]) and torch.equal(losses[0][1], losses[1][1])
+
+
+def test_targets_of_bytes_leave_nothing_out() -> None:
+    """Among which -100 would be 156."""
+    net, targets = network(), torch.tensor([156, 3], dtype=torch.uint8)
+    outputs = {name: torch.randn(2, 200, dtype=torch.float64) for name in ("base", "sub1")}
+    for teach in (None, nsn.teach.base(net)):
+        found = nsn.joint_loss(outputs, targets, teach=teach)
+        assert torch.allclose(found, nsn.joint_loss(outputs, targets.long(), teach=teach))
+    by_name = nsn.joint_loss(outputs, dict.fromkeys(outputs, targets))
+    plain = sum(F.cross_entropy(each, targets) for each in outputs.values())
+    assert torch.allclose(by_name, plain)
+
+
+def test_a_single_sample_is_taught_by_squared_error() -> None:
+    net, target = network(), torch.tensor(2)
+    outputs = {name: torch.randn(5) for name in ("base", "sub1")}
+    teach = nsn.teach.base(net, by="squared_error")
+    batch = {name: each[None] for name, each in outputs.items()}
+    wanted = nsn.joint_loss(batch, target[None], teach=teach)
+    assert torch.allclose(nsn.joint_loss(outputs, target, teach=teach), wanted)
+
+
 def test_of_nothing_that_counts_there_is_no_gradient() -> None:
     net, targets = network(), torch.full((4,), -100)
     for classes in (5, 300):
@@ -320,10 +402,14 @@ def test_smoothing_by_name_without_a_teacher(dtype: torch.dtype) -> None:
     logits = {name: torch.randn(6, 4).to(dtype).requires_grad_() for name in ("base", "small")}
     targets = torch.tensor([0, 1, 2, 3, -100, 1])
     loss = nsn.joint_loss(logits, targets, label_smoothing={"small": 0.2})
-    wanted = F.cross_entropy(logits["base"], targets) + F.cross_entropy(
-        logits["small"], targets, label_smoothing=0.2
+    wide = {
+        name: each.to(torch.promote_types(dtype, torch.float32)) for name, each in logits.items()
+    }
+    wanted = F.cross_entropy(wide["base"], targets) + F.cross_entropy(
+        wide["small"], targets, label_smoothing=0.2
     )
-    assert torch.allclose(loss, wanted)
+    wanted = wanted.to(dtype)  # rounded once
+    assert loss.dtype == dtype and torch.allclose(loss, wanted)
     for a, b in zip(
         torch.autograd.grad(loss, logits.values()),
         torch.autograd.grad(wanted, logits.values()),

@@ -145,11 +145,12 @@ Outputs backward_by_lane(const Network& net, const at::Tensor& x, const LaneLoss
     const std::string name = net->description().name(subnetworks[lane]);
     const at::Tensor value =
         loss(name, net->core().lane(table, x, subnetworks, lane, net->is_training(), seed));
-    TORCH_CHECK_VALUE(value.defined() && value.dim() == 0,
+    TORCH_CHECK_VALUE(value.defined(), "nsn::backward_by_lane: the loss of '", name,
+                      "' must return a scalar, but returned no tensor.");
+    TORCH_CHECK_VALUE(value.dim() == 0,
                       "nsn::backward_by_lane: the loss must return a scalar, but returned a tensor "
                       "of shape ",
-                      value.defined() ? value.sizes() : at::IntArrayRef(),
-                      ". Reduce it, for example with mean().");
+                      value.sizes(), ". Reduce it, for example with mean().");
     any = any || value.requires_grad();
     // A lane whose parameters are all frozen has no graph; where all are so, torch says it.
     if (value.requires_grad() || (!any && lane + 1 == subnetworks.size())) value.backward();

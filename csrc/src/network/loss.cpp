@@ -9,12 +9,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "description/subnetworks.h"
 #include "network/teaching.h"
 #include "nsn/values/layout.h"
+#include "operations/autocast.h"
 #include "operations/cross_entropy.h"
 
 namespace nsn {
@@ -111,6 +114,15 @@ std::vector<Lane> lanes_of(const Outputs& outputs, const Targets& targets,
   for (const auto& [name, share] : options.label_smoothings()) {
     check_known(outputs, name, "label_smoothing");
   }
+  // One tensor may stand for many lanes, and does behind this too.
+  std::map<const c10::TensorImpl*, at::Tensor> wide;
+  const auto as_indices = [&](const at::Tensor& target) {
+    // Among whose numbers there is none for those that are left out.
+    if (target.scalar_type() != at::kByte) return target;
+    at::Tensor& made = wide[target.unsafeGetTensorImpl()];
+    if (!made.defined()) made = target.to(at::kLong);
+    return made;
+  };
   std::vector<Lane> result;
   for (const auto& output : outputs) {
     const std::string& name = output.key();
@@ -127,7 +139,10 @@ std::vector<Lane> lanes_of(const Outputs& outputs, const Targets& targets,
     TORCH_CHECK_VALUE(!is_smoothed || !lane.loss, "nsn::joint_loss: label_smoothing names '", name,
                       "', but is of the default cross entropy, and '", name,
                       "' has a loss that was given. Smooth in that loss.");
-    if (!lane.loss) lane.output = with_classes_second(name, lane.output, lane.target);
+    if (!lane.loss) {
+      lane.target = as_indices(lane.target);
+      lane.output = with_classes_second(name, lane.output, lane.target);
+    }
     result.push_back(std::move(lane));
   }
   return result;
@@ -184,17 +199,32 @@ at::Tensor counted(const Lane& lane) {
   return indices ? lane.target.ne(kIgnored) : at::Tensor();
 }
 
+/// Of narrow dtypes computed in float32: float16 cannot even count the rows of a large batch.
+at::Tensor cross_entropy_of(const Lane& lane) {
+  const auto dtype = lane.output.scalar_type();
+  const bool is_narrow = dtype == at::kHalf || dtype == at::kBFloat16;
+  const auto wide = [&](const at::Tensor& tensor) {
+    return is_narrow && tensor.is_floating_point() ? tensor.to(at::kFloat) : tensor;
+  };
+  return at::cross_entropy_loss(wide(lane.output), wide(lane.target), /*weight=*/{},
+                                at::Reduction::Mean, kIgnored, lane.label_smoothing);
+}
+
+/// The dtype that torch's own loss of this lane has; under autocast it is wide too.
+at::ScalarType dtype_of(const Lane& lane, const at::Tensor& loss) {
+  const bool is_cast_back = !lane.loss && !detail::autocast_dtype(lane.output);
+  return is_cast_back ? lane.output.scalar_type() : loss.scalar_type();
+}
+
 /// The loss of one lane from its targets, a scalar.
 at::Tensor loss_of(const Lane& lane) {
-  const at::Tensor value =
-      lane.loss ? lane.loss(lane.output, lane.target)
-                : at::cross_entropy_loss(lane.output, lane.target, /*weight=*/{},
-                                         at::Reduction::Mean, kIgnored, lane.label_smoothing);
-  TORCH_CHECK_VALUE(value.defined() && value.numel() == 1 && value.dim() == 0,
+  const at::Tensor value = lane.loss ? lane.loss(lane.output, lane.target) : cross_entropy_of(lane);
+  TORCH_CHECK_VALUE(value.defined(), "nsn::joint_loss: the loss of '", lane.name,
+                    "' must return a scalar, but returned no tensor.");
+  TORCH_CHECK_VALUE(value.dim() == 0,
                     "nsn::joint_loss: the loss must return a scalar, but returned a tensor of "
                     "shape ",
-                    value.defined() ? value.sizes() : at::IntArrayRef(),
-                    ". Reduce it, for example with mean().");
+                    value.sizes(), ". Reduce it, for example with mean().");
   return value;
 }
 
@@ -228,7 +258,11 @@ at::Tensor in_one_pass(const std::vector<Lane>& lanes, const JointLossOptions& o
       targets.dim() == first.dim() - 1 && targets.sizes().slice(1) == first.sizes().slice(2);
   if (one_each && detail::takes_joint_cross_entropy(outputs, targets)) {
     for (at::Tensor& output : outputs) output = in_rows(output);
-    if (outside.defined()) joint.teaching.outside = in_rows(outside).to(first.options());
+    if (outside.defined()) {
+      const at::Tensor rows = in_rows(outside).to(first.options());
+      // Which autograd would not keep for backward.
+      joint.teaching.outside = rows.is_inference() ? rows.clone() : rows;
+    }
     return detail::joint_cross_entropy(outputs, targets.flatten(), joint);
   }
   const bool is_one_loss =
@@ -308,8 +342,11 @@ at::Tensor joint_loss(const Outputs& outputs, const Targets& targets,
   }
   said.emplace_back();  // the outside teacher's, in each lane's form
   at::Tensor total;
+  std::optional<at::ScalarType> dtype;
   for (const size_t i : c10::irange(lanes.size())) {
     at::Tensor term = loss_of(lanes[i]);
+    const at::ScalarType own = dtype_of(lanes[i], term);
+    dtype = dtype ? c10::promoteTypes(*dtype, own) : own;
     const double share = teaching.teaches() ? teaching.shares[i] : 0.0;
     if (share > 0.0) {
       said.back() = outside_for(lanes[i], teaching.outside);
@@ -319,7 +356,7 @@ at::Tensor joint_loss(const Outputs& outputs, const Targets& targets,
     if (lanes[i].weight != 1.0) term = term * lanes[i].weight;
     total = total.defined() ? total + term : term;
   }
-  return total;
+  return total.to(*dtype);
 }
 
 }  // namespace nsn

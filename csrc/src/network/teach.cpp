@@ -15,7 +15,13 @@ namespace nsn::teach {
 Teacher::Teacher(Kind kind, const Description& description, at::Tensor output)
     : kind_(kind),
       description_(std::make_shared<const Description>(description)),
-      output_(std::move(output)) {}
+      output_(std::move(output)) {
+  const bool is_outside = kind == Kind::kOutside;
+  TORCH_CHECK_VALUE(output_.defined() == is_outside, "nsn::teach::", name(),
+                    is_outside ? ": the teacher's output is missing. Give it."
+                               : ": the teachers are of the pass, and no output is taken. Leave it "
+                                 "out, or teach by outside.");
+}
 
 Teacher& Teacher::weight(double weight) {
   TORCH_CHECK_VALUE(weight >= 0.0 && weight <= 1.0, "nsn::teach::", name(),
@@ -100,6 +106,9 @@ Teacher outside(const Description& description, const at::Tensor& output) {
 
 Teacher outside(const Description& description,
                 const std::function<at::Tensor(const at::Tensor&)>& teacher, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(teacher != nullptr,
+                    "nsn::teach::outside: the teacher is an empty function. Give a module's, or "
+                    "its output.");
   const at::NoGradGuard no_grad;
   return outside(description, teacher(x));
 }

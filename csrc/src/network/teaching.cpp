@@ -39,6 +39,13 @@ at::Tensor mean_of(const at::Tensor& each, const at::Tensor& counted) {
   return at::where(count.gt(0), (each * counted).sum() / count.clamp_min(1), kNone);
 }
 
+/// As distances are computed in: narrow dtypes would overflow, and lose what a small one says. What
+/// is left out is zero, whatever was there; `classes` is the dimension that `counted` lacks.
+at::Tensor computed(const at::Tensor& said, const at::Tensor& counted, int64_t classes) {
+  const at::Tensor wide = said.scalar_type() == at::kDouble ? said : said.to(at::kFloat);
+  return counted.defined() ? at::where(counted.unsqueeze(classes), wide, 0.0) : wide;
+}
+
 }  // namespace
 
 Teaching teaching_of(const teach::Teacher& teacher, const std::vector<std::string>& names) {
@@ -85,34 +92,34 @@ at::Tensor distance_from_teacher(const teach::Teacher& teacher, const Teaching& 
                                  const std::vector<std::string>& names,
                                  const std::vector<at::Tensor>& said, size_t lane,
                                  const at::Tensor& counted) {
-  const at::Tensor& output = said[lane];
   for (const size_t k : c10::irange(said.size())) {
     if (teaching.mixtures[lane][k] == 0.0) continue;
     const std::string from = k < names.size() ? "'" + names[k] + "'" : "the outside teacher";
-    TORCH_CHECK_VALUE(said[k].sizes() == output.sizes(), "nsn::joint_loss: '", names[lane],
-                      "' gives ", to_string(output.sizes().vec()), ", but is to learn from ", from,
-                      ", which gives ", to_string(said[k].sizes().vec()),
+    TORCH_CHECK_VALUE(said[k].sizes() == said[lane].sizes(), "nsn::joint_loss: '", names[lane],
+                      "' gives ", to_string(said[lane].sizes().vec()), ", but is to learn from ",
+                      from, ", which gives ", to_string(said[k].sizes().vec()),
                       ". Let it learn from one whose output has the same shape.");
   }
   const double share = teaching.shares[lane], t = teaching.temperature;
-  std::vector<at::Tensor> told;
-  if (teacher.distance() == teach::Distance::kSquaredError) {
-    for (const at::Tensor& each : said) {
-      told.push_back(each.defined() ? each.detach() : each);
-    }
-    const at::Tensor said_to_it = teacher_of(told, teaching, lane).to(output.scalar_type());
-    if (!counted.defined()) return share * at::mse_loss(output, said_to_it);
-    const at::Tensor each = (output - said_to_it).square().mean(1);
-    return share * mean_of(each, counted);
-  }
-  TORCH_CHECK_VALUE(output.dim() > 0, "nsn::joint_loss: '", names[lane],
+  const bool by_numbers = teacher.distance() == teach::Distance::kSquaredError;
+  TORCH_CHECK_VALUE(by_numbers || said[lane].dim() > 0, "nsn::joint_loss: '", names[lane],
                     "' gives one number, which has no classes to learn. Learn by squared error.");
-  const int64_t classes = output.dim() == 1 ? 0 : 1;
+  const int64_t classes = said[lane].dim() <= 1 ? 0 : 1;
+  const at::Tensor output = computed(said[lane], counted, classes);
+  std::vector<at::Tensor> told;
   for (const size_t k : c10::irange(said.size())) {
-    const bool is_asked = teaching.mixtures[lane][k] != 0.0;
-    told.push_back(is_asked ? at::softmax(said[k].detach() / t, classes) : at::Tensor());
+    if (teaching.mixtures[lane][k] == 0.0) {
+      told.emplace_back();
+      continue;
+    }
+    const at::Tensor each = computed(said[k].detach(), counted, classes);
+    told.push_back(by_numbers ? each : at::softmax(each / t, classes));
   }
   const at::Tensor teaches = teacher_of(told, teaching, lane).to(output.scalar_type());
+  if (by_numbers) {
+    if (!counted.defined()) return share * at::mse_loss(output, teaches);
+    return share * mean_of((output - teaches).square().mean(classes), counted);
+  }
   const at::Tensor logs = at::log_softmax(output / t, classes);
   // A class that the teacher rules out may have any logit, minus infinity too.
   const at::Tensor each = -at::where(teaches.eq(0), 0.0, teaches * logs).sum(classes);

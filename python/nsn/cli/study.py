@@ -20,13 +20,14 @@ from nsn.training.study import (
     digest,
     plot_study,
     restore,
+    restore_ablation,
     run_all,
     scores_of,
     study_table,
     summary,
     tasks_of,
 )
-from nsn.training.tables import split_values
+from nsn.training.tables import is_of_several, split_values
 
 
 class _Way(StrEnum):
@@ -86,7 +87,7 @@ def study(
     With --vary the recipe and its variants, in each of which one value is another, are trained for
     all seeds, together, or with --way alone each sub-network by itself; ablation.json has their
     scores, null where a variant's run diverged, and the table how each differs from the recipe,
-    paired by seed.
+    paired by seed. In a folder that has one of the same recipe its seeds and variants stay.
 
     Examples:
       nsn study mnist --seeds 10 --jobs 2 --out runs/study-mnist
@@ -100,6 +101,7 @@ def study(
             variants[change] = _load(recipe, changes, data, change)
     if way is not None and not vary:
         raise InputError("--way says what --vary compares. Leave it out, or add --vary.")
+    compared = [str(way or _Way.together)]
     numbers = list(range(1, seeds + 1))
     results = Results(out / "runs", digest(load_data(chosen.values["data"], chosen.description)))
     try:
@@ -108,10 +110,16 @@ def study(
         raise InputError(
             f"--out: cannot make the folder '{results.folder}': {error.strerror}. Choose another."
         ) from None
-    study_file = out / "study.json"
+    # Of what an earlier study left here none is lost.
+    study_file, ablation_file = out / "study.json", out / "ablation.json"
     if not vary and study_file.exists():
-        numbers = sorted({*numbers, *restore(study_file, chosen, results)})  # none is lost
-    compared = [str(way or _Way.together)]
+        numbers = sorted({*numbers, *restore(study_file, chosen, results)})
+    if vary and ablation_file.exists():
+        seeds_before, labels_before = restore_ablation(ablation_file, chosen, results, compared[0])
+        numbers = sorted({*numbers, *seeds_before})
+        for label in labels_before:
+            if label not in variants:
+                variants[label] = _load(recipe, changes, data, label)
     ways = compared if vary else WAYS
     labelled = [
         (label, task)
@@ -175,12 +183,13 @@ def study(
             }
             ablation = {
                 "recipe": chosen.values,
+                "data": results.data,
                 "seeds": numbers,
                 "metric": metric_of(chosen.values),
                 "way": compared[0],
                 "variants": scores,
             }
-            write_json(out / "ablation.json", ablation)
+            write_json(ablation_file, ablation)
             shown, left_there = ablation_table(scores, f"{recipe}, {compared[0]}"), "ablation.json"
         else:
             document = summary(chosen, numbers, results)
@@ -215,6 +224,11 @@ def _changes(vary: str, way: _Way | None) -> list[str]:
         raise InputError(
             f"--vary: '{key}' changes only runs alone, but runs together are compared. Add "
             f"--way alone."
+        )
+    if table != "alone" and way is _Way.alone and is_of_several(key):
+        raise InputError(
+            f"--vary: '{key}' changes only runs together, but runs alone are compared. Leave "
+            f"--way out."
         )
     return [f"{key}={value}" for value in split_values(values)]
 

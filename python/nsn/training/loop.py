@@ -13,7 +13,7 @@ from torch import Tensor
 from nsn import Network, joint_loss
 from nsn.schedule import Turn
 from nsn.training.data import Data, Split
-from nsn.training.errors import DivergedError
+from nsn.training.errors import DivergedError, InputError
 from nsn.training.recipe import Recipe
 from nsn.training.tables import difference
 
@@ -79,6 +79,14 @@ class Run:
         self._evaluates_epochs = evaluates_epochs
         self._teacher = recipe.teacher(self.network)
         self._sampling = recipe.sampling(self.network)
+        self._has_statistics = any(is_buffer for _, is_buffer in recipe.description.parameters)
+        idle = set(self.network.subnetworks) - set(self._trained(recipe.epochs))
+        if idle:
+            raise InputError(
+                f"recipe: sampling: '{min(idle)}' runs in none of the steps of {recipe.epochs} "
+                f"epochs with seed {seed}, so that it has no running statistics to be evaluated "
+                f"with. Train longer, or let more run in each step."
+            )
         self._average = recipe.average(self.network)
         self._optimizer = recipe.optimizer(self.network)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
@@ -133,7 +141,9 @@ class Run:
                     "train_loss": self._loss / len(self._data.train),
                     "seconds": self._epoch_seconds,
                     "subnetworks": (
-                        evaluate(self.evaluated, self._data.test, self._trained())
+                        evaluate(
+                            self.evaluated, self._data.test, self._trained(len(self.epochs) + 1)
+                        )
                         if self._evaluates_epochs
                         else {}
                     ),
@@ -143,11 +153,18 @@ class Run:
             on_epoch(self.epochs[-1])
             self.seconds["total"] += time.perf_counter() - started
 
-    def _trained(self) -> list[str]:
-        """Who can be evaluated: a sub-network that starts later may have no statistics yet."""
-        if self.recipe.values["sampling"]["kind"] != "from_epoch":
+    def _trained(self, epochs: int) -> list[str]:
+        """Who is evaluated after so many epochs: not who starts later, or has no statistics yet."""
+        if not self._has_statistics and self.recipe.values["sampling"]["kind"] != "from_epoch":
             return list(self.network.subnetworks)
-        return list(self._sampling(0, len(self.epochs)).names)
+        steps = -(-len(self._data.train) // self.recipe.batch_size)
+        left = dict.fromkeys(self.network.subnetworks)
+        for step in range(epochs * steps):
+            for name in self._sampling(step, step // steps).names:
+                left.pop(name, None)
+            if not left:
+                break
+        return [name for name in self.network.subnetworks if name not in left]
 
     def _train_epoch(
         self, on_step: Callable[[Progress], None], should_stop: Callable[[], bool]

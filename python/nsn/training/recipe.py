@@ -97,7 +97,13 @@ class Recipe:
         if not values["bound"]["blocks"]:
             values["bound"] = deepcopy(MEANS["bound"])
         with _of_alone(name):
-            for key, value in values.pop("alone", {}).get(name, {}).items():
+            own = values.pop("alone", {}).get(name, {})
+            # Another kind takes nothing of what the recipe says of its own.
+            for table, kind in (("schedule", "kind"), ("optimizer", "name")):
+                other = own.get(f"{table}.{kind}", values[table].get(kind))
+                if other != values[table].get(kind):
+                    values[table] = {kind: other}
+            for key, value in own.items():
                 put(values, key, value, "recipe")
             return replace(check_recipe(values), alone_name=name)
 
@@ -122,13 +128,26 @@ class Recipe:
                     network.backward_by_lane(x, lambda name, output: output.sum())
                 else:
                     outputs = network(x, list(dict.fromkeys(names)))
-                    torch.autograd.backward([each.sum() for each in outputs.values()])
+                    torch.autograd.backward(
+                        [each.sum() for each in outputs.values()], retain_graph=True
+                    )
+            except InputError:
+                raise
             except (RuntimeError, ValueError) as error:  # the former for want of memory
                 key = "by_lane" if self.by_lane else "network"
                 raise InputError(f"recipe: {key}: {error}") from None
             kind = self.values["teach"]["kind"]
             # Where nobody teaches, the values of a variant in which all do have to be right too.
-            self._teacher_of("mutual" if kind == "none" else kind, network)
+            teacher = self._teacher_of("mutual" if kind == "none" else kind, network)
+            if kind != "none":
+                rows = {name: output.flatten(0, -2) for name, output in outputs.items()}
+                zeros = {
+                    name: torch.zeros(len(each), dtype=torch.int64) for name, each in rows.items()
+                }
+                try:
+                    nsn.joint_loss(rows, zeros, teach=teacher)
+                except ValueError as error:
+                    raise InputError(f"recipe: teach: {error}") from None
             optimizer = self.optimizer(network)
             try:
                 optimizer.step()
@@ -354,6 +373,11 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
                 f"recipe: base is the teacher, but the sandwich always runs the largest, which is "
                 f"'{largest}' here, and base by chance. Teach by another."
             )
+    if values["teach"]["kind"] != "none" and len(sizes) == 1 and not description.grid:
+        raise InputError(
+            f"recipe: teach.kind is '{values['teach']['kind']}', but the network has no "
+            f"sub-networks that could learn. Leave teach out."
+        )
     _check_rules(description)
     _check_grid(values, description)
     smoothing = values["label_smoothing"]

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import os
-import pickle
 import platform
 import statistics
 import time
@@ -118,7 +117,7 @@ def read_state(path: Path, keys: Iterable[str]) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise InputError(f"--resume: {files.reason(error)}") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
+    except Exception:  # what torch makes of a file that is cut, or holds something else
         state = None
     if not isinstance(state, dict) or state.keys() != set(keys):
         raise InputError(
@@ -246,11 +245,15 @@ def read_json(path: Path) -> Any:
         InputError: where the file is none of these.
     """
     try:
-        return json.loads(files.read(path))
+        return json.loads(files.read(path), parse_constant=_refuse_constant)
     except OSError as error:
         raise InputError(files.reason(error)) from None
     except ValueError as error:
         raise damaged(path, f"it is no JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it has {name}, which JSON has not")
 
 
 def damaged(path: Path, why: str) -> InputError:

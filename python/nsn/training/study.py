@@ -345,11 +345,8 @@ def standard_error(values: list[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def restore(file: Path, recipe: Recipe, results: Results) -> list[int]:
-    """Takes the results of a study.json as finished runs, where it is of the same recipe.
-
-    Returns:
-        Its seeds.
+def _same(file: Path, recipe: Recipe, results: Results) -> dict[str, Any]:
+    """What an earlier study of the same recipe and data left.
 
     Raises:
         InputError: where it is of another one, or damaged.
@@ -357,6 +354,8 @@ def restore(file: Path, recipe: Recipe, results: Results) -> list[int]:
     study = read_json(file)
     head = {"recipe": dict, "data": str, "seeds": (int, None), "metric": str}
     wrong = fault(study, head)
+    if not wrong and len(set(study["seeds"])) < len(study["seeds"]):
+        wrong = "a seed is there twice"
     if wrong:
         raise damaged(file, wrong)
     try:
@@ -372,7 +371,46 @@ def restore(file: Path, recipe: Recipe, results: Results) -> list[int]:
             f"--out: the study there is of another recipe, of other --set or of other data: "
             f"{differs}. Choose another folder for this one, or remove that."
         )
-    metric, scores, names = metric_of(recipe.values), study["subnetworks"], recipe.description.names
+    if study["metric"] != metric_of(recipe.values):
+        raise damaged(file, f"metric is {study['metric']!r}")
+    found: dict[str, Any] = study
+    return found
+
+
+def restore_ablation(
+    file: Path, recipe: Recipe, results: Results, way: str
+) -> tuple[list[int], list[str]]:
+    """What an ablation.json compares, where it is of the same recipe.
+
+    Returns:
+        Its seeds, and the labels of its variants.
+
+    Raises:
+        InputError: where it is of another one, compares other runs, or is damaged.
+    """
+    study = _same(file, recipe, results)
+    wrong = fault(study, {"way": str, "variants": dict})
+    if wrong:
+        raise damaged(file, wrong)
+    if study["way"] != way:
+        raise InputError(
+            f"--out: the ablation there compares runs {study['way']}, and this one runs {way}. "
+            f"Choose another folder for this one, or remove that."
+        )
+    return study["seeds"], list(study["variants"])
+
+
+def restore(file: Path, recipe: Recipe, results: Results) -> list[int]:
+    """Takes the results of a study.json as finished runs, where it is of the same recipe.
+
+    Returns:
+        Its seeds.
+
+    Raises:
+        InputError: where it is of another one, or damaged.
+    """
+    study = _same(file, recipe, results)
+    metric, scores, names = study["metric"], study["subnetworks"], recipe.description.names
     numbers = (float, len(study["seeds"]))
     ways = dict.fromkeys(WAYS, numbers)
     costs = {"seconds": numbers, "flops": int}
@@ -428,20 +466,27 @@ def ablation_table(variants: Mapping[str, dict[str, list[float]]], title: str) -
     """What each variant of a recipe makes of the first one, paired by seed.
 
     Args:
-        variants: label to each sub-network's scores, one a seed, NaN where it diverged.
+        variants: label to each sub-network's scores, one a seed, NaN where it diverged; a variant
+            may lack some of the first one's sub-networks, and have others.
         title: above the table.
     """
     first = next(iter(variants.values()))
+    names = list(dict.fromkeys(name for scores in variants.values() for name in scores))
     result = Table(title=f"{title}: mean, and difference from the first ± standard error")
     result.add_column("variant", overflow="fold")
-    for name in first:
+    for name in names:
         result.add_column(name, justify="right", overflow="fold")
     for label, scores in variants.items():
         cells = []
-        for name, values in scores.items():
+        for name in names:
+            if name not in scores:
+                cells.append("-")
+                continue
+            values = scores[name]
             reached = [each for each in values if math.isfinite(each)]
             lines = [number_text(statistics.fmean(reached))] if reached else []
-            pairs = [a - b for a, b in zip(values, first[name], strict=True) if math.isfinite(a)]
+            before = first.get(name, [])
+            pairs = [a - b for a, b in zip(values, before, strict=False) if math.isfinite(a)]
             if scores is not first and pairs:
                 lines.append(_difference_text(statistics.fmean(pairs), standard_error(pairs)))
             if not reached:

@@ -65,7 +65,10 @@ _ELEMENTS: dict[str, type] = {
 _NUMBER_OR_TABLE = {"label_smoothing", "teach.weight"}
 _WHOLE = {*_NUMBER_OR_TABLE, "sampling.first", "network.merge"}
 # What says nothing of a sub-network that runs by itself.
-_OF_SEVERAL = ("alone", "teach", "sampling", "by_lane", "network.merge")
+_OF_SEVERAL = (
+    *("alone", "teach", "sampling", "by_lane"),
+    *("network.merge", "network.subnetworks", "network.grid"),
+)
 _MOST = 2**63 - 1  # of an integer
 _LONG = 60  # characters of a value that a message repeats
 TEACHERS = {
@@ -116,7 +119,10 @@ def _flatten(table: dict[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in table.items():
         own = f"{path}.{key}" if path else key
         parts = isinstance(value, dict) and value and own not in _WHOLE
-        result |= _flatten(value, own) if parts else {own: value}
+        for flat, each in (_flatten(value, own) if parts else {own: value}).items():
+            if flat in result:
+                raise InputError(f"recipe: alone says '{flat}' of one sub-network twice.")
+            result[flat] = each
     return result
 
 
@@ -242,11 +248,18 @@ def _check_alone(alone: dict[str, dict[str, Any]]) -> None:
                     f"recipe: alone.{name} says '{key}', but together and alone are compared on "
                     f"the same data. Say it for all in [data]."
                 )
-            if any(_overlap(key, each) for each in _OF_SEVERAL):
+            if is_of_several(key):
                 raise InputError(
                     f"recipe: alone.{name} says '{key}', which has no use where one sub-network "
                     f"runs by itself. Leave it out."
                 )
+
+
+def is_of_several(key: str) -> bool:
+    """Whether a key has no use where one sub-network runs by itself."""
+    path = key.split(".")
+    is_rule = path[:2] == ["network", "blocks"] and "merge" in path[3:]
+    return is_rule or any(_overlap(key, each) for each in _OF_SEVERAL)
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -264,6 +277,17 @@ def _check_sampling(values: dict[str, Any]) -> None:
         )
     if kind in ("all", "from_epoch") and sampling["count"] != MEANS["sampling"]["count"]:
         raise InputError(f"recipe: sampling.count is not used with kind '{kind}'. Leave it out.")
+    if kind == "from_epoch" and not sampling["first"]:
+        raise InputError(
+            "recipe: sampling.kind 'from_epoch' needs sampling.first, the epoch from which on each "
+            "runs that does not from the beginning: { sub1 = 5 }."
+        )
+    if kind == "random" and sampling["count"] == 1 and teach["kind"] in ("next_larger", "mutual"):
+        raise InputError(
+            f"recipe: sub-networks that run in the same step teach each other with teach.kind "
+            f"'{teach['kind']}', but sampling.count is 1. Let more run in each step, or leave "
+            f"teach out."
+        )
     if kind != "from_epoch" and sampling["first"]:
         raise InputError(f"recipe: sampling.first is not used with kind '{kind}'. Leave it out.")
     for name, first in sampling["first"].items():
