@@ -471,6 +471,12 @@ class _Maker:
                     reference.check_together(
                         [use for lane in lanes for use in lane.uses.get(parameter, [])]
                     )
+                for path in lanes[-1].statistics:
+                    norm = reference.flattened(self.document)[path]
+                    shares = "statistics" not in norm.get("per_subnetwork", [])
+                    if norm.get("track", True) and shares:
+                        passing = [each.statistics for each in lanes if path in each.statistics]
+                        reference.check_together([own[path][2] for own in passing])
                 self.lanes = lanes
                 return
             except RefusedError as error:

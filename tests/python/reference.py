@@ -248,8 +248,8 @@ class Lane:
         output: ``(B, *output)``.
         dims: of a sample of it.
         uses: parameter's name to its uses, one behind the other.
-        statistics: BatchNorm's path to mean and unbiased variance of its own batch, and to the
-            channels that they stand for.
+        statistics: BatchNorm's path to the mean and variance that it used, in training the unbiased
+            variance of its own batch, and to the channels that they stand for.
     """
 
     output: Tensor
@@ -573,14 +573,15 @@ class _Run:
         if self.training:
             mean = x.mean(over)
             var = x.var(over, unbiased=False)
-            use = Use(channels.full, channels.kept)
             unbiased = x.var(over, unbiased=True)
-            self.statistics[at.path] = (mean.detach(), unbiased.detach(), use)
         else:
             mean, var = (
                 self.slice(self.buffers, f"{at.path}.{part}", private, [channels])[0]
                 for part in ("running_mean", "running_var")
             )
+            unbiased = var
+        use = Use(channels.full, channels.kept)
+        self.statistics[at.path] = (mean.detach(), unbiased.detach(), use)
         shape = [-1] + [1] * (x.dim() - 2)
         y = (x - mean.view(shape)) / (var.view(shape) + at.get("eps", 1e-5)).sqrt()
         if weight is not None and bias is not None:

@@ -37,9 +37,9 @@ def test_nothing_goes_up() -> None:
         ("python/nsn/view.py", "from nsn import cli", "imports nsn.cli, which stands above it"),
         ("python/nsn/stray.py", "", "python/nsn/stray.py: is in no layer"),
         (
-            "python/nsn/view.py",
-            "def late():\n    from nsn.pack import Pack",
-            "nsn.pack -> nsn.view -> nsn.pack is a cycle",
+            "python/nsn/training/recipe.py",
+            "def late():\n    from nsn.training.loop import Run",
+            "nsn.training.recipe -> nsn.training.loop -> nsn.training.recipe is a cycle",
         ),
     ],
 )

@@ -380,6 +380,11 @@ def check_recipe(values: dict[str, Any]) -> Recipe:
         )
     _check_rules(description)
     _check_grid(values, description)
+    if values["sampling"]["kind"] == "from_epoch" and not values["sampling"]["first"]:
+        raise InputError(
+            "recipe: sampling.kind 'from_epoch' needs sampling.first, the epoch from which on each "
+            "runs that does not from the beginning: { sub1 = 5 }."
+        )
     smoothing = values["label_smoothing"]
     for name in smoothing if isinstance(smoothing, dict) else ():
         if name not in description.names and not description.has_cell(name):

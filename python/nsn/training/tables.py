@@ -277,11 +277,6 @@ def _check_sampling(values: dict[str, Any]) -> None:
         )
     if kind in ("all", "from_epoch") and sampling["count"] != MEANS["sampling"]["count"]:
         raise InputError(f"recipe: sampling.count is not used with kind '{kind}'. Leave it out.")
-    if kind == "from_epoch" and not sampling["first"]:
-        raise InputError(
-            "recipe: sampling.kind 'from_epoch' needs sampling.first, the epoch from which on each "
-            "runs that does not from the beginning: { sub1 = 5 }."
-        )
     if kind == "random" and sampling["count"] == 1 and teach["kind"] in ("next_larger", "mutual"):
         raise InputError(
             f"recipe: sub-networks that run in the same step teach each other with teach.kind "
