@@ -25,7 +25,9 @@ using runtime::Model;
 using runtime::Session;
 using runtime::Status;
 
-TEST(Cost, ARunAllocatesNothing) {
+/// Calls `look(run)` for each of several networks and batches; `run()` runs it, and has to go well.
+template <typename Look>
+void over_runs(const Look& look) {
   const Folder folder;
   const Several several(folder / "net");
   const Model model = Model::open(folder / "net");
@@ -34,11 +36,18 @@ TEST(Cost, ARunAllocatesNothing) {
   std::vector<float> output(10 * 40);
   for (const int64_t samples : {1, 40}) {
     for (size_t i = 0; i < model.subnetworks().size(); ++i) {
-      const int64_t before = allocations;
-      EXPECT_EQ(session.run(i, input.data(), output.data(), samples), Status::kOk);
-      EXPECT_EQ(allocations - before, 0) << "network " << i;
+      SCOPED_TRACE("network " + std::to_string(i));
+      look([&] { EXPECT_EQ(session.run(i, input.data(), output.data(), samples), Status::kOk); });
     }
   }
+}
+
+TEST(Cost, ARunAllocatesNothing) {
+  over_runs([](const auto& run) {
+    const int64_t before = allocations;
+    run();
+    EXPECT_EQ(allocations - before, 0);
+  });
 }
 
 /// Page faults of this process that the system served without and with a disk.
@@ -49,21 +58,12 @@ int64_t page_faults() {
 }
 
 TEST(Cost, ARunFaultsNoPagesOnceItsWeightsAreThere) {
-  const Folder folder;
-  const Several several(folder / "net");
-  const Model model = Model::open(folder / "net");
-  Session session(model, {40, 1, {}});
-  const std::vector<float> input(300 * 40, 0.5F);
-  std::vector<float> output(10 * 40);
-  for (const int64_t samples : {1, 40}) {
-    for (size_t i = 0; i < model.subnetworks().size(); ++i) {
-      const auto run = [&] { return session.run(i, input.data(), output.data(), samples); };
-      EXPECT_EQ(run(), Status::kOk);
-      const int64_t before = page_faults();
-      EXPECT_EQ(run(), Status::kOk);
-      EXPECT_EQ(page_faults() - before, 0) << "network " << i;
-    }
-  }
+  over_runs([](const auto& run) {
+    run();
+    const int64_t before = page_faults();
+    run();
+    EXPECT_EQ(page_faults() - before, 0);
+  });
 }
 
 TEST(Cost, ARunCallsTheSystemForNothing) {

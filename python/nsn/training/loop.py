@@ -153,11 +153,15 @@ class Run:
             on_epoch(self.epochs[-1])
             self.seconds["total"] += time.perf_counter() - started
 
+    @property
+    def _steps_per_epoch(self) -> int:
+        return -(-len(self._data.train) // self.recipe.batch_size)
+
     def _trained(self, epochs: int) -> list[str]:
         """Who is evaluated after so many epochs: not who starts later, or has no statistics yet."""
         if not self._has_statistics and self.recipe.values["sampling"]["kind"] != "from_epoch":
             return list(self.network.subnetworks)
-        steps = -(-len(self._data.train) // self.recipe.batch_size)
+        steps = self._steps_per_epoch
         left = dict.fromkeys(self.network.subnetworks)
         for step in range(epochs * steps):
             for name in self._sampling(step, step // steps).names:
@@ -171,7 +175,7 @@ class Run:
     ) -> bool:
         """The steps that are left of this epoch; False where it was told to stop in between."""
         train, size, epoch = self._data.train, self.recipe.batch_size, len(self.epochs)
-        steps = -(-len(train) // size)
+        steps = self._steps_per_epoch
         if self._order is None:
             self._order = train.shuffled()
         self.network.train()

@@ -128,9 +128,7 @@ class Recipe:
                     network.backward_by_lane(x, lambda name, output: output.sum())
                 else:
                     outputs = network(x, list(dict.fromkeys(names)))
-                    torch.autograd.backward(
-                        [each.sum() for each in outputs.values()], retain_graph=True
-                    )
+                    torch.autograd.backward([each.sum() for each in outputs.values()])
             except InputError:
                 raise
             except (RuntimeError, ValueError) as error:  # the former for want of memory
