@@ -60,14 +60,21 @@ TEST(Kernels, MatrixProductsOfAllShapesAndLayouts) {
     c.row = n + c.gap;
     c.memory = Guarded(m * c.row, random);
     const Matrix before = c;
+    Matrix other = c;
     const bool adds = random.chance(0.5);
     const float alpha = random.chance(0.5) ? 1.0F : -0.75F;
-    kernels::run({m, n, k, a.memory.data(), a.row, a.column, b.memory.data(), b.row, b.column,
-                  c.memory.data(), c.row, alpha, adds},
-                 random.chance(0.5) ? in_parts : at_once);
+    const auto run = [&](Matrix& to, auto parallel_for) {
+      kernels::run({m, n, k, a.memory.data(), a.row, a.column, b.memory.data(), b.row, b.column,
+                    to.memory.data(), to.row, alpha, adds},
+                   parallel_for);
+    };
+    run(c, in_parts);
+    run(other, at_once);
     c.memory.expect_untouched();
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j < c.row; ++j) {
+        ASSERT_EQ(c.memory[i * c.row + j], other.memory[i * c.row + j])
+            << "seed " << seed << ", in parts and at once";
         const float old = before.memory[i * c.row + j];
         if (j >= n) {
           ASSERT_EQ(c.memory[i * c.row + j], old) << "seed " << seed << ", between the rows";
@@ -89,15 +96,16 @@ TEST(Kernels, MatrixProductsOfAllShapesAndLayouts) {
 }
 
 TEST(Kernels, MatrixProductsInSeveralPartsOfTheInputs) {
-  // Rows that have to be laid out, so many that they are in parts of fewer inputs.
-  constexpr int64_t kRows = 9000, kColumns = 20, kInputs = 1000;
+  // Rows that have to be laid out, so many that they are in parts of fewer inputs; the last tile
+  // takes some of the one before.
+  constexpr int64_t kRows = 9001, kColumns = 20, kInputs = 1000;
   Random random(1);
   Guarded a(kInputs * kRows, random), b(kInputs * kColumns, random), c(kRows * kColumns, random);
   kernels::run(
       {kRows, kColumns, kInputs, a.data(), 1, kRows, b.data(), kColumns, 1, c.data(), kColumns},
       in_parts);
   c.expect_untouched();
-  for (int64_t i = 0; i < kRows; i += 97) {
+  for (int64_t i = 0; i < kRows; i += 100) {
     for (int64_t j = 0; j < kColumns; ++j) {
       double sum = 0.0;
       for (int64_t q = 0; q < kInputs; ++q) {

@@ -196,6 +196,11 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
   const int64_t parts = std::max<int64_t>(1, (p.k + most_inputs - 1) / most_inputs);
   const int64_t share = (p.k + parts - 1) / parts;
   const Blocks blocks(t.rows, kBlockRows, kRows);
+  const RowTiles tiles{t.rows, kRows, kLeastRows};
+  // The first row of a block.
+  const auto begin_of = [&](int64_t block) {
+    return tiles.begin(block * (blocks.rows / static_cast<int64_t>(kRows)));
+  };
   const int64_t panels = (t.columns + kPanel - 1) / kPanel;
   const int64_t grain = grain_for(std::min(blocks.rows, t.rows) * share * kPanel);
   const bool lies_in_panels = t.w_column == 1 && reads_as_it_lies(t.rows) && p.alpha == 1.0F;
@@ -206,8 +211,7 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
     const float* x = t.x + i * t.x_step;
     if (!lies_in_rows) {
       parallel_for(blocks.count, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
-        const int64_t end_row = std::min(end * blocks.rows, t.rows);
-        over_rows(begin * blocks.rows, end_row, [&](auto rows, int64_t row) HWY_ATTR {
+        over_rows(begin_of(begin), begin_of(end), [&](auto rows, int64_t row) HWY_ATTR {
           lay_out_rows<rows()>(t, x, row, k, laid + row * k);
         });
       });
@@ -226,8 +230,8 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
           lay_out(t, w, k, columns, width, p.alpha, panel);
           w = panel;
         }
-        const int64_t end_row = std::min((block + next - begin) * blocks.rows, t.rows);
-        over_rows(block * blocks.rows, end_row, [&](auto rows, int64_t row) HWY_ATTR {
+        const int64_t end_row = begin_of(block + next - begin);
+        over_rows(begin_of(block), end_row, [&](auto rows, int64_t row) HWY_ATTR {
           const float* own = lies_in_rows ? x + row * t.x_row : laid + row * k;
           const int64_t x_row = lies_in_rows ? t.x_row : 1;
           const int64_t x_step = lies_in_rows ? 1 : static_cast<int64_t>(rows());

@@ -227,6 +227,7 @@ void keep_largest(const std::array<int64_t, 2>& pool, const float* from, int64_t
 
 PanelTiles tiles_of_level() {
   PanelTiles result{static_cast<int64_t>(kRows),
+                    static_cast<int64_t>(kLeastRows),
                     static_cast<int64_t>(kPairRows),
                     multiply_panels,
                     nullptr,

@@ -196,8 +196,9 @@ struct Way {
 
 /// How a level's tiles are, and what they do.
 struct PanelTiles {
-  /// Rows of a tile, and of one of two panels, 0 where there are none.
-  int64_t rows, pair_rows;
+  /// Rows of a tile, of the last of several at least, and of a tile of two panels, 0 where there
+  /// are none.
+  int64_t rows, least_rows, pair_rows;
 
   /// `count` rows times `panels` panels of float32, 1 or 2, in tiles of `step` rows.
   void (*multiply)(const Way& way, const Panel* panel, int64_t panels, Rows& rows, int64_t count,

@@ -122,9 +122,10 @@ class Groups {
   int64_t of_group() const { return pairs_ ? 2 : 1; }
   int64_t count() const { return (panels_.size() + of_group() - 1) / of_group(); }
 
-  /// Rows of a tile, of so many that there are: of few, tiles of a pair would leave too many over.
-  int64_t step_for(int64_t rows) const {
-    return pairs_ && rows >= 4 * tiles_.pair_rows ? tiles_.pair_rows : tiles_.rows;
+  /// How so many rows are cut: of few, tiles of a pair would leave too many over.
+  RowTiles tiles_of(int64_t rows) const {
+    if (pairs_ && rows >= 4 * tiles_.pair_rows) return {rows, tiles_.pair_rows, 0};
+    return {rows, tiles_.rows, tiles_.least_rows};
   }
 
   /// Calls `each(panel, panels)` for a group's pair, or for its panels one after the other.
@@ -193,13 +194,14 @@ class Runner {
   // ---- matrices
 
   void multiply_matrix() const {
-    const int64_t step = groups_.step_for(p_.rows);
+    const RowTiles all = groups_.tiles_of(p_.rows);
+    const int64_t step = all.step;
     const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * p_.in;
     const Blocks blocks(p_.rows, kBlockBytes / std::max<int64_t>(1, row_bytes), step);
     const int64_t tiles = (std::min(blocks.rows, p_.rows) + step - 1) / step;
     const auto each = [&](int64_t block, int64_t group, const Interval& some) {
-      const int64_t first = block * blocks.rows + some.begin * step;
-      const int64_t count = std::min(block * blocks.rows + some.end * step, p_.rows) - first;
+      const int64_t before = block * (blocks.rows / step), first = all.begin(before + some.begin);
+      const int64_t count = all.begin(before + some.end) - first;
       // The last block may have fewer tiles than the others.
       if (count <= 0) return;
       groups_.with(group, [&](const Panel* panel, int64_t panels) {
@@ -277,8 +279,7 @@ class Runner {
   int64_t tiles_of(const Positions& positions) const {
     int64_t result = 0;
     over_regions(*p_.image->window, positions, [&](const Region& region) {
-      const int64_t count = region.positions.count(), step = groups_.step_for(count);
-      result += (count + step - 1) / step;
+      result += groups_.tiles_of(region.positions.count()).count();
     });
     return result;
   }
@@ -297,8 +298,8 @@ class Runner {
       const Ends ends(part + 1 == parts ? p_.epilogue : Epilogue(), panel, panels);
       Interval left = tiles;  // from those of a region on
       over_regions(window, positions, [&](const Region& region) {
-        const int64_t count = region.positions.count(), step = groups_.step_for(count);
-        const int64_t of_region = (count + step - 1) / step;
+        const RowTiles cut = groups_.tiles_of(region.positions.count());
+        const int64_t of_region = cut.count();
         const auto [begin, end] = left.within({0, of_region});
         left = {left.begin - of_region, left.end - of_region};
         if (begin == end) return;
@@ -307,14 +308,14 @@ class Runner {
         const int64_t loop = std::clamp<int64_t>(8 * of_region, 16, 64);
         const Taps read =
             fill_taps(window, p_.in, region, tap, is_narrow_, from->width, loop, places);
-        const int64_t first = begin * step, last = std::min(end * step, count);
+        const int64_t first = cut.begin(begin), last = cut.begin(end);
         // With tiles of one panel's rows, of a pair each by itself.
-        const int64_t side_by_side = step == tiles_.pair_rows ? panels : 1;
+        const int64_t side_by_side = cut.step == tiles_.pair_rows ? panels : 1;
         for (int64_t i = 0; i < panels; i += side_by_side) {
           const int64_t behind = i * kPanel;
           Rows rows(p_.x + input.begin, window, p_.in, region, first, to.behind(behind));
           tiles_.multiply({read, ends, part > 0, behind}, from + i, side_by_side, rows,
-                          last - first, step);
+                          last - first, cut.step);
         }
       });
     }

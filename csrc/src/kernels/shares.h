@@ -15,6 +15,27 @@ constexpr int64_t grain_for(int64_t work) {
   return std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work));
 }
 
+/// The next tile's rows where so many are left, `step` in most of them: the last two share theirs
+/// where the last one would have fewer than `least`, and read all weights for little. A tile that
+/// has given some away has enough by itself, with `step` at least 2 * `least` - 1.
+constexpr int64_t next_tile(int64_t left, int64_t step, int64_t least) {
+  if (left <= step) return left;
+  return left < step + least ? left - least : step;
+}
+
+/// Rows cut into such tiles, which are the same wherever one begins to count.
+struct RowTiles {
+  int64_t rows, step, least;
+
+  int64_t count() const { return (rows + step - 1) / step; }
+  /// The first row of a tile, behind the last all rows.
+  int64_t begin(int64_t tile) const {
+    const int64_t plain = tile * step, left = rows - plain;
+    if (left <= 0) return rows;
+    return tile > 0 && left < least ? rows - least : plain;
+  }
+};
+
 /// Blocks of rows that a product is cut into, whole tiles of `step` rows each.
 struct Blocks {
   int64_t rows, count;

@@ -18,6 +18,7 @@
 
 #include "kernels/columns_inl.h"
 #include "kernels/panel_tiles.h"
+#include "kernels/shares.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nsn::kernels::HWY_NAMESPACE {
@@ -30,13 +31,20 @@ using D = hn::CappedTag<float, 16>;
 using V = hn::Vec<D>;
 constexpr size_t kLanes = HWY_MAX_BYTES >= 64 ? 16 : HWY_MAX_BYTES / sizeof(float);
 
-/// Registers for a tile's sums and for its weights; one or two more hold a factor.
-constexpr size_t kRegisters = (HWY_MAX_BYTES >= 64 || HWY_ARCH_ARM_A64 ? 32 : 16) - 2;
 /// Whether code is to be small before all: SSE4 runs on old processors alone.
 constexpr bool kIsSmall = HWY_TARGET == HWY_SSE4;
-/// Rows of a tile, where there are enough. On ARM compilers read the factors of all rows ahead,
-/// each into a register, and with six rows of four vectors would put sums on the stack.
+/// Registers for a tile's sums, and for the weights or the factors of an input, whichever are
+/// fewer. One more holds one of the others, and where adding is by itself another the product; on
+/// ARM compilers read several of the others ahead.
+constexpr size_t kRegisters = HWY_ARCH_ARM_A64      ? 32 - 6
+                              : HWY_MAX_BYTES >= 64 ? 32 - 1
+                              : kIsSmall            ? 16 - 2
+                                                    : 16 - 1;
+/// Rows of a tile, where there are enough.
 constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : HWY_ARCH_ARM_A64 ? 5 : kIsSmall ? 4 : 6;
+/// Rows of the last tile, where there are several.
+constexpr size_t kLeastRows = kIsSmall ? 2 : 3;
+static_assert(kRows >= 2 * kLeastRows - 1);
 /// Rows of a tile of two panels, where there are registers for it: each factor that is read then
 /// serves twice as many sums.
 constexpr size_t kPairRows = HWY_MAX_BYTES >= 64 ? 6 : 0;
@@ -46,7 +54,7 @@ constexpr size_t kLeastSums = 8;
 /// Vectors side by side of a tile of so many rows: a whole panel for few.
 constexpr size_t vectors_for(size_t rows) {
   size_t vectors = kPanel / kLanes;
-  while (vectors * (rows + 1) > kRegisters) vectors /= 2;
+  while (rows * vectors + std::min(rows, vectors) > kRegisters) vectors /= 2;
   return vectors;
 }
 
@@ -54,7 +62,7 @@ constexpr size_t vectors_for(size_t rows) {
 constexpr size_t sums_for(size_t rows, size_t vectors) {
   size_t sums = 1;
   while (sums < 4 && sums * rows * vectors < kLeastSums &&
-         2 * sums * rows * vectors + vectors <= kRegisters) {
+         2 * sums * rows * vectors + std::min(rows, vectors) <= kRegisters) {
     sums *= 2;
   }
   return sums;
@@ -106,16 +114,31 @@ HWY_INLINE void multiply(const Runs& runs, V (&total)[rows][vectors]) {
     HWY_UNROLL(8)
     for (size_t r = 0; r < rows; ++r) row[r] = from[r] + x;
     const auto add = [&](V(&to)[rows][vectors], const Place& at) HWY_ATTR {
-      V w[vectors];
-      HWY_UNROLL(8)
-      for (size_t v = 0; v < vectors; ++v) {
-        w[v] = load_weights(d, weights[v / kOfPanel] + at.weight + v % kOfPanel * kLanes);
-      }
-      HWY_UNROLL(8)
-      for (size_t r = 0; r < rows; ++r) {
-        const V factor = hn::Set(d, row[r][at.x]);
+      const auto weight = [&](size_t v) HWY_ATTR {
+        return load_weights(d, weights[v / kOfPanel] + at.weight + v % kOfPanel * kLanes);
+      };
+      const auto factor = [&](size_t r) HWY_ATTR { return hn::Set(d, row[r][at.x]); };
+      // Those of which there are fewer are held.
+      if constexpr (rows < vectors) {
+        V f[rows];
         HWY_UNROLL(8)
-        for (size_t v = 0; v < vectors; ++v) to[r][v] = hn::MulAdd(factor, w[v], to[r][v]);
+        for (size_t r = 0; r < rows; ++r) f[r] = factor(r);
+        HWY_UNROLL(8)
+        for (size_t v = 0; v < vectors; ++v) {
+          const V w = weight(v);
+          HWY_UNROLL(8)
+          for (size_t r = 0; r < rows; ++r) to[r][v] = hn::MulAdd(f[r], w, to[r][v]);
+        }
+      } else {
+        V w[vectors];
+        HWY_UNROLL(8)
+        for (size_t v = 0; v < vectors; ++v) w[v] = weight(v);
+        HWY_UNROLL(8)
+        for (size_t r = 0; r < rows; ++r) {
+          const V f = factor(r);
+          HWY_UNROLL(8)
+          for (size_t v = 0; v < vectors; ++v) to[r][v] = hn::MulAdd(f, w[v], to[r][v]);
+        }
       }
     };
     int64_t k = 0;
@@ -169,10 +192,13 @@ HWY_INLINE void with_rows(int64_t first, int64_t count, const Each& each) {
   }
 }
 
-/// The same for tiles of `step` rows, at most kRows, the last one of those that are left.
+/// The same for tiles of `step` rows, at most kRows, from the first of one to the last of one.
 template <typename Each>
 HWY_INLINE void over_rows(int64_t first, int64_t end, const Each& each, int64_t step = kRows) {
-  for (; first < end; first += step) with_rows<kRows>(first, std::min(step, end - first), each);
+  for (int64_t rows = 0; first < end; first += rows) {
+    rows = next_tile(end - first, step, kLeastRows);
+    with_rows<kRows>(first, rows, each);
+  }
 }
 
 }  // namespace
