@@ -78,13 +78,14 @@ IN_CLANG := ASAN_OPTIONS=detect_container_overflow=0
 
 $(CLANG)/build.ninja: .venv/.requirements
 	cmake -S . -B $(CLANG) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
-	  -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
+	  -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
 	  -DNSN_SANITIZE=fuzzer-no-link,address,undefined -DNSN_BUILD_FUZZERS=ON -DNSN_BUILD_TESTS=ON
 	@touch $@
 
 clang: $(CLANG)/build.ninja $(RAW_MNIST) ## build all with clang; run the C++ tests and the outside project under ASan and UBSan
-	cmake --build $(CLANG) -j $(JOBS) --target nsn_tests nsn_runtime
+	cmake --build $(CLANG) -j $(JOBS) --target nsn_tests nsn_runtime nsn_runtime_tests
 	@mkdir -p $(CLANG)/data && ln -sfn $(CURDIR)/$(BUILD)/data/mnist $(CLANG)/data/mnist
+	$(SHARES) $(CLANG)/tests/runtime/nsn_runtime_tests --gtest_brief=1
 	$(SHARES) $(IN_CLANG) OMP_NUM_THREADS=1 $(CLANG)/tests/cpp/nsn_tests --gtest_brief=1
 	$(IN_CLANG) ctest --test-dir $(CLANG) -R consumer.installed --output-on-failure --no-tests=error
 
@@ -94,11 +95,14 @@ $(BUILD)/tsan/build.ninja: .venv/.requirements
 	  -DNSN_BUILD_TESTS=ON -DNSN_SANITIZE=thread -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -Wno-tsan"
 	@touch $@
 
-tsan: $(BUILD)/tsan/build.ninja ## build the library under ThreadSanitizer, and run threads that switch
-	@cmake --build $(BUILD)/tsan -j $(JOBS) --target nsn_thread_tests
-	@# Where addresses are randomised over more bits than it knows, the sanitizer does not start.
-	OMP_NUM_THREADS=1 $$(setarch -R true 2>/dev/null && echo setarch -R) \
-	  $(BUILD)/tsan/tests/cpp/nsn_thread_tests
+# Where addresses are randomised over more bits than it knows, the sanitizer does not start.
+IN_TSAN := OMP_NUM_THREADS=1 $$(setarch -R true 2>/dev/null && echo setarch -R)
+
+tsan: $(BUILD)/tsan/build.ninja ## build the libraries under ThreadSanitizer, and run threads that switch
+	@cmake --build $(BUILD)/tsan -j $(JOBS) --target nsn_thread_tests nsn_runtime_tests
+	$(IN_TSAN) $(BUILD)/tsan/tests/cpp/nsn_thread_tests
+	$(IN_TSAN) $(BUILD)/tsan/tests/runtime/nsn_runtime_tests --gtest_brief=1 \
+	  --gtest_filter='Session.*:*Parts*'
 
 # No torch, and no Python that has it.
 ALONE   := env -i PATH=/usr/local/bin:/usr/bin:/bin HOME=$(HOME)
@@ -108,22 +112,9 @@ runtime-plain: .venv/.system
 	$(ALONE) cmake -S . -B $(RUNTIME)/plain -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON
 	$(ALONE) cmake --build $(RUNTIME)/plain -j $(JOBS)
 
-$(RUNTIME)/asan/build.ninja: .venv/.system
-	$(ALONE) CXX=clang++ CC=clang cmake -S . -B $(@D) -G Ninja -DNSN_RUNTIME_ONLY=ON \
-	  -DNSN_BUILD_TESTS=ON -DNSN_BUILD_FUZZERS=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
-	  -DNSN_SANITIZE=fuzzer-no-link,address,undefined
-	@touch $@
-
-runtime: runtime-plain $(RUNTIME)/asan/build.ninja ## build the runtime without torch, and test it, also under sanitizers
+runtime: runtime-plain ## build the runtime without torch, and test it
 	$(ALONE) ctest --test-dir $(RUNTIME)/plain -j $(JOBS) --output-on-failure --no-tests=error
 	$(ALONE) tests/runtime/outside.sh $(RUNTIME)/plain $(RUNTIME)/outside
-	$(ALONE) cmake --build $(RUNTIME)/asan -j $(JOBS) --target nsn_runtime_tests
-	$(SHARES) $(RUNTIME)/asan/tests/runtime/nsn_runtime_tests --gtest_brief=1
-	$(ALONE) cmake -S . -B $(RUNTIME)/tsan -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON \
-	  -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -Wno-tsan" -DNSN_SANITIZE=thread
-	$(ALONE) cmake --build $(RUNTIME)/tsan -j $(JOBS) --target nsn_runtime_tests
-	$$(setarch -R true 2>/dev/null && echo setarch -R) $(RUNTIME)/tsan/tests/runtime/nsn_runtime_tests \
-	  --gtest_brief=1 --gtest_filter='Session.*:*Parts*'
 
 # How long each fuzzer runs, in seconds.
 FUZZ_SECONDS ?= 60
@@ -132,21 +123,20 @@ FUZZ         := -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1
 fuzz: ## fuzz the reading of checkpoints and of the runtime's files side by side, each for FUZZ_SECONDS
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target fuzz-checkpoint fuzz-runtime
 
-fuzzers: $(CLANG)/build.ninja $(RUNTIME)/asan/build.ninja
-	cmake --build $(CLANG) -j $(JOBS) --target fuzz_checkpoint
-	$(ALONE) cmake --build $(RUNTIME)/asan -j $(JOBS) --target fuzz_runtime nsn_write_sample
+fuzzers: $(CLANG)/build.ninja
+	cmake --build $(CLANG) -j $(JOBS) --target fuzz_checkpoint fuzz_runtime nsn_write_sample
 
-# A finding stays in build/clang, or in build/runtime.
+# A finding stays in build/clang.
 fuzz-checkpoint: fuzzers
-	@mkdir -p $(CLANG)/corpus
-	$(IN_CLANG) $(CLANG)/tests/fuzz/fuzz_checkpoint $(CLANG)/corpus tests/fuzz/corpus \
+	@mkdir -p $(CLANG)/corpus/checkpoint
+	$(IN_CLANG) $(CLANG)/tests/fuzz/fuzz_checkpoint $(CLANG)/corpus/checkpoint tests/fuzz/corpus \
 	  -dict=tests/fuzz/checkpoint.dict -artifact_prefix=$(CLANG)/ -max_len=16384 -rss_limit_mb=2048 $(FUZZ)
 
 fuzz-runtime: fuzzers
-	@mkdir -p $(RUNTIME)/corpus
+	@mkdir -p $(CLANG)/corpus/runtime
 	for seed in 1 2 3 4 5 6 7 8 9 10; do \
-	  $(RUNTIME)/asan/tests/runtime/nsn_write_sample $(RUNTIME)/corpus/seed$$seed $$seed; done
-	$(RUNTIME)/asan/tests/runtime/fuzz_runtime $(RUNTIME)/corpus -artifact_prefix=$(RUNTIME)/ \
+	  $(CLANG)/tests/runtime/nsn_write_sample $(CLANG)/corpus/runtime/seed$$seed $$seed; done
+	$(CLANG)/tests/runtime/fuzz_runtime $(CLANG)/corpus/runtime -artifact_prefix=$(CLANG)/ \
 	  -max_len=65536 -rss_limit_mb=4096 $(FUZZ)
 
 ARM := $(BUILD)/arm

@@ -195,7 +195,12 @@ def test_random_networks(kind: str) -> None:
         for name in description.names:
             plan = json.loads(description.plan(name))
             made, outputs = {0}, []
-            for step in plan["steps"]:
+            lines = description.plan_text(name).splitlines()[1:-1]
+            for step, line in zip(plan["steps"], lines, strict=True):
+                inside = re.fullmatch(rf"%{step['value']} = {step['kernel']}\((.*)\) -> .*", line)
+                assert inside, (seed, name)
+                words = inside[1].split(", ")
+                assert [each for each in words if each[0] != "%"] == step["attributes"]
                 assert made.issuperset(step["inputs"]), (seed, name)
                 made.add(step["value"])
                 if step["offset"] is None:

@@ -48,6 +48,7 @@ std::string plan_json(const Description& description, const std::string& subnetw
     steps.push_back({{"kernel", plan::name_of(step.kernel)},
                      {"block", step.block},
                      {"inputs", plan::read_by(step)},
+                     {"attributes", plan::attributes_of(step.kernel)},
                      {"value", step.output},
                      {"shape", value.shape},
                      {"offset", value.memory == plan::Memory::kArena ? Json(kBytes * value.offset)

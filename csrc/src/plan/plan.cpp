@@ -4,6 +4,7 @@
 #include <functional>
 #include <numeric>
 #include <ostream>
+#include <string>
 #include <utility>
 
 namespace nsn::plan {
@@ -18,62 +19,59 @@ void write(std::ostream& stream, const Shape& shape) {
   stream << ')';
 }
 
-/// The attributes of a kernel that its values' shapes do not show.
+/// What a kernel's attributes are called.
 class Attributes {
  public:
-  explicit Attributes(std::ostream& stream) : stream_(stream) {}
+  std::vector<std::string> all;
 
-  void operator()(const Multiply& k) const { after(k.epilogue); }
-  void operator()(const Convolve& k) const {
+  void operator()(const Multiply& k) { after(k.epilogue); }
+  void operator()(const Convolve& k) {
     window(k.window);
-    if (k.groups != 1) stream_ << ", groups " << k.groups;
+    if (k.groups != 1) number("groups", k.groups);
     after(k.epilogue);
     if (k.pools()) pair("max", k.pool);
   }
-  void operator()(const ConvolveTransposed& k) const {
+  void operator()(const ConvolveTransposed& k) {
     window(k.window);
     after(k.epilogue);
   }
-  void operator()(const Pool& k) const {
-    stream_ << (k.is_max ? ", max" : ", mean");
+  void operator()(const Pool& k) {
+    all.emplace_back(k.is_max ? "max" : "mean");
     window(k.window);
   }
-  void operator()(const Upsample& k) const {
-    stream_ << ", " << (k.is_bilinear ? "bilinear" : "nearest");
-  }
-  void operator()(const NormalizeGroups& k) const { stream_ << ", groups " << k.groups; }
-  void operator()(const Apply& k) const { stream_ << ", " << name_of(k.function); }
-  void operator()(const Gate& k) const { stream_ << ", " << name_of(k.function); }
-  void operator()(const Attend& k) const {
-    stream_ << ", heads " << k.heads << (k.causal ? ", causal" : "");
+  void operator()(const Upsample& k) { all.emplace_back(k.is_bilinear ? "bilinear" : "nearest"); }
+  void operator()(const NormalizeGroups& k) { number("groups", k.groups); }
+  void operator()(const Apply& k) { all.emplace_back(name_of(k.function)); }
+  void operator()(const Gate& k) { all.emplace_back(name_of(k.function)); }
+  void operator()(const Attend& k) {
+    number("heads", k.heads);
+    if (k.causal) all.emplace_back("causal");
   }
   template <typename Other>
-  void operator()(const Other& /*k*/) const {}
+  void operator()(const Other& /*k*/) {}
 
  private:
-  void pair(const char* name, const Pair& extents) const {
-    stream_ << ", " << name << ' ' << extents[0] << 'x' << extents[1];
+  void number(const char* name, int64_t value) {
+    all.push_back(name + (' ' + std::to_string(value)));
   }
-  void window(const Window& at) const {
+  void pair(const char* name, const Pair& extents) {
+    number(name, extents[0]);
+    all.back() += 'x' + std::to_string(extents[1]);
+  }
+  void window(const Window& at) {
     pair("kernel", at.kernel);
     if (at.stride != Pair{1, 1}) pair("stride", at.stride);
     if (at.padding != Pair{0, 0}) pair("padding", at.padding);
     if (at.dilation != Pair{1, 1}) pair("dilation", at.dilation);
   }
-  void after(const Epilogue& epilogue) const {
-    if (epilogue.scale) stream_ << ", scaled";
-    if (epilogue.shift) stream_ << ", shifted";
-    if (epilogue.function) stream_ << ", " << name_of(*epilogue.function);
-    if (epilogue.residual) stream_ << ", + %" << *epilogue.residual;
-    if (epilogue.after) stream_ << ", " << name_of(*epilogue.after);
+  void after(const Epilogue& epilogue) {
+    if (epilogue.scale) all.emplace_back("scaled");
+    if (epilogue.shift) all.emplace_back("shifted");
+    if (epilogue.function) all.emplace_back(name_of(*epilogue.function));
+    if (epilogue.residual) all.push_back("+ %" + std::to_string(*epilogue.residual));
+    if (epilogue.after) all.emplace_back(name_of(*epilogue.after));
   }
-
-  std::ostream& stream_;
 };
-
-}  // namespace
-
-namespace {
 
 /// The elements of a kernel's weight, and how often each takes part in a multiply-add of a sample.
 class Work {
@@ -139,6 +137,12 @@ const char* name_of(const Kernel& kernel) {
       "attend",
       "call"};
   return kNames[kernel.index()];
+}
+
+std::vector<std::string> attributes_of(const Kernel& kernel) {
+  Attributes result;
+  std::visit(result, kernel);
+  return std::move(result.all);
 }
 
 std::vector<ValuePlace> read_by(const Step& step) {
@@ -222,7 +226,7 @@ std::ostream& operator<<(std::ostream& stream, const Plan& plan) {
     for (size_t i = 0; i < step.inputs.size(); ++i) {
       stream << (i == 0 ? "%" : ", %") << step.inputs[i];
     }
-    std::visit(Attributes(stream), step.kernel);
+    for (const std::string& each : attributes_of(step.kernel)) stream << ", " << each;
     stream << ") -> ";
     const Value& output = plan.values[step.output];
     write(stream, output.shape);

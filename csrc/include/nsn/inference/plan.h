@@ -16,9 +16,9 @@ namespace nsn {
 /// since it is of another dtype.
 NSN_API std::string plan_text(const Description& description, const std::string& subnetwork);
 
-/// The same as JSON: {"steps": [{"kernel", "block", "inputs", "value", "shape", "offset"}],
-/// "arena_bytes", "flops"}, the last two of one sample; an offset is in bytes, and null where the
-/// caller's memory is meant.
+/// The same as JSON: {"steps": [{"kernel", "block", "inputs", "attributes", "value", "shape",
+/// "offset"}], "arena_bytes", "flops"}, the last two of one sample; an offset is in bytes, and null
+/// where the caller's memory is meant.
 NSN_API std::string plan_json(const Description& description, const std::string& subnetwork,
                               int indent = -1);
 
