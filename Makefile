@@ -107,6 +107,8 @@ tsan: $(BUILD)/tsan/build.ninja ## build the libraries under ThreadSanitizer, an
 # No torch, and no Python that has it.
 ALONE   := env -i PATH=/usr/local/bin:/usr/bin:/bin HOME=$(HOME)
 RUNTIME := $(BUILD)/runtime
+# Which a test writes.
+SAMPLE  := $(RUNTIME)/plain/tests/runtime/sample.nsnrt
 
 runtime-plain: .venv/.system
 	$(ALONE) cmake -S . -B $(RUNTIME)/plain -G Ninja -DNSN_RUNTIME_ONLY=ON -DNSN_BUILD_TESTS=ON
@@ -114,7 +116,12 @@ runtime-plain: .venv/.system
 
 runtime: runtime-plain ## build the runtime without torch, and test it
 	$(ALONE) ctest --test-dir $(RUNTIME)/plain -j $(JOBS) --output-on-failure --no-tests=error
-	$(ALONE) tests/runtime/outside.sh $(RUNTIME)/plain $(RUNTIME)/outside
+	$(ALONE) tests/runtime/outside.sh $(RUNTIME)/plain $(RUNTIME)/outside $(SAMPLE)
+	@# A static one, quick to build.
+	$(ALONE) cmake -S . -B $(RUNTIME)/static -G Ninja -DNSN_RUNTIME_ONLY=ON -DBUILD_SHARED_LIBS=OFF \
+	  -DCMAKE_BUILD_TYPE=Debug
+	$(ALONE) cmake --build $(RUNTIME)/static -j $(JOBS)
+	$(ALONE) tests/runtime/outside.sh $(RUNTIME)/static $(RUNTIME)/outside-static $(SAMPLE)
 
 # How long each fuzzer runs, in seconds.
 FUZZ_SECONDS ?= 60
@@ -154,7 +161,8 @@ arm: .venv/.arm runtime-plain ## cross-compile the runtime for 64-bit ARM, and t
 	  -DNSN_ELSEWHERE=$(CURDIR)/$(RUNTIME)/plain
 	$(ALONE) cmake --build $(ARM) -j $(JOBS)
 	$(ALONE) ctest --test-dir $(ARM) -j $(JOBS) --output-on-failure --no-tests=error
-	$(ALONE) tests/runtime/outside.sh $(ARM) $(ARM)/outside $(CURDIR)/cmake/aarch64.cmake
+	$(ALONE) tests/runtime/outside.sh $(ARM) $(ARM)/outside \
+	  $(ARM)/tests/runtime/sample.nsnrt $(CURDIR)/cmake/aarch64.cmake
 
 # The page in build/web, and what its WebAssembly is built in.
 WEB  := $(BUILD)/web

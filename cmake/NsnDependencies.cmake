@@ -5,6 +5,8 @@ include(FetchContent)
 # Of Highway the headers alone: which level runs is nsn's choice (csrc/src/kernels/level.h).
 find_path(NSN_HIGHWAY_INCLUDE hwy/foreach_target.h)
 if(NOT NSN_HIGHWAY_INCLUDE)
+  message(STATUS "nsn: Google Highway's headers are not found, and are fetched. Where they are there \
+(Debian's libhwy-dev), name their folder: -DNSN_HIGHWAY_INCLUDE=DIR")
   FetchContent_Declare(highway
     GIT_REPOSITORY https://github.com/google/highway.git GIT_TAG 1.0.3 GIT_SHALLOW ON
     SOURCE_SUBDIR headers-only)

@@ -3,9 +3,9 @@
 include(CMakePackageConfigHelpers)
 include(NsnLayout)
 
-# WebAssembly has all in one module.
+# WebAssembly has all in one module; elsewhere who builds says whether, as always.
 set(kind SHARED)
-if(EMSCRIPTEN)
+if(EMSCRIPTEN OR (NSN_RUNTIME_ONLY AND DEFINED BUILD_SHARED_LIBS AND NOT BUILD_SHARED_LIBS))
   set(kind STATIC)
 endif()
 add_library(nsn_runtime ${kind} $<TARGET_OBJECTS:nsn_without_torch> csrc/src/runtime/c.cpp)
@@ -21,7 +21,9 @@ target_link_libraries(nsn_runtime PRIVATE Threads::Threads)
 set_target_properties(nsn_runtime PROPERTIES
   VERSION ${nsn_soversion} SOVERSION ${nsn_soversion} EXPORT_NAME runtime)
 # Constants share pages with the code: filling up pages would be 12 KB.
-target_link_options(nsn_runtime PRIVATE -Wl,--gc-sections -Wl,-z,noseparate-code)
+if(kind STREQUAL SHARED)
+  target_link_options(nsn_runtime PRIVATE -Wl,--gc-sections -Wl,-z,noseparate-code)
+endif()
 
 if(EMSCRIPTEN)
   # What links it needs exceptions too, and more than the 64 KB of stack that newer versions give.
@@ -40,7 +42,8 @@ set_target_properties(nsn-run PROPERTIES INSTALL_RPATH "$ORIGIN/../${NSN_LIBDIR}
 install(TARGETS nsn-run COMPONENT runtime)
 
 install(TARGETS nsn_runtime EXPORT nsnRuntimeTargets COMPONENT runtime
-  LIBRARY DESTINATION ${NSN_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT development)
+  LIBRARY DESTINATION ${NSN_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT development
+  ARCHIVE DESTINATION ${NSN_LIBDIR} COMPONENT runtime)
 install(FILES csrc/include/nsn_runtime.h DESTINATION include COMPONENT runtime)
 install(DIRECTORY csrc/include/nsn/runtime DESTINATION include/nsn COMPONENT runtime)
 install(FILES csrc/include/nsn/visibility.h

@@ -281,7 +281,8 @@ std::pair<std::vector<float>, int64_t> outputs_of(const Model& model, size_t pla
   auto [y, session] = with_memory_for(samples, [&] {
     return std::pair(outputs_for(own, samples), Session(model, {samples, threads, {}}));
   });
-  check(run(session, model, place, x.bytes.data(), y.data(), samples));
+  const Status status = run(session, model, place, x.bytes.data(), y.data(), samples);
+  if (status != Status::kOk) throw std::runtime_error("'" + path + "': " + message(status));
   return {std::move(y), samples};
 }
 
@@ -384,7 +385,12 @@ int command(const Arguments& arguments) {
 
 int main(int count, char** given) {
   try {
-    return command(arguments_of(count, given));
+    const int result = command(arguments_of(count, given));
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      throw std::runtime_error(
+          "what was to be said cannot be written to the standard output. Check where it goes.");
+    }
+    return result;
   } catch (const UsageError& error) {
     std::fprintf(stderr, "nsn-run: %s.\n\n%s", printable(error.what()).c_str(), kUsage);
   } catch (const std::exception& error) {

@@ -27,8 +27,12 @@ constexpr std::string_view kMagic{"\x93NUMPY", 6};
   refuse(path, "is no .npy that can be read: " + what + ". Save it anew with numpy.save.");
 }
 
+/// By its name, however that is written.
 bool is_npy(const std::string& path) {
-  return path.size() > 4 && path.compare(path.size() - 4, 4, ".npy") == 0;
+  constexpr std::string_view kEnd = ".npy";
+  return path.size() > kEnd.size() &&
+         std::equal(kEnd.begin(), kEnd.end(), path.end() - kEnd.size(),
+                    [](char a, char b) { return a == b || a == b + ('a' - 'A'); });
 }
 
 std::vector<char> contents_of(const std::string& path) {

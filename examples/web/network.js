@@ -60,10 +60,13 @@ export class Network {
     await mine;
   }
 
-  // One sample, of as many numbers as the sub-network has inputs.
-  run({ place, name, takesNumbers, inputs, outputs }, input) {
+  // One sample of one of `subnetworks` that is loaded, of as many numbers as it has inputs.
+  run(subnetwork, input) {
+    if (!this.subnetworks.includes(subnetwork)) throw new Error(`run takes one of network.subnetworks, but is given ${subnetwork}.`);
+    const { place, name, takesNumbers, inputs, outputs } = subnetwork;
     if (takesNumbers) throw new Error(`'${name}' takes int64, and run gives float32. Run another sub-network.`);
-    if (input.length !== inputs) throw new Error(`the input has ${input.length} numbers, and not ${inputs}`);
+    if (!this.isThere(subnetwork)) throw new Error(`'${name}' is not there yet. Await network.load of it first.`);
+    if (input.length !== inputs) throw new Error(`'${name}' takes ${inputs} numbers, but is given ${input.length}. Give one sample.`);
     this.#module.HEAPF32.set(input, this.#input / 4);
     this.#check(this.#module._web_run(this.#session, place, this.#input, this.#output));
     return this.#module.HEAPF32.slice(this.#output / 4, this.#output / 4 + outputs);

@@ -360,18 +360,20 @@ class Network(ParameterTable):
         self._check_loaded([name])
         return View(self, name)
 
-    def pack(self, subnetworks: Sequence[str] = ()) -> Pack:
+    def pack(self, subnetworks: Sequence[str] | None = None) -> Pack:
         """A snapshot of the weights, laid out for the fastest inference.
 
         Args:
             subnetworks: which ones it serves; default: all that are listed.
 
         Raises:
-            ValueError: for unknown sub-networks, and for those that were not loaded.
+            ValueError: for unknown sub-networks, for none, and for those that were not loaded.
         """
-        chosen = names_of("nsn.Network.pack: subnetworks", subnetworks)
-        self._check_loaded(chosen or self.subnetworks)
-        return Pack(self, chosen)
+        names = self.subnetworks
+        if subnetworks is not None:
+            names = subnetworks = names_of("nsn.Network.pack: subnetworks", subnetworks)
+        self._check_loaded(names)
+        return Pack(self, subnetworks)
 
     def extract(self, name: str) -> nn.Sequential:
         """A sub-network as a plain ``torch.nn`` module that knows nothing of nsn.

@@ -77,9 +77,16 @@ class Pack:
     holds.
     """
 
-    def __init__(self, network: ParameterTable, subnetworks: Sequence[str] = ()) -> None:
+    def __init__(self, network: ParameterTable, subnetworks: Sequence[str] | None = None) -> None:
         network = network_in("nsn.Pack: network", network)
-        chosen = names_of("nsn.Pack: subnetworks", subnetworks)
+        chosen = []  # all
+        if subnetworks is not None:
+            chosen = names_of("nsn.Pack: subnetworks", subnetworks)
+            if not chosen:
+                raise ValueError(
+                    "nsn.Pack: subnetworks must name at least one, but is empty. Leave it out "
+                    "where all are meant."
+                )
         self._network: Callable[[], ParameterTable | None] = weakref.ref(network)
         self._is_mapped = False
         with torch.no_grad():

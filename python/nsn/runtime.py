@@ -5,7 +5,9 @@ docs/runtime.md). Inside a Python program :class:`nsn.Pack` does the same over a
 """
 
 import ctypes
+import operator
 import os
+import threading
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +21,9 @@ from torch.autograd import forward_ad
 from nsn import files
 from nsn.checks import expect, expect_batch, expect_name, kind_of, refuse_tracing, shown
 
-_BAD_FILE = 6
+# Of `nsn_status`, those that are no ValueError.
+_NO_SUCH_ROW = 5
+_ERRORS: dict[int, type[Exception]] = {7: OSError, 9: MemoryError, 10: RuntimeError}
 
 # Of tensors that stand for others and have no memory to read, as bits: each run looks at them.
 _WRAPPERS = (
@@ -60,6 +64,7 @@ class _Subnetwork(ctypes.Structure):
         ("is_there", ctypes.c_int),
         ("file_bytes", ctypes.c_int64),
         ("weight_bytes", ctypes.c_int64),
+        ("flops", ctypes.c_double),
     )
 
 
@@ -95,18 +100,28 @@ def _check(status: int) -> None:
     if status == 0:
         return
     message = (_library().nsn_message() or b"").decode(errors="replace")
-    raise OSError(message) if status == _BAD_FILE else ValueError(message)
+    raise _ERRORS.get(status, ValueError)(message)
 
 
-def _check_options(where: str, model: object, options: dict[str, int]) -> None:
+def _whole(value: object) -> int:
+    """A whole number, such as NumPy's; -1 for what is none."""
+    try:
+        return -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return -1
+
+
+def _check_options(where: str, model: object, **options: object) -> list[int]:
     expect(f"{where}: model", model, Model, "a Model", "Open the file: nsn.runtime.Model(path).")
+    result = []
     for name, value in options.items():
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if not is_whole or not 1 <= value <= _MOST[name]:
+        result.append(_whole(value))
+        if not 1 <= result[-1] <= _MOST[name]:
             raise ValueError(
                 f"{where}: {name} must be a whole number, at least 1 and at most {_MOST[name]}, "
                 f"but is {shown(value)}."
             )
+    return result
 
 
 def _as_tensor(buffer: Any) -> Tensor:
@@ -152,6 +167,7 @@ class Subnetwork:
         dtype: of the input; the output is float32.
         file_bytes: how much of the file it needs, from its begin on.
         weight_bytes: what it reads of that.
+        flops: floating-point operations for one sample.
         is_there: whether the file holds all of it by now.
     """
 
@@ -161,6 +177,7 @@ class Subnetwork:
     dtype: torch.dtype
     file_bytes: int
     weight_bytes: int
+    flops: int
     is_there: bool
 
 
@@ -208,12 +225,13 @@ class Model:
 
     def _checked(self, call: str, size: int) -> int:
         most = self._memory.numel() if self._memory is not None else 2**63 - 1
-        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= most:
+        result = _whole(size)
+        if not 0 <= result <= most:
             raise ValueError(
                 f"nsn.runtime.Model.{call}: size must be a whole number of bytes, at most the "
                 f"buffer's {most}, but is {shown(size)}."
             )
-        return size
+        return result
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -241,6 +259,7 @@ class Model:
                 dtype=torch.int64 if found.takes_numbers else torch.float32,
                 file_bytes=found.file_bytes,
                 weight_bytes=found.weight_bytes,
+                flops=int(found.flops),
                 is_there=bool(found.is_there),
             )
         return result
@@ -290,12 +309,17 @@ class Session:
         threads: how many compute it; more than one are the session's own, and of this process.
 
     Raises:
-        ValueError: where an option is out of range.
+        ValueError: where an option is out of range. MemoryError: where there is no memory for it.
+            RuntimeError: where the system does not give its threads.
     """
 
     def __init__(self, model: Model, max_batch: int = 1, threads: int = 1) -> None:
-        _check_options("nsn.runtime.Session", model, {"max_batch": max_batch, "threads": threads})
+        max_batch, threads = _check_options(
+            "nsn.runtime.Session", model, max_batch=max_batch, threads=threads
+        )
         self._model = model
+        self._max_batch = max_batch
+        self._in_use = threading.Lock()
         self._places = {name: (i, one) for i, (name, one) in enumerate(model.subnetworks.items())}
         # The process that has its threads; None where it has none.
         self._process = os.getpid() if threads > 1 else None
@@ -316,8 +340,9 @@ class Session:
         Raises:
             ValueError: where an option is out of range.
         """
-        options = {"max_batch": max_batch, "threads": threads}
-        _check_options("nsn.runtime.Session.bytes_for", model, options)
+        max_batch, threads = _check_options(
+            "nsn.runtime.Session.bytes_for", model, max_batch=max_batch, threads=threads
+        )
         result = ctypes.c_int64()
         _check(
             _library().nsn_session_bytes(model._handle, max_batch, threads, ctypes.byref(result))
@@ -341,10 +366,13 @@ class Session:
     def run(self, name: str, x: Tensor) -> Tensor:
         """One sub-network of ``(B, *input)`` on the CPU: ``(B, *output)``, float32.
 
+        There are no gradients: whatever the input requires, the output requires none.
+
         Raises:
             ValueError: where there is no such sub-network or it is not in the file yet, the batch
-                is too large, or the input does not fit. RuntimeError: in a process forked from
-                that of a session of several threads, and while torch traces.
+                is too large, or the input does not fit. RuntimeError: while another thread runs
+                the session, in a process forked from that of a session of several threads, and
+                while torch traces.
         """
         if self._is_elsewhere():
             raise RuntimeError(
@@ -363,7 +391,9 @@ class Session:
                 f"{'nested' if x.is_nested else f'of {x.layout}'}. Convert it with to_dense(), or "
                 f"a nested one with to_padded_tensor()."
             )
-        if _stands_for_others(x) or forward_ad.unpack_dual(x).tangent is not None:
+        # Detached, a tensor may become a fake one, where these are made.
+        is_dual = forward_ad.unpack_dual(x).tangent is not None
+        if is_dual or _stands_for_others(x) or _stands_for_others(x.detach()):
             raise ValueError(
                 f"nsn.runtime: '{name}' reads the memory of its input, but the input is a fake "
                 f"tensor, one with a tangent, or seen through a transform of torch.func. Run the "
@@ -371,10 +401,16 @@ class Session:
             )
         fits = x.dim() > 0 and tuple(x.shape[1:]) == own.input_shape
         if not fits or x.device.type != "cpu" or x.dtype != own.dtype:
+            extents = "".join(f", {extent}" for extent in own.input_shape)
             raise ValueError(
-                f"nsn.runtime: '{name}' takes a batch of shape (B, {str(own.input_shape)[1:]} and "
-                f"{own.dtype} on the CPU, but the input is of shape {tuple(x.shape)} and {x.dtype} "
-                f"on {x.device}. Convert it."
+                f"nsn.runtime: '{name}' takes a batch of shape (B{extents}) and {own.dtype} on the "
+                f"CPU, but the input is of shape {tuple(x.shape)} and {x.dtype} on {x.device}. "
+                f"Convert it."
+            )
+        if len(x) > self._max_batch:
+            raise ValueError(
+                f"nsn.runtime: '{name}' is given {len(x)} samples, but the session was made for at "
+                f"most {self._max_batch}. Make one with max_batch={len(x)}, or run parts."
             )
         x = x.detach().resolve_neg().resolve_conj().contiguous()
         if x._is_zerotensor():
@@ -389,5 +425,20 @@ class Session:
         run: Any = library.nsn_session_run
         if own.dtype == torch.int64:
             run = library.nsn_session_run_numbers
-        _check(run(self._handle, place, x.data_ptr(), y.data_ptr(), len(x)))
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError(
+                "nsn.runtime: another thread runs this session, which is the memory of one run at "
+                "a time. Make a session for each thread, over the same model."
+            )
+        try:
+            status = run(self._handle, place, x.data_ptr(), y.data_ptr(), len(x))
+        finally:
+            self._in_use.release()
+        if status == _NO_SUCH_ROW:
+            raise ValueError(
+                f"nsn.runtime: the input of '{name}' holds numbers from {x.min()} to {x.max()}, "
+                f"some of which are no row of the table that they are embedded by. Give numbers of "
+                f"its rows."
+            )
+        _check(status)
         return y

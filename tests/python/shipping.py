@@ -94,11 +94,17 @@ def network(kind: str) -> nsn.Network:
 _exports: dict[tuple[str, str], nsn.Export] = {}
 
 
+def max_batch_of(format: str) -> int | None:
+    return MAX_BATCH if format == "executorch" else None
+
+
 def exported(kind: str, format: str) -> nsn.Export:
     """Its export, made once, since exporters take their time; not to be changed."""
     if (kind, format) not in _exports:
         folder = Path(tempfile.mkdtemp(prefix="nsn-test-")) / format
-        _exports[kind, format] = nsn.export(network(kind), folder, format, max_batch=MAX_BATCH)
+        _exports[kind, format] = nsn.export(
+            network(kind), folder, format, max_batch=max_batch_of(format)
+        )
     return _exports[kind, format]
 
 

@@ -175,8 +175,21 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.Monk
         ({"subnetworks": "half"}, TypeError, r"Write \['half'\]"),
         ({"subnetworks": []}, ValueError, "at least one, but is \\[\\]"),
         ({"subnetworks": ["half", "half"]}, ValueError, "name each one once"),
-        ({"max_batch": 0}, ValueError, "max_batch must be at least 1, but is 0"),
-        ({"weights": torch.int8}, ValueError, "of the format runtime, .*but is torch.int8"),
+        (
+            {"format": "executorch", "max_batch": 0},
+            ValueError,
+            "max_batch must be at least 1, but is 0",
+        ),
+        (
+            {"max_batch": 4},
+            ValueError,
+            "max_batch is of the format executorch, .* but the format is pt2, .* Leave it out",
+        ),
+        (
+            {"weights": torch.int8},
+            ValueError,
+            "format is pt2, which keeps the network's, and weights is torch.int8. Leave it",
+        ),
         (
             {"format": "runtime", "weights": torch.float64},
             ValueError,

@@ -304,6 +304,9 @@ def test_wrong_use_is_refused() -> None:
     net = paper_network(width=20)
     with pytest.raises(ValueError, match=r"no sub-network 'sub3'.*'sub1'"):
         net.pack(["sub3"])
+    for pack_none in (lambda: net.pack([]), lambda: nsn.Pack(net, ())):
+        with pytest.raises(ValueError, match="must name at least one, but is empty. Leave it out"):
+            pack_none()
     pack = net.pack(["sub1", "sub2"])
     with pytest.raises(ValueError, match=r"'base' is not in this pack.*'sub1', 'sub2'"):
         pack.view("base")
@@ -325,14 +328,14 @@ def test_an_output_that_is_the_inputs_memory_is_refused() -> None:
     x, expected = memory[:4], view(memory[:4])
     other = torch.from_numpy(memory.numpy())
     for out in (memory[:4], memory[3:7], other[:4], other[3:7]):
-        with pytest.raises(ValueError, match="shares no memory with the input. Make an empty one"):
+        with pytest.raises(ValueError, match="none of the input's. Make an empty one"):
             view(x, out)
     for out in (memory[4:], other[4:], torch.empty(4, 6)):
         assert torch.equal(view(x, out), expected)
     # Whose elements lie between and around those of the output, in any order.
     wide = torch.randn(4, 20)
     for batch in (wide[:, :6], wide.t()[:6].t(), wide[:, ::3][:, :6]):
-        with pytest.raises(ValueError, match="shares no memory with the input"):
+        with pytest.raises(ValueError, match="none of the input's"):
             view(batch, wide.flatten()[20:44].view(4, 6))
     assert torch.equal(view(x, torch.empty(4, 6)), expected)
 

@@ -260,6 +260,21 @@ def test_threads_have_parts_of_their_own() -> None:
         words.pack().view("base")(x)
 
 
+def without_memory(like: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of the same shape that no kernel may write to."""
+    emptied, shortened = like.clone(), like.clone()
+    emptied.untyped_storage().resize_(0)
+    shortened.untyped_storage().resize_(shortened.nbytes - 1)
+    return [
+        emptied,
+        shortened,
+        FakeTensorMode().from_tensor(like),
+        torch._efficientzerotensor(like.shape, dtype=like.dtype),
+        like.to_sparse(),
+        *([like.to_mkldnn()] if like.dtype == torch.float32 else []),
+    ]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_output_may_be_the_callers(dtype: torch.dtype) -> None:
     net = network({"a": nsn.Dense(4, 3), "b": nsn.Dense(3, 4)}, (4,)).to(dtype)
@@ -272,19 +287,22 @@ def test_the_output_may_be_the_callers(dtype: torch.dtype) -> None:
     for wrong, message in (
         (torch.empty(5, 3, dtype=dtype), rf"shape \(5, 4\) and dtype {name}.* has \(5, 3\)"),
         (torch.empty(5, 4, dtype=torch.float16), "but has .*float16"),
-        (torch.empty(4, 5, dtype=dtype).t(), "must be a contiguous tensor"),
+        (torch.empty(4, 5, dtype=dtype).t(), "must be a dense, contiguous tensor"),
         (torch.empty(5, 4, dtype=dtype, requires_grad=True), "without gradient"),
-        (x, "shares no memory with the input"),
+        (x, "none of the input's"),
+        *(
+            (each, "whose memory is its own")
+            for each in without_memory(torch.empty(5, 4, dtype=dtype))
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             view(x, out=wrong)
     with pytest.raises(TypeError, match="nsn.PackedView: out must be a tensor, but is"):
         view(x, out=[1.0])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`out` must be a contiguous tensor"):
-        view(x, out=torch._efficientzerotensor(5, 4, dtype=dtype))
-    if dtype == torch.float32:  # of other dtypes torch's operations take what they can
-        with pytest.raises(ValueError, match="reads the memory of a dense batch"):
-            view(torch.randn(5, 4).to_sparse(), out=out)
+    with pytest.raises(ValueError, match="`out` must be a dense, contiguous tensor"):
+        torch.func.vmap(lambda each: view(x, out=each))(torch.empty(2, 5, 4, dtype=dtype))
+    with pytest.raises(ValueError, match="a batch has to be dense. Convert it with to_dense"):
+        view(torch.randn(5, 4, dtype=dtype).to_sparse(), out=out)
     # However the input lies, as long as it is elsewhere.
     memory = torch.randn(10, 8, dtype=dtype)
     for x in (memory[::2, ::2], memory[:5, 2:6], memory[:1, :4].expand(5, 4)):
@@ -292,7 +310,7 @@ def test_the_output_may_be_the_callers(dtype: torch.dtype) -> None:
     shared = torch.randn(100, dtype=dtype)
     x, apart = shared[20:40].view(5, 4), shared[60:80].view(5, 4)
     assert torch.equal(view(x, out=apart), view(x))
-    with pytest.raises(ValueError, match="shares no memory with the input"):
+    with pytest.raises(ValueError, match="none of the input's"):
         view(shared[20:60:2].view(5, 4), out=shared[21:41].view(5, 4))
 
 
@@ -349,10 +367,14 @@ def test_an_input_without_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="nsn.Pack: the input has no memory"):
         view(torch._efficientzerotensor((3, 4)))
     for transform in (torch.func.functionalize, torch.func.vmap):
-        with pytest.raises(ValueError, match=r"nsn.Pack: .* a transform of torch.func"):
+        with pytest.raises(ValueError, match=r"nsn.Pack: .* of torch.func.* or use net.extract"):
             transform(view)(x if transform is torch.func.functionalize else x[None])
-    with pytest.raises(ValueError, match="of layout Sparse"):
+    with pytest.raises(ValueError, match="of layout Sparse, and a batch has to be dense"):
         view(x.to_sparse())
+    for shortened in (x.clone(), torch.randn(4, 3).t()):
+        shortened.untyped_storage().resize_(shortened.nbytes - 4)
+        with pytest.raises(ValueError, match="the input's storage ends before its elements do"):
+            view(shortened)
     with pytest.raises(ValueError, match="the input is on meta"):
         view(x.to("meta"))
 

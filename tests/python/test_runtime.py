@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,8 @@ def tensors_without_memory(dtype: torch.dtype, shape: tuple[int, ...]) -> list[T
 def test_memory_that_cannot_be_used_is_refused() -> None:
     content = file_of("mlp").read_bytes()
     wrong: list[tuple[Any, type[Exception], str]] = [
-        (b"", OSError, "the file in memory is no file .* its first bytes are others"),
+        (b"", OSError, "ends after 0 bytes, in its header. Append the rest, and open it then"),
+        (b"text", OSError, "the file in memory is no file .* its first bytes are others"),
         (content[:12], OSError, "ends after 12 bytes, in its header. Append the rest, and open"),
         (content[:100], OSError, r"ends after 100 bytes, in its header of \d+ bytes. Append the r"),
         (str(file_of("mlp")), TypeError, "must be bytes, .* but is a str. Of a file give the path"),
@@ -293,6 +295,61 @@ def test_says_what_a_session_takes_before_it_is_made() -> None:
         runtime.Session.bytes_for(model, 1, 1025)
     with pytest.raises(TypeError, match="bytes_for: model must be a Model, but is a str. Open the"):
         runtime.Session.bytes_for("path")  # type: ignore[arg-type]
+
+
+def test_options_may_be_numpys_numbers() -> None:
+    model = runtime.Model(file_of("mlp"))
+    session = runtime.Session(model, numpy.int64(2), threads=numpy.int32(2))
+    assert session.run("base", inputs("mlp", 2)).shape == (2, 10)
+    content = file_of("mlp").read_bytes()
+    assert (
+        runtime.Model.in_memory(content, numpy.int64(len(content))).subnetworks == model.subnetworks
+    )
+    assert model.subnetworks["sub2"].flops == 2 * 784 * 10
+
+
+def test_what_the_system_does_not_give() -> None:
+    """In a process of its own, which may have less memory than the session takes."""
+    code = f"""
+import resource
+from nsn import runtime
+model = runtime.Model({str(file_of("mlp"))!r})
+takes = runtime.Session.bytes_for(model, 2**30, 1024)
+with open("/proc/self/statm") as file:
+    least = int(file.read().split()[0]) * resource.getpagesize() + takes // 2
+resource.setrlimit(resource.RLIMIT_AS, (least, least))
+try:
+    runtime.Session(model, 2**30, 1024)
+except MemoryError as error:
+    said = f"a session of 1073741824 samples and 1024 threads takes {{takes}} bytes, which there"
+    assert said in str(error), error
+else:
+    raise AssertionError("there was memory")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_session_is_of_one_thread_at_a_time() -> None:
+    """Another one would write over what is computed, since a run lets Python's lock go."""
+    model = runtime.Model(file_of("cnn"))
+    session, x = runtime.Session(model, 256), inputs("cnn", 256)
+    expected = session.run("base", x)
+    refused = []
+
+    def run(_: int) -> None:
+        try:
+            assert torch.equal(session.run("base", x), expected)
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(40)))
+    assert 0 < len(refused) < 40
+    assert set(refused) == {
+        "nsn.runtime: another thread runs this session, which is the memory of one run at a time. "
+        "Make a session for each thread, over the same model."
+    }
 
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
@@ -359,8 +416,8 @@ def test_wrong_uses_are_refused() -> None:
     session = runtime.Session(model, 2)
     x = inputs("mlp", 3)
     for given, message in {
-        x: "more samples than the session's max_batch",
-        x[:2].double(): r"takes a batch of shape \(B, 784,\) and torch.float32 on the CPU",
+        x: "is given 3 samples, but the session was made for at most 2. Make one with max_batch=3",
+        x[:2].double(): r"takes a batch of shape \(B, 784\) and torch.float32 on the CPU",
         x[:2, 1:]: "takes a batch of shape",
         torch.tensor(1.0): "takes a batch of shape",
         x[:2].to_sparse(): r"takes a dense batch, but the input is of torch.sparse_coo. .*to_dense",
@@ -376,6 +433,12 @@ def test_wrong_uses_are_refused() -> None:
             seen_through(lambda one: session.run("base", one).sum())(x[None, :2])
     with pytest.raises(ValueError, match="the input is a fake tensor, one with"), FakeTensorMode():
         session.run("base", torch.empty(2, 784))
+    two = x[:2]
+    with (
+        pytest.raises(ValueError, match="the input is a fake tensor, one with"),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        session.run("base", two)
     for no_tensor in (x.numpy(), [1.0], None):
         with pytest.raises(
             TypeError, match=r"expected a batch as a torch.Tensor, but got a? ?\w+. Convert"

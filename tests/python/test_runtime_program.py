@@ -19,9 +19,11 @@ def file_of(kind: str) -> Path:
     return exported(kind, "runtime").folder / "network.nsnrt"
 
 
+PROGRAM = Path(nsn.__file__).parent / "bin" / "nsn-run"
+
+
 def nsn_run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    program = Path(nsn.__file__).parent / "bin" / "nsn-run"
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True)
 
 
 def test_the_program_describes_runs_and_verifies(tmp_path: Path) -> None:
@@ -136,6 +138,24 @@ def test_the_program_says_what_is_wrong(arguments: list[str], message: str, tmp_
     done = nsn_run(*(stands_for.get(each, each) for each in arguments))
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("nsn-run: ") and message in done.stderr, done.stderr
+
+
+def test_what_cannot_be_said_is_an_error() -> None:
+    for command in ("describe", "--version"):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [PROGRAM, command, file_of("mlp")],
+                stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            )  # fmt: skip
+        assert done.returncode == 2
+        assert "cannot be written to the standard output. Check where it goes" in done.stderr
+
+
+def test_names_in_capitals_are_numpys_too(tmp_path: Path) -> None:
+    numpy.save(tmp_path / "x.npy", inputs("mlp", 2).numpy())
+    for name in ("y.NPY", "y.Npy"):
+        done = nsn_run("run", file_of("mlp"), "base", tmp_path / "x.npy", tmp_path / name)
+        assert done.returncode == 0 and numpy.load(tmp_path / name).shape == (2, 10), done.stderr
 
 
 def saved(changes: dict[bytes, bytes]) -> bytes:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,39 @@ def test_an_untrained_network_evaluates_as_torchs_do() -> None:
     expected = net.out.weight @ (x / (1 + 1e-5) ** 0.5).T + net.out.bias[:, None]
     torch.testing.assert_close(net(x, "other"), expected.T)
     torch.testing.assert_close(net.pack().view("other")(x), expected.T)
+
+
+@pytest.mark.parametrize(
+    "norm", [nsn.GroupNorm(4, 16), nsn.GroupNorm(1, 16), nsn.GroupNorm(16, 16)], ids=str
+)
+@pytest.mark.parametrize("mean", [0.0, 100.0, 1000.0])
+def test_a_variance_beside_a_large_mean(norm: Any, mean: float) -> None:
+    """Torch's own is lost in what lies channels-last, as convolutions leave it."""
+    net = nsn.Network(
+        input=(3, 9, 9),
+        blocks={"conv": nsn.Conv2d(3, 16, 3), "norm": norm},
+        subnetworks={"other": ["conv", "norm"]},
+        merge=nsn.merge.sum(),
+    )
+    with torch.no_grad():
+        net.conv.bias += mean
+    exact = net.eval().extract("base").double()
+    x, weight = torch.randn(4, 3, 9, 9), torch.randn(4, 16, 7, 7)
+    expected = exact(x.double())
+    expected.backward(weight.double())
+    joint = net(x, nsn.ALL)
+    (joint["base"] * weight).sum().backward()
+
+    def off(y: torch.Tensor, expected: torch.Tensor) -> float:
+        return float((y - expected).abs().max() / expected.abs().max())
+
+    tolerance = 1e-6 * max(mean, 5.0)
+    last = x.contiguous(memory_format=torch.channels_last)
+    for y in (joint["base"], joint["other"], net.view("base")(last), net.pack().view("base")(x)):
+        assert off(y, expected) < tolerance
+    assert off(net.conv.weight.grad, exact.get_parameter("conv.weight").grad) < tolerance
+    narrow = net.to(torch.bfloat16).pack().view("base")  # step by step
+    assert off(narrow(x.bfloat16()), net.view("base")(x.bfloat16())) < 0.05
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, 1), lambda x: [x, torch.ones(2)]])

@@ -24,7 +24,7 @@ from nsn.verifying import (
     table,
     verify,
 )
-from shipping import KINDS, MAX_BATCH, inputs, network
+from shipping import KINDS, inputs, max_batch_of, network
 
 WAYS = ["joint pass", "packed view", "extracted copy", "saved and reloaded", "loaded in part"]
 
@@ -35,7 +35,9 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("shipped")
     nsn.save(network("cnn"), folder / "cnn.safetensors")
     for format in FORMATS:
-        nsn.export(network("cnn"), folder / format, format, ["half"], max_batch=MAX_BATCH)
+        nsn.export(
+            network("cnn"), folder / format, format, ["half"], max_batch=max_batch_of(format)
+        )
     yield folder
     shutil.rmtree(folder)
 

@@ -48,8 +48,8 @@ static void in_memory(const char* path, const float* x, const float* expected) {
 }
 
 int main(int count, char** arguments) {
-  nsn_model* model = NULL;
-  nsn_session* session = NULL;
+  nsn_model* model = (nsn_model*)&count;
+  nsn_session* session = (nsn_session*)&count;
   nsn_subnetwork small;
   size_t place = 99;
   float x[2 * 12], y[2 * 5], again[5];
@@ -59,6 +59,8 @@ int main(int count, char** arguments) {
   if (count != 2) return 2;
   expect(nsn_model_open("/nowhere/at/all", &model) == NSN_BAD_FILE, "no file");
   expect(strstr(nsn_message(), "'/nowhere/at/all' cannot be opened") != NULL, "the message of it");
+  expect(model == NULL, "no model of it");
+  nsn_model_close(model);
   expect(nsn_model_open(NULL, &model) == NSN_BAD_ARGUMENT, "no path");
   expect(strstr(nsn_message(), "the argument 'path' is null") != NULL, "which is null");
   expect(nsn_model_open("/nowhere", NULL) == NSN_BAD_ARGUMENT, "no place for a model");
@@ -71,6 +73,7 @@ int main(int count, char** arguments) {
   expect(nsn_model_find(model, "w24", &place) == NSN_OK && place == 0, "a name");
   expect(nsn_model_subnetwork(model, 2, &small) == NSN_NO_SUCH_SUBNETWORK, "a place of none");
   expect(nsn_model_subnetwork(model, place, &small) == NSN_OK, "what it is");
+  expect(small.flops == 2.0 * 24 * (12 + 5), "its operations");
   expect(strcmp(small.name, "w24") == 0 && small.input_elements == 12 &&
              small.output_elements == 5 && small.input_dimensions == 1 &&
              small.input_shape[0] == 12 && !small.takes_numbers && small.is_there,
@@ -80,6 +83,8 @@ int main(int count, char** arguments) {
   expect(nsn_model_grow(model) == NSN_OK, "growing");
 
   expect(nsn_session_open(model, 0, 1, &session) == NSN_BAD_ARGUMENT, "an option out of range");
+  expect(session == NULL, "no session of it");
+  nsn_session_close(session);
   expect(strstr(nsn_message(), "max_batch must be at least 1") != NULL, "the message of it");
   expect(nsn_session_open(model, 2, 1, &session) == NSN_OK, "a session");
   if (session == NULL) return 1;
@@ -99,6 +104,7 @@ int main(int count, char** arguments) {
   in_memory(arguments[1], x, y);
   expect(nsn_session_run(session, place, x, y, 3) == NSN_BATCH_TOO_LARGE, "a large batch");
   expect(strstr(nsn_message(), "max_batch") != NULL, "the message of it");
+  expect(nsn_session_run(session, place, x, x, 1) == NSN_OVERLAP, "a run in place");
   expect(nsn_session_run(session, place, NULL, y, 1) == NSN_BAD_ARGUMENT, "no input");
   expect(strstr(nsn_message(), "the argument 'input' is null") != NULL, "the message of it");
   expect(nsn_session_run_numbers(session, place, &number, y, 1) == NSN_WRONG_INPUT_TYPE, "numbers");

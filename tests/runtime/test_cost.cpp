@@ -10,7 +10,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <thread>
 
 #include "allocations.h"
 #include "folder.h"
@@ -92,6 +97,43 @@ TEST(Cost, ARunCallsTheSystemForNothing) {
     // That the filter is at work shows the second round.
     EXPECT_EQ(WIFEXITED(status) && WEXITSTATUS(status) == 0, !breaks);
   }
+}
+
+/// How often each thread of this process has gone to sleep.
+std::map<std::string, std::string> sleeps() {
+  std::map<std::string, std::string> result;
+  for (const auto& each : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream status(each.path() / "status");
+    for (std::string line; std::getline(status, line);) {
+      if (line.rfind("voluntary_ctxt_switches", 0) == 0) result[each.path()] = line;
+    }
+  }
+  return result;
+}
+
+TEST(Cost, ARunOfFewPartsLeavesOtherThreadsAsleep) {
+  // Two tiles of rows, which are two parts.
+  const Folder folder;
+  Sample sample(1);
+  sample.mlp({32}, 4096, 1);
+  write(folder / "net", sample.bytes());
+  const Model model = Model::open(folder / "net");
+  constexpr int kThreads = 24;
+  Session session(model, {9, kThreads, {}});
+  const std::vector<float> input(4096 * 9, 0.5F);
+  std::vector<float> output(9);
+  const auto sleep = [] { std::this_thread::sleep_for(std::chrono::milliseconds(20)); };
+  sleep();
+  const auto before = sleeps();
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(session.run(0, input.data(), output.data(), 9), Status::kOk);
+    sleep();
+  }
+  int woken = 0;
+  for (const auto& [thread, count] : sleeps()) woken += before.at(thread) == count ? 0 : 1;
+  // This one, and the second part's.
+  EXPECT_GE(before.size(), kThreads);
+  EXPECT_LE(woken, 2);
 }
 
 /// Bytes of the mapping of a file that are in this process's memory.

@@ -56,6 +56,15 @@ TEST(Session, SaysWhatIsWrong) {
   EXPECT_EQ(session.run(2, good.data(), y.data()), Status::kOk);
   EXPECT_EQ(session.run(2, low.data(), y.data()), Status::kNoSuchRow);
   EXPECT_EQ(session.run(2, high.data(), y.data()), Status::kNoSuchRow);
+  // In place, or half so, which some networks would bear and others not.
+  std::vector<float> both(24, 0.5F);
+  for (const int64_t apart : {0, 5, -2}) {
+    EXPECT_EQ(session.run(0, &both[8], &both[static_cast<size_t>(8 + apart)]), Status::kOverlap);
+  }
+  for (const int64_t apart : {6, -3}) {
+    EXPECT_EQ(session.run(0, &both[8], &both[static_cast<size_t>(8 + apart)]), Status::kOk);
+  }
+  EXPECT_NE(std::string(message(Status::kOverlap)).find("memory of its own"), std::string::npos);
   EXPECT_NE(std::string(message(Status::kNoSuchRow)).find("no row of the table"),
             std::string::npos);
   EXPECT_NE(std::string(message(Status::kBatchTooLarge)).find("max_batch"), std::string::npos);
@@ -193,7 +202,7 @@ TEST(Session, AFileInMemoryMayArriveInParts) {
   EXPECT_TRUE(same(session, 0) && same(session, 1) && same(session, 2));
   model.load(2);
 
-  const auto says = [&](const char* what, const std::function<void()>& call) {
+  const auto says = [&](const std::string& what, const std::function<void()>& call) {
     EXPECT_NE(what_of(call).find(what), std::string::npos) << what_of(call);
   };
   says("Say how many there are", [&] { model.grow_to(part); });
@@ -201,7 +210,8 @@ TEST(Session, AFileInMemoryMayArriveInParts) {
   says("is mapped. Call grow.", [&] { whole.grow_to(bytes.size()); });
   says("the file in memory has no sub-network 'w9'. It has 'w40',", [&] { model.index_of("w9"); });
   says("the file in memory ends after ", [&] { Model::in_memory(all.data(), header / 2); });
-  says("its first bytes are others", [&] { Model::in_memory(all.data(), 0); });
+  says("ends after 0 bytes, in its header", [&] { Model::in_memory(all.data(), 0); });
+  says("is said to have " + std::to_string(SIZE_MAX), [&] { model.grow_to(SIZE_MAX); });
   says("at a multiple of 4 bytes, and best at one of 64, but begins 1 behind one. Align it,",
        [&] { Model::in_memory(all.data() + 1, 10); });
 }

@@ -420,6 +420,38 @@ def test_loads_at_once_follow_each_other(
     assert found[0] == found[1], found[0]
 
 
+def test_says_what_is_wrong_with_a_run(browser: webdriver.Chrome, site: Site) -> None:
+    Page(browser, site)
+    found = browser.execute_async_script(
+        """
+        const done = arguments[0];
+        (async () => {
+          const { Network } = await import("./network.js");
+          const network = await Network.open("network.nsnrt");
+          const [small] = network.bySize;
+          const said = [];
+          const refuse = (run) => { try { run(); said.push("nothing"); } catch (error) { said.push(error.message); } };
+          refuse(() => network.run(small, new Float32Array(784)));
+          await network.load(small);
+          refuse(() => network.run(small, new Float32Array(5)));
+          refuse(() => network.run(undefined, new Float32Array(784)));
+          refuse(() => network.run({ ...small }, new Float32Array(784)));
+          refuse(() => network.run(small, new Float32Array(784)));
+          return [...said, small.name];
+        })().then(done, (error) => done([String(error)]));
+        """
+    )
+    name = found[-1]
+    other = "run takes one of network.subnetworks, but is given"
+    assert found[:-1] == [
+        f"'{name}' is not there yet. Await network.load of it first.",
+        f"'{name}' takes 784 numbers, but is given 5. Give one sample.",
+        f"{other} undefined.",
+        f"{other} [object Object].",
+        "nothing",
+    ]
+
+
 def test_kernels_use_vectors() -> None:
     done = subprocess.run(
         ["wasm-dis", WEB / "nsn.wasm"], capture_output=True, text=True, check=True

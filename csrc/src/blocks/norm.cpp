@@ -199,8 +199,10 @@ at::Tensor GroupNorm::forward(const at::Tensor& x, at::TensorList parameters, co
   static_cast<void>(pass);
   const auto axis = detail::reads(lane.fit->input.layout.front(), options_.channels());
   const auto cut = detail::cut_groups(*axis, options_.groups());
-  return at::group_norm(x, cut->groups, at_or_none(parameters, 0), at_or_none(parameters, 1),
-                        options_.eps());
+  // Of what lies channels-last torch takes the variance from the mean square, in float32, where
+  // little is left of it beside a large mean.
+  return at::group_norm(x.contiguous(), cut->groups, at_or_none(parameters, 0),
+                        at_or_none(parameters, 1), options_.eps());
 }
 
 size_t GroupNorm::lower(Lowering& to, size_t x) const {

@@ -85,7 +85,8 @@ class Evaluator {
     return at::rms_norm(x(), {x().size(-1)}, optional("weight"), p.eps);
   }
   at::Tensor operator()(const GroupNorm& p) const {
-    return at::group_norm(x(), p.groups, optional("weight"), optional("bias"), p.eps);
+    // As in the block's forward: of what lies channels-last torch loses the variance.
+    return at::group_norm(x().contiguous(), p.groups, optional("weight"), optional("bias"), p.eps);
   }
   at::Tensor operator()(const BatchNorm& p) const {
     const at::Tensor folded =

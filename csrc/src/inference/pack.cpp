@@ -296,6 +296,16 @@ std::pair<uintptr_t, uintptr_t> span_of(const at::Tensor& tensor) {
           begin + static_cast<uintptr_t>((most + 1) * bytes)};
 }
 
+/// Whether kernels may write to a tensor from its first element on.
+bool has_plain_memory(const at::Tensor& out) {
+  const auto wraps = c10::DispatchKeySet(
+      {c10::DispatchKey::Python, c10::DispatchKey::FuncTorchBatched,
+       c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Functionalize});
+  return out.layout() == at::kStrided && out.has_storage() && out.is_contiguous() &&
+         !out._is_zerotensor() && !out.unsafeGetTensorImpl()->key_set().has_any(wraps) &&
+         detail::ends_in_storage(out);
+}
+
 /// Whether two tensors may have memory in common, which they may have through two storages too.
 bool may_overlap(const at::Tensor& x, const at::Tensor& out) {
   // What has no storage is refused behind this.
@@ -334,10 +344,10 @@ at::Tensor PackedView::operator()(const at::Tensor& x) const {
 
 void PackedView::operator()(const at::Tensor& x, const at::Tensor& out) const {
   TORCH_CHECK_VALUE(
-      out.defined() && !out.requires_grad() && !out.is_neg() && !out._is_zerotensor() &&
-          out.is_contiguous() && !may_overlap(x, out),
-      "nsn::PackedView: `out` must be a contiguous tensor without gradient that shares "
-      "no memory with the input. Make an empty one of the output's shape.");
+      out.defined() && !out.requires_grad() && !out.is_neg() && has_plain_memory(out) &&
+          !may_overlap(x, out),
+      "nsn::PackedView: `out` must be a dense, contiguous tensor without gradient, whose memory is "
+      "its own and none of the input's. Make an empty one of the output's shape.");
   run(x, [&](const detail::PackedProgram& program, const at::Tensor& checked) {
     program(checked, out);
   });

@@ -229,11 +229,14 @@ class PlannedProgram : public PackedProgram {
         "nsn::Pack: the pack reads the memory of a dense batch on the CPU, but the "
         "input is on ",
         given.device(), ", of layout ", given.layout(),
-        ", or seen through a transform of torch.func. Bring it there, or use the "
-        "network's view.");
+        ", or seen through a transform of torch.func. Bring it there, or use "
+        "net.extract(name), a plain torch module.");
     TORCH_CHECK_VALUE(is_integral_ || given.scalar_type() == at::kFloat,
                       "nsn::Pack: the input has dtype ", given.scalar_type(),
                       ", but the pack computes in float32. Convert the batch with to().");
+    TORCH_CHECK_VALUE(ends_in_storage(given),
+                      "nsn::Pack: the input's storage ends before its elements do. Pass a batch "
+                      "that has memory.");
     const at::Tensor x = (is_integral_ ? given.to(at::kLong) : given).contiguous();
     check_out(y, shape_of(x), at::kFloat, at::kCPU);
     const int64_t batch = x.size(0), threads = at::in_parallel_region() ? 1 : at::get_num_threads();

@@ -120,6 +120,8 @@ class Groups {
 
   /// Panels of a group.
   int64_t of_group() const { return pairs_ ? 2 : 1; }
+  /// The most features of one that are computed.
+  int64_t width() const { return panels_.size() == 0 ? 0 : panels_[0].width * of_group(); }
   int64_t count() const { return (panels_.size() + of_group() - 1) / of_group(); }
 
   /// How so many rows are cut: of few, tiles of a pair would leave too many over.
@@ -176,7 +178,7 @@ class Runner {
   template <typename Each>
   void share_tiles(int64_t blocks, int64_t tiles, int64_t rows, int64_t inner,
                    const Each& each) const {
-    const int64_t grain = grain_for(rows * inner * kPanel * groups_.of_group());
+    const int64_t grain = grain_for(rows * inner * groups_.width());
     parallel_for_(blocks * groups_.count() * tiles, grain, [&](int64_t begin, int64_t end) {
       if (begin >= end) return;  // where there are none, or a caller's own asks for none
       int64_t tile = begin % tiles, group = begin / tiles % groups_.count();

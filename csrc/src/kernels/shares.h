@@ -12,7 +12,7 @@ constexpr int64_t kLeastWork = int64_t{1} << 16;
 
 /// So many tasks of `work` multiply-adds are worth a thread.
 constexpr int64_t grain_for(int64_t work) {
-  return std::max<int64_t>(1, kLeastWork / std::max<int64_t>(1, work));
+  return std::max<int64_t>(1, (kLeastWork + work - 1) / std::max<int64_t>(1, work));
 }
 
 /// The next tile's rows where so many are left, `step` in most of them: the last two share theirs

@@ -13,6 +13,8 @@ void check_input(const at::Tensor& x, const Shape& shape, at::ScalarType dtype,
   TORCH_CHECK_VALUE(!x.is_nested(), "nsn::", who,
                     ": the input is a nested tensor, whose samples differ in shape. Make a batch "
                     "of it with to_padded_tensor().");
+  TORCH_CHECK_VALUE(x.layout() == at::kStrided, "nsn::", who, ": the input is of layout ",
+                    x.layout(), ", and a batch has to be dense. Convert it with to_dense().");
   const bool fits = x.dim() == static_cast<int64_t>(shape.size()) + 1 &&
                     x.sizes().slice(1) == at::IntArrayRef(shape);
   if (!fits) {

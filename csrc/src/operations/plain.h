@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
+#include <c10/util/irange.h>
 
 #include <string>
 
@@ -20,6 +21,17 @@ inline void check_plain(const at::Tensor& tensor, const std::string& parameter,
                    tensor.toString(),
                    ", which has no plain memory to read. Make a plain tensor of it "
                    "first, for example with to_dense() or dequantize().");
+}
+
+/// Whether all elements of a dense tensor lie in its storage, which may have been made smaller.
+inline bool ends_in_storage(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return true;
+  int64_t last = tensor.storage_offset();
+  for (const int64_t dim : c10::irange(tensor.dim())) {
+    last += (tensor.size(dim) - 1) * tensor.stride(dim);
+  }
+  return (last + 1) * static_cast<int64_t>(tensor.element_size()) <=
+         static_cast<int64_t>(tensor.storage().nbytes());
 }
 
 }  // namespace nsn::detail

@@ -14,6 +14,7 @@
 using nsn::runtime::Error;
 using nsn::runtime::Misuse;
 using nsn::runtime::Model;
+using nsn::runtime::NoThreads;
 using nsn::runtime::Session;
 using nsn::runtime::Status;
 
@@ -58,6 +59,8 @@ nsn_status guarded(nsn_status bad, const What& what) noexcept {
     return what();
   } catch (const Misuse& error) {
     return fail_with(NSN_BAD_ARGUMENT, error.what());
+  } catch (const NoThreads& error) {
+    return fail_with(NSN_NO_THREADS, error.what());
   } catch (const Error& error) {
     return fail_with(bad, error.what());
   } catch (const std::bad_alloc&) {
@@ -86,7 +89,7 @@ nsn_status status_of(Status status) noexcept {
   const auto result = static_cast<nsn_status>(status);
   return result == NSN_OK ? result : fail(result, message(status));
 }
-static_assert(static_cast<int>(Status::kNoSuchRow) == NSN_NO_SUCH_ROW);
+static_assert(static_cast<int>(Status::kOverlap) == NSN_OVERLAP);
 
 template <typename Element>
 nsn_status run(nsn_session* session, size_t place, const Element* input, float* output,
@@ -105,6 +108,7 @@ const char* nsn_message(void) { return last_message; }
 const char* nsn_runtime_version(void) { return NSN_VERSION; }
 
 nsn_status nsn_model_open(const char* path, nsn_model** model) {
+  if (model != nullptr) *model = nullptr;
   if (has_null({{"path", path}, {"model", model}})) return NSN_BAD_ARGUMENT;
   return guarded(NSN_BAD_FILE, [&] {
     *model = new nsn_model{Model::open(path)};
@@ -113,6 +117,7 @@ nsn_status nsn_model_open(const char* path, nsn_model** model) {
 }
 
 nsn_status nsn_model_in_memory(const void* data, size_t bytes, nsn_model** model) {
+  if (model != nullptr) *model = nullptr;
   if (has_null({{"data", data}, {"model", model}})) return NSN_BAD_ARGUMENT;
   return guarded(NSN_BAD_FILE, [&] {
     *model = new nsn_model{Model::in_memory(data, bytes)};
@@ -156,7 +161,8 @@ nsn_status nsn_model_subnetwork(const nsn_model* model, size_t place, nsn_subnet
                  own.takes_numbers,
                  model->model.has(place),
                  own.file_bytes,
-                 own.weight_bytes};
+                 own.weight_bytes,
+                 own.flops};
   return NSN_OK;
 }
 
@@ -179,10 +185,21 @@ nsn_status nsn_model_load(const nsn_model* model, size_t place) {
 
 nsn_status nsn_session_open(const nsn_model* model, int64_t max_batch, int threads,
                             nsn_session** session) {
+  if (session != nullptr) *session = nullptr;
   if (has_null({{"model", model}, {"session", session}})) return NSN_BAD_ARGUMENT;
   return guarded(NSN_BAD_ARGUMENT, [&] {
-    *session = new nsn_session{Session(model->model, {max_batch, threads, {}})};
-    return NSN_OK;
+    const nsn::runtime::SessionOptions options{max_batch, threads, {}};
+    try {
+      *session = new nsn_session{Session(model->model, options)};
+      return NSN_OK;
+    } catch (const std::bad_alloc&) {
+      const int64_t bytes = Session::bytes_for(model->model, options);
+      return fail_with(NSN_NO_MEMORY,
+                       ("nsn: a session of " + std::to_string(max_batch) + " samples and " +
+                        std::to_string(threads) + " threads takes " + std::to_string(bytes) +
+                        " bytes, which there are not. Make one for fewer.")
+                           .c_str());
+    }
   });
 }
 

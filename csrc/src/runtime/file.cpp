@@ -391,7 +391,7 @@ std::string header_of(const File& file) {
 }
 
 File read_header(std::string_view all) {
-  require(!all.empty() && all.substr(0, kMagic.size()) == kMagic.substr(0, all.size()),
+  require(all.substr(0, kMagic.size()) == kMagic.substr(0, all.size()),
           "it is none: its first bytes are others");
   // The magic number, the version and the sizes.
   constexpr size_t kFirst = kMagic.size() + 3 * kWord;

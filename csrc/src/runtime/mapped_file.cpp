@@ -38,6 +38,11 @@ int64_t size_of(int file, const std::string& path) {
 }  // namespace
 
 MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
+  if (path_.find('\0') != std::string::npos) {
+    throw Error(
+        "nsn: the path '" + path_.substr(0, path_.find('\0')) +
+        "' goes on behind a NUL byte, where the system would end it. Give the path of a file.");
+  }
   // Not waiting for the other end, should it be a pipe.
   file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file_ < 0) refuse(path_, "opened");

@@ -142,17 +142,17 @@ void Model::grow() {
 
 void Model::grow_to(size_t bytes) {
   const std::lock_guard<std::mutex> lock(state_->growing);
-  const auto now = static_cast<int64_t>(bytes);
   if (state_->mapped != nullptr) {
     throw Misuse("nsn: grow_to is for files in memory, but " + state_->name +
                  " is mapped. Call grow.");
   }
-  if (now < state_->size) {
+  // No memory has more bytes than addresses can be apart.
+  if (bytes > PTRDIFF_MAX || static_cast<int64_t>(bytes) < state_->size) {
     throw Misuse("nsn: " + state_->name + " had " + std::to_string(state_->size) +
-                 " bytes, and is said to have " + std::to_string(now) +
+                 " bytes, and is said to have " + std::to_string(bytes) +
                  " now. Say how many there are from its beginning on.");
   }
-  state_->make_ready(now);
+  state_->make_ready(static_cast<int64_t>(bytes));
 }
 
 void Model::load(size_t subnetwork) const {

@@ -21,6 +21,11 @@ struct Misuse : Error {
   using Error::Error;
 };
 
+/// The system does not give a session its threads.
+struct NoThreads : Error {
+  using Error::Error;
+};
+
 struct Model::State {
   /// Throw Error.
   explicit State(const std::string& path);

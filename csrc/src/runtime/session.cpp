@@ -87,6 +87,9 @@ const char* message(Status status) noexcept {
     case Status::kWrongInputType:
       return "the input is of float32 where the sub-network takes int64, or the other way round; "
              "its takes_numbers says which";
+    case Status::kOverlap:
+      return "the output lies in the input's memory, which is still read when parts of the output "
+             "are there; give it memory of its own";
     default:
       return "the input holds a number that is no row of the table that it is embedded by; give "
              "numbers of its rows";
@@ -133,6 +136,14 @@ struct Session::State {
     if (samples < 0 || samples > max_batch) return Status::kBatchTooLarge;
     const plan::Plan& plan = model->file.networks[subnetwork].plan;
     if (plan.embeds != is_integral) return Status::kWrongInputType;
+    const auto bytes = [&](int64_t elements, size_t each) {
+      return static_cast<size_t>(samples * elements) * each;
+    };
+    const auto x = reinterpret_cast<uintptr_t>(input), y = reinterpret_cast<uintptr_t>(output);
+    if (x < y + bytes(plan.outputs, sizeof(float)) &&
+        y < x + bytes(plan.inputs, is_integral ? sizeof(int64_t) : sizeof(float))) {
+      return Status::kOverlap;
+    }
     const plan::Run run{&ready->tensors, samples, input,         output,
                         memory.data(),   threads, &parallel_for, {}};
     return plan::run(plan, run) ? Status::kNoSuchRow : Status::kOk;

@@ -5,7 +5,7 @@
 #include <string>
 #include <system_error>
 
-#include "nsn/runtime/model.h"
+#include "runtime/model.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -41,40 +41,43 @@ bool wait_awake(const Done& done) {
 
 }  // namespace
 
-Threads::Threads(int count) {
-  threads_.reserve(static_cast<size_t>(count));
+Threads::Threads(int count)
+    : all_(count), others_(std::make_unique<Other[]>(static_cast<size_t>(count - 1))) {
+  int64_t made = 0;
   try {
-    for (int64_t own = 1; own < count; ++own) {
-      threads_.emplace_back([this, own] { work(own); });
+    for (; made < all_ - 1; ++made) {
+      others_[static_cast<size_t>(made)].thread =
+          std::thread([this, own = made + 1] { work(own); });
     }
   } catch (const std::system_error& error) {
-    const size_t made = threads_.size();
-    end();
-    throw Error("nsn: the system gives a session " + std::to_string(made + 1) + " of " +
-                std::to_string(count) + " threads: " + error.what() + ". Ask for fewer.");
+    end(made);
+    throw NoThreads("nsn: the system gives a session " + std::to_string(made + 1) + " of " +
+                    std::to_string(count) + " threads: " + error.what() + ". Ask for fewer.");
   }
 }
 
-Threads::~Threads() { end(); }
+Threads::~Threads() { end(all_ - 1); }
 
-void Threads::end() {
+void Threads::Other::call() {
+  calls.fetch_add(1, std::memory_order_release);
+  calls.notify_one();
+}
+
+void Threads::end(int64_t count) {
   ends_ = true;
-  round_.fetch_add(1, std::memory_order_release);
-  round_.notify_all();
-  for (std::thread& each : threads_) each.join();
+  for (int64_t i = 0; i < count; ++i) others_[static_cast<size_t>(i)].call();
+  for (int64_t i = 0; i < count; ++i) others_[static_cast<size_t>(i)].thread.join();
 }
 
 void Threads::run(int64_t count, int64_t grain, const kernels::Task& task) {
   if (count <= 0) return;
-  const auto all = static_cast<int64_t>(threads_.size()) + 1;
-  const int64_t parts = std::min(all, (count + grain - 1) / grain);
+  const int64_t parts = std::min(all_, (count + grain - 1) / grain);
   if (parts <= 1) return task(0, count);
   task_ = &task;
   count_ = count;
   parts_ = parts;
-  busy_.store(all - 1, std::memory_order_relaxed);
-  round_.fetch_add(1, std::memory_order_release);
-  round_.notify_all();
+  busy_.store(parts - 1, std::memory_order_relaxed);
+  for (int64_t i = 0; i < parts - 1; ++i) others_[static_cast<size_t>(i)].call();
   share(0);
   // The others are at work, or about to be: this does not take long.
   while (!wait_awake([this] { return busy_.load(std::memory_order_acquire) == 0; })) {
@@ -83,16 +86,18 @@ void Threads::run(int64_t count, int64_t grain, const kernels::Task& task) {
 }
 
 void Threads::share(int64_t own) const {
-  if (own < parts_) (*task_)(own* count_ / parts_, (own + 1) * count_ / parts_);
+  (*task_)(own* count_ / parts_, (own + 1) * count_ / parts_);
 }
 
 void Threads::work(int64_t own) {
-  uint64_t seen = 0;
+  const std::atomic<int>& calls = others_[static_cast<size_t>(own - 1)].calls;
+  int seen = 0;
   for (;;) {
-    const auto next = [&] { return round_.load(std::memory_order_acquire) != seen; };
-    if (!wait_awake(next)) round_.wait(seen, std::memory_order_acquire);
+    const auto next = [&] { return calls.load(std::memory_order_acquire) != seen; };
+    if (!wait_awake(next)) calls.wait(seen, std::memory_order_acquire);
     if (!next()) continue;
-    ++seen;
+    // Past the largest number it goes on with the least, as the atomic one does.
+    seen = static_cast<int>(static_cast<unsigned>(seen) + 1U);
     if (ends_) return;
     share(own);
     busy_.fetch_sub(1, std::memory_order_release);

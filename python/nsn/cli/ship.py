@@ -88,8 +88,11 @@ def export(
         typer.Option(metavar="NAME,NAME,...", help="Which to export; default: all listed."),
     ] = None,
     max_batch: Annotated[
-        int, typer.Option(min=1, help="The largest batch of executorch; the others take any.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            min=1, help="The largest batch of executorch; the others take any.  [default: 32]"
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(

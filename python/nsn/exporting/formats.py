@@ -34,7 +34,7 @@ def export(
     format: str = "onnx",
     subnetworks: Sequence[str] | None = None,
     *,
-    max_batch: int = 32,
+    max_batch: int | None = None,
     weights: torch.dtype = torch.float32,
     progress: Progress = lambda message, done, steps: None,
 ) -> Export:
@@ -51,14 +51,15 @@ def export(
         folder: which must not exist; it is there complete, or not at all.
         format: one of the four.
         subnetworks: the names of those to export; default: all that are listed.
-        max_batch: the largest batch of ``executorch``, whose memory is planned for it; the others
-            take any.
+        max_batch: of ``executorch``, the largest batch, which its memory is planned for; 32 where
+            None. The others take any, and no limit.
         weights: of ``runtime``, what the weights of products and convolutions are rounded to,
             float16, bfloat16 or int8; all is computed in float32. The others keep the network's.
         progress: called before each step with what comes now, the steps done, and all steps.
 
     Raises:
-        ValueError: where there is no such format or sub-network, or a limit is below 1.
+        ValueError: where there is no such format or sub-network, a limit is below 1, or something
+            is given that the format does not take.
         FileExistsError: where the folder exists. OSError: where the system refuses.
         ImportError: where the format's packages are not installed; says how to get them.
     """
@@ -86,12 +87,24 @@ def export(
         raise ValueError(
             f"nsn.export: subnetworks must name each one once, and at least one, but is {names}."
         )
+    if max_batch is None:
+        max_batch = 32
+    elif format != "executorch":
+        raise ValueError(
+            f"nsn.export: max_batch is of the format executorch, whose memory is planned for it, "
+            f"but the format is {format}, which takes batches of any size. Leave it out."
+        )
     if max_batch < 1:
         raise ValueError(f"nsn.export: max_batch must be at least 1, but is {max_batch}.")
-    if weights not in (to_runtime.WEIGHTS if format == "runtime" else (torch.float32,)):
+    if format != "runtime" and weights != torch.float32:
         raise ValueError(
-            f"nsn.export: weights must be torch.float32, which keeps them as they are, or, of the "
-            f"format runtime, torch.float16, torch.bfloat16 or torch.int8, but is {weights!r}."
+            f"nsn.export: weights of other types are of the format runtime, but the format is "
+            f"{format}, which keeps the network's, and weights is {weights!r}. Leave it out."
+        )
+    if weights not in to_runtime.WEIGHTS:
+        raise ValueError(
+            f"nsn.export: weights must be torch.float32, which keeps them as they are, "
+            f"torch.float16, torch.bfloat16 or torch.int8, but is {weights!r}."
         )
     writer = _WRITERS[format]
     need(format, *writer.PACKAGES)

@@ -25,7 +25,8 @@ class NSN_API Error : public std::runtime_error {
 /// and what no sub-network in use needs is never read.
 ///
 /// A handle: copies are of the same model, which is there as long as one of them or a session is.
-/// All of it may be called from several threads at once.
+/// All of it may be called from several threads at once. One that has been moved from may be
+/// assigned to or destroyed, and nothing else.
 class NSN_API Model {
  public:
   /// One sub-network of a file.

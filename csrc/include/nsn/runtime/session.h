@@ -22,13 +22,16 @@ enum class Status {
   kWrongInputType,
   /// The input holds a number that is no row of the table that it is embedded by.
   kNoSuchRow,
+  /// The output lies in the input's memory, which steps behind the first may still read.
+  kOverlap,
 };
 
 /// What a status means, and the remedy.
 NSN_API const char* message(Status status) noexcept;
 
 /// Calls a task for parts of [0, count), each at least `grain` long but for the last, on threads of
-/// the caller's, and returns when all is done: `task(data, begin, end)`.
+/// the caller's, and returns when all is done: `task(data, begin, end)`. Parts may run at the same
+/// time and in any order, on as many threads as there are. It must not throw: a run does not.
 using ParallelFor = std::function<void(int64_t count, int64_t grain,
                                        void (*task)(const void* data, int64_t begin, int64_t end),
                                        const void* data)>;
@@ -48,7 +51,8 @@ struct SessionOptions {
 };
 
 /// The memory of one caller's runs, taken at once. Any number of them may run at the same time over
-/// one model, each by one thread at a time.
+/// one model, each by one thread at a time. It keeps the model's file, whatever becomes of the
+/// Model; one that has been moved from may be assigned to or destroyed, and nothing else.
 ///
 /// With one thread a run allocates nothing, takes no lock, calls the system for nothing and throws
 /// nothing. It may read weights from the disk, unless Model::load was called before.
@@ -57,7 +61,8 @@ struct SessionOptions {
 /// be neither run nor destroyed, since it would wait for them for ever.
 class NSN_API Session {
  public:
-  /// Throws Error where an option is out of range, std::bad_alloc where there is no memory.
+  /// Throws Error where an option is out of range, the system gives no threads, or NSN_CPU_LEVEL
+  /// names none of the processor's levels; std::bad_alloc where there is no memory.
   explicit Session(const Model& model, const SessionOptions& options = {});
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
@@ -66,7 +71,8 @@ class NSN_API Session {
   ~Session();
 
   /// Computes a sub-network, by its place among the model's: input (samples, *input), output
-  /// (samples, *output), contiguous. The output is complete where the status is kOk.
+  /// (samples, *output), contiguous, each by itself; where there are no samples either may be null.
+  /// The output is complete where the status is kOk.
   Status run(size_t subnetwork, const float* input, float* output, int64_t samples = 1) noexcept;
   Status run(size_t subnetwork, const int64_t* input, float* output, int64_t samples = 1) noexcept;
 
