@@ -23,9 +23,11 @@ inline void check_plain(const at::Tensor& tensor, const std::string& parameter,
                    "first, for example with to_dense() or dequantize().");
 }
 
-/// Whether all elements of a dense tensor lie in its storage, which may have been made smaller.
+/// Whether all elements of a dense tensor lie in its storage, which may have been made smaller, or
+/// not be there.
 inline bool ends_in_storage(const at::Tensor& tensor) {
   if (tensor.numel() == 0) return true;
+  if (!tensor.has_storage()) return false;
   int64_t last = tensor.storage_offset();
   for (const int64_t dim : c10::irange(tensor.dim())) {
     last += (tensor.size(dim) - 1) * tensor.stride(dim);
