@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from nsn import files
 from nsn.checks import expect, expect_batch, expect_name, kind_of, refuse_tracing, shown
 
-# Of `nsn_status`, those that are no ValueError.
+# Of `nsn_status`; what is no ValueError.
 _NO_SUCH_ROW = 5
 _ERRORS: dict[int, type[Exception]] = {7: OSError, 9: MemoryError, 10: RuntimeError}
 
@@ -321,8 +321,9 @@ class Session:
         self._max_batch = max_batch
         self._in_use = threading.Lock()
         self._places = {name: (i, one) for i, (name, one) in enumerate(model.subnetworks.items())}
-        # The process that has its threads; None where it has none.
-        self._process = os.getpid() if threads > 1 else None
+        # The process that has its threads, where it has any, and the lock.
+        self._process = os.getpid()
+        self._has_threads = threads > 1
         self._handle = ctypes.c_void_p()
         _check(
             _library().nsn_session_open(
@@ -357,7 +358,7 @@ class Session:
 
     def _is_elsewhere(self) -> bool:
         """Whether its threads are another process's, for which it would wait for ever."""
-        return self._process is not None and self._process != os.getpid()
+        return self._has_threads and self._process != os.getpid()
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) and not self._is_elsewhere():
@@ -425,6 +426,9 @@ class Session:
         run: Any = library.nsn_session_run
         if own.dtype == torch.int64:
             run = library.nsn_session_run_numbers
+        if self._process != os.getpid():
+            # Forked, maybe while another thread was running it, of which there is none here.
+            self._process, self._in_use = os.getpid(), threading.Lock()
         if not self._in_use.acquire(blocking=False):
             raise RuntimeError(
                 "nsn.runtime: another thread runs this session, which is the memory of one run at "

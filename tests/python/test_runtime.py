@@ -8,6 +8,7 @@ import array
 import copy
 import math
 import mmap
+import os
 import pickle
 import re
 import shutil
@@ -328,6 +329,24 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    code = f"""
+import resource
+from nsn import runtime
+model = runtime.Model({str(file_of("mlp"))!r})
+takes = runtime.Session.bytes_for(model, 1, 1024)
+with open("/proc/self/statm") as file:
+    # A few threads' stacks.
+    least = int(file.read().split()[0]) * resource.getpagesize() + takes + (100 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (least, least))
+try:
+    runtime.Session(model, 1, 1024)
+except RuntimeError as error:
+    assert " of 1024 threads: " in str(error) and "Ask for fewer" in str(error), error
+else:
+    raise AssertionError("there were threads")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_session_is_of_one_thread_at_a_time() -> None:
@@ -335,6 +354,10 @@ def test_a_session_is_of_one_thread_at_a_time() -> None:
     model = runtime.Model(file_of("cnn"))
     session, x = runtime.Session(model, 256), inputs("cnn", 256)
     expected = session.run("base", x)
+    message = (
+        "nsn.runtime: another thread runs this session, which is the memory of one run at a time. "
+        "Make a session for each thread, over the same model."
+    )
     refused = []
 
     def run(_: int) -> None:
@@ -345,11 +368,15 @@ def test_a_session_is_of_one_thread_at_a_time() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(40)))
-    assert 0 < len(refused) < 40
-    assert set(refused) == {
-        "nsn.runtime: another thread runs this session, which is the memory of one run at a time. "
-        "Make a session for each thread, over the same model."
-    }
+    assert len(refused) < 40 and set(refused) <= {message}
+    with session._in_use, pytest.raises(RuntimeError, match=re.escape(message)):
+        session.run("base", x)
+    # A process forked meanwhile has no such thread.
+    with session._in_use:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(session.run("base", x), expected) else 1)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])

@@ -22,6 +22,7 @@ export default async () => ({
   _web_model: () => 1,
   _web_session: () => 2,
   _web_count: () => 2,
+  _web_is_there: () => 1,
   _web_name: (model, place) => ["plain", "words"][place],
   _web_file_bytes: () => 64,
   _web_weight_bytes: () => 32,

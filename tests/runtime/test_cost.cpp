@@ -112,7 +112,7 @@ std::map<std::string, std::string> sleeps() {
 }
 
 TEST(Cost, ARunOfFewPartsLeavesOtherThreadsAsleep) {
-  // Two tiles of rows, which are two parts.
+  // Two or three tiles of rows, which are as many parts.
   const Folder folder;
   Sample sample(1);
   sample.mlp({32}, 4096, 1);
@@ -123,17 +123,24 @@ TEST(Cost, ARunOfFewPartsLeavesOtherThreadsAsleep) {
   const std::vector<float> input(4096 * 9, 0.5F);
   std::vector<float> output(9);
   const auto sleep = [] { std::this_thread::sleep_for(std::chrono::milliseconds(20)); };
-  sleep();
-  const auto before = sleeps();
+  // Until all but this one have fallen asleep.
+  auto before = sleeps();
+  for (int awake = kThreads, rounds = 0; awake > 1 && rounds < 500; ++rounds) {
+    sleep();
+    const auto now = sleeps();
+    awake = 0;
+    for (const auto& [thread, count] : now) awake += before[thread] == count ? 0 : 1;
+    before = now;
+  }
   for (int i = 0; i < 5; ++i) {
     EXPECT_EQ(session.run(0, input.data(), output.data(), 9), Status::kOk);
     sleep();
   }
   int woken = 0;
   for (const auto& [thread, count] : sleeps()) woken += before.at(thread) == count ? 0 : 1;
-  // This one, and the second part's.
+  // This one, and the other parts'.
   EXPECT_GE(before.size(), kThreads);
-  EXPECT_LE(woken, 2);
+  EXPECT_LE(woken, 3);
 }
 
 /// Bytes of the mapping of a file that are in this process's memory.

@@ -34,12 +34,12 @@ constexpr size_t kLanes = HWY_MAX_BYTES >= 64 ? 16 : HWY_MAX_BYTES / sizeof(floa
 /// Whether code is to be small before all: SSE4 runs on old processors alone.
 constexpr bool kIsSmall = HWY_TARGET == HWY_SSE4;
 /// Registers for a tile's sums, and for the weights or the factors of an input, whichever are
-/// fewer. One more holds one of the others, and where adding is by itself another the product; on
-/// ARM compilers read several of the others ahead.
-constexpr size_t kRegisters = HWY_ARCH_ARM_A64      ? 32 - 6
-                              : HWY_MAX_BYTES >= 64 ? 32 - 1
-                              : kIsSmall            ? 16 - 2
-                                                    : 16 - 1;
+/// fewer. One more holds one of the others, and where adding is by itself, as with SSE4 and in
+/// WebAssembly, another the product; on ARM compilers read several of the others ahead.
+constexpr size_t kRegisters = HWY_ARCH_ARM_A64            ? 32 - 6
+                              : HWY_MAX_BYTES >= 64       ? 32 - 1
+                              : kIsSmall || HWY_ARCH_WASM ? 16 - 2
+                                                          : 16 - 1;
 /// Rows of a tile, where there are enough.
 constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : HWY_ARCH_ARM_A64 ? 5 : kIsSmall ? 4 : 6;
 /// Rows of the last tile, where there are several.
@@ -192,11 +192,12 @@ HWY_INLINE void with_rows(int64_t first, int64_t count, const Each& each) {
   }
 }
 
-/// The same for tiles of `step` rows, at most kRows, from the first of one to the last of one.
+/// The same for tiles of `step` rows, at most kRows, from the first of one to the last of one, as
+/// RowTiles has them: those of pairs' rows do not share their last ones.
 template <typename Each>
 HWY_INLINE void over_rows(int64_t first, int64_t end, const Each& each, int64_t step = kRows) {
   for (int64_t rows = 0; first < end; first += rows) {
-    rows = next_tile(end - first, step, kLeastRows);
+    rows = next_tile(end - first, step, step == static_cast<int64_t>(kRows) ? kLeastRows : 0);
     with_rows<kRows>(first, rows, each);
   }
 }

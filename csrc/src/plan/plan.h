@@ -200,8 +200,8 @@ using Kernel = std::variant<Multiply, Convolve, ConvolveTransposed, Pool, Global
 
 /// "multiply", "convolve", ...
 const char* name_of(const Kernel& kernel);
-/// Of a kernel those that its values' shapes do not show: "kernel 3x3", "relu"; the epilogue's
-/// last.
+/// The attributes of a kernel that its values' shapes do not show: "kernel 3x3", "relu"; the
+/// epilogue's last.
 std::vector<std::string> attributes_of(const Kernel& kernel);
 
 /// Where a value's elements are.

@@ -53,6 +53,9 @@ Threads::Threads(int count)
     end(made);
     throw NoThreads("nsn: the system gives a session " + std::to_string(made + 1) + " of " +
                     std::to_string(count) + " threads: " + error.what() + ". Ask for fewer.");
+  } catch (...) {
+    end(made);
+    throw;
   }
 }
 
