@@ -211,7 +211,7 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
     const float* x = t.x + i * t.x_step;
     if (!lies_in_rows) {
       parallel_for(blocks.count, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
-        over_rows(begin_of(begin), begin_of(end), [&](auto rows, int64_t row) HWY_ATTR {
+        over_rows(tiles, begin_of(begin), begin_of(end), [&](auto rows, int64_t row) HWY_ATTR {
           lay_out_rows<rows()>(t, x, row, k, laid + row * k);
         });
       });
@@ -231,7 +231,7 @@ void run_matrix(const MatrixProduct& p, const ParallelFor& parallel_for) {
           w = panel;
         }
         const int64_t end_row = begin_of(block + next - begin);
-        over_rows(begin_of(block), end_row, [&](auto rows, int64_t row) HWY_ATTR {
+        over_rows(tiles, begin_of(block), end_row, [&](auto rows, int64_t row) HWY_ATTR {
           const float* own = lies_in_rows ? x + row * t.x_row : laid + row * k;
           const int64_t x_row = lies_in_rows ? t.x_row : 1;
           const int64_t x_step = lies_in_rows ? 1 : static_cast<int64_t>(rows());

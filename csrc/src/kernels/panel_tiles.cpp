@@ -121,20 +121,17 @@ HWY_NOINLINE void tile(const Way& way, const float* const (&from)[rows], const P
   if (features < kWidth) copy_features(rows, first, features, all_y, results);
 }
 
-/// `count` rows times a panel of float32, in tiles of `step` rows.
-HWY_NOINLINE void multiply_rows(const Way& way, const Panel& panel, Rows& next, int64_t count,
-                                int64_t step) {
-  over_rows(
-      0, count,
-      [&](auto rows, int64_t /*row*/) HWY_ATTR {
-        const float* from[rows()];
-        float* to[rows()];
-        next.next(from, to);
-        over_panel<rows()>(panel.width, panel.features, [&](auto vectors, int64_t at) HWY_ATTR {
-          tile<float, rows(), vectors()>(way, from, &panel, at, to);
-        });
-      },
-      step);
+/// `some` rows, whole tiles, times a panel of float32.
+HWY_NOINLINE void multiply_rows(const Way& way, const Panel& panel, Rows& next,
+                                const RowTiles& tiles, const Interval& some) {
+  over_rows(tiles, some.begin, some.end, [&](auto rows, int64_t /*row*/) HWY_ATTR {
+    const float* from[rows()];
+    float* to[rows()];
+    next.next(from, to);
+    over_panel<rows()>(panel.width, panel.features, [&](auto vectors, int64_t at) HWY_ATTR {
+      tile<float, rows(), vectors()>(way, from, &panel, at, to);
+    });
+  });
 }
 
 /// `count` rows times a pair of panels.
@@ -151,14 +148,15 @@ HWY_NOINLINE void multiply_pair(const Way& way, const Panel* panel, Rows& next, 
   }
   if (count == 0) return;
   Rows behind = next.behind(kPanel);
-  multiply_rows(way, panel[0], next, count, kRows);
-  multiply_rows(Way(way, kPanel), panel[1], behind, count, kRows);
+  const RowTiles left{count, kRows, 0};
+  multiply_rows(way, panel[0], next, left, {0, count});
+  multiply_rows(Way(way, kPanel), panel[1], behind, left, {0, count});
 }
 
-void multiply_panels(const Way& way, const Panel* panel, int64_t panels, Rows& rows, int64_t count,
-                     int64_t step) {
-  if (panels == 2) return multiply_pair<kPairRows>(way, panel, rows, count);
-  multiply_rows(way, *panel, rows, count, step);
+void multiply_panels(const Way& way, const Panel* panel, int64_t panels, Rows& rows,
+                     const RowTiles& tiles, const Interval& some) {
+  if (panels == 2) return multiply_pair<kPairRows>(way, panel, rows, some.size());
+  multiply_rows(way, *panel, rows, tiles, some);
 }
 
 /// Calls `then` with a number of the type.

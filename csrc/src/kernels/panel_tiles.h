@@ -9,6 +9,7 @@
 #include "kernels/panels.h"
 #include "kernels/positions.h"
 #include "kernels/product.h"
+#include "kernels/shares.h"
 
 // Tiles of products with panels: some rows times a panel, or times two that lie behind each other,
 // with the sums in registers. product.cpp cuts products into what is asked for here.
@@ -200,9 +201,11 @@ struct PanelTiles {
   /// are none.
   int64_t rows, least_rows, pair_rows;
 
-  /// `count` rows times `panels` panels of float32, 1 or 2, in tiles of `step` rows.
-  void (*multiply)(const Way& way, const Panel* panel, int64_t panels, Rows& rows, int64_t count,
-                   int64_t step);
+  /// `some` of the rows that are cut into `tiles`, whole ones, times `panels` panels of float32, 1
+  /// or
+  /// 2. `rows` begins at the first of them.
+  void (*multiply)(const Way& way, const Panel* panel, int64_t panels, Rows& rows,
+                   const RowTiles& tiles, const Interval& some);
   /// One row of a matrix times a panel of a narrower type as it is; null where code is to be small.
   void (*multiply_narrow)(const Way& way, const Panel& panel, WeightType type, const float* x,
                           float* y);

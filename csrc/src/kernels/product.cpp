@@ -196,32 +196,32 @@ class Runner {
   // ---- matrices
 
   void multiply_matrix() const {
-    const RowTiles all = groups_.tiles_of(p_.rows);
-    const int64_t step = all.step;
+    const RowTiles cut = groups_.tiles_of(p_.rows);
+    const int64_t step = cut.step;
     const int64_t row_bytes = static_cast<int64_t>(sizeof(float)) * p_.in;
     const Blocks blocks(p_.rows, kBlockBytes / std::max<int64_t>(1, row_bytes), step);
     const int64_t tiles = (std::min(blocks.rows, p_.rows) + step - 1) / step;
     const auto each = [&](int64_t block, int64_t group, const Interval& some) {
-      const int64_t before = block * (blocks.rows / step), first = all.begin(before + some.begin);
-      const int64_t count = all.begin(before + some.end) - first;
+      const Interval all = some.behind(block * (blocks.rows / step));
+      const Interval rows{cut.begin(all.begin), cut.begin(all.end)};
       // The last block may have fewer tiles than the others.
-      if (count <= 0) return;
+      if (rows.size() == 0) return;
       groups_.with(group, [&](const Panel* panel, int64_t panels) {
-        multiply_rows(panel, panels, first, count, step);
+        multiply_rows(panel, panels, cut, rows);
       });
     };
     share_tiles(blocks.count, tiles, std::min(step, p_.rows), p_.in, each);
   }
 
   /// Some rows of a matrix times panels.
-  void multiply_rows(const Panel* panel, int64_t panels, int64_t first, int64_t count,
-                     int64_t step) const {
-    const float* const x = p_.x + first * p_.x_stride;
-    float* const y = p_.y + first * p_.y_stride + panel->feature;
+  void multiply_rows(const Panel* panel, int64_t panels, const RowTiles& cut,
+                     const Interval& some) const {
+    const float* const x = p_.x + some.begin * p_.x_stride;
+    float* const y = p_.y + some.begin * p_.y_stride + panel->feature;
     if (!is_narrow_) {
       const Ends ends(p_.epilogue, panel, panels);
       Rows rows(x, p_.x_stride, y, p_.y_stride);
-      tiles_.multiply({kAllInputs, ends, false}, panel, panels, rows, count, step);
+      tiles_.multiply({kAllInputs, ends, false}, panel, panels, rows, cut, some);
     } else if (p_.rows == 1 && tiles_.multiply_narrow != nullptr) {
       const Ends ends(p_.epilogue, panel, 1);
       tiles_.multiply_narrow({kAllInputs, ends, false}, *panel, p_.weight->type(), x, y);
@@ -231,8 +231,8 @@ class Runner {
       for (int64_t i = 0; i < parts.count; ++i) {
         const Ends ends(i + 1 == parts.count ? p_.epilogue : Epilogue(), panel, 1);
         Rows rows(x + parts[i].begin, p_.x_stride, y, p_.y_stride);
-        tiles_.multiply({kAllInputs, ends, i > 0}, &expanded.of(parts[i], {0, 1}, 1), 1, rows,
-                        count, step);
+        tiles_.multiply({kAllInputs, ends, i > 0}, &expanded.of(parts[i], {0, 1}, 1), 1, rows, cut,
+                        some);
       }
     }
   }
@@ -310,14 +310,13 @@ class Runner {
         const int64_t loop = std::clamp<int64_t>(8 * of_region, 16, 64);
         const Taps read =
             fill_taps(window, p_.in, region, tap, is_narrow_, from->width, loop, places);
-        const int64_t first = cut.begin(begin), last = cut.begin(end);
+        const Interval some{cut.begin(begin), cut.begin(end)};
         // With tiles of one panel's rows, of a pair each by itself.
         const int64_t side_by_side = cut.step == tiles_.pair_rows ? panels : 1;
         for (int64_t i = 0; i < panels; i += side_by_side) {
           const int64_t behind = i * kPanel;
-          Rows rows(p_.x + input.begin, window, p_.in, region, first, to.behind(behind));
-          tiles_.multiply({read, ends, part > 0, behind}, from + i, side_by_side, rows,
-                          last - first, cut.step);
+          Rows rows(p_.x + input.begin, window, p_.in, region, some.begin, to.behind(behind));
+          tiles_.multiply({read, ends, part > 0, behind}, from + i, side_by_side, rows, cut, some);
         }
       });
     }

@@ -15,15 +15,8 @@ constexpr int64_t grain_for(int64_t work) {
   return std::max<int64_t>(1, (kLeastWork + work - 1) / std::max<int64_t>(1, work));
 }
 
-/// The next tile's rows where so many are left, `step` in most of them: the last two share theirs
-/// where the last one would have fewer than `least`, and read all weights for little. A tile that
-/// has given some away has enough by itself, with `step` at least 2 * `least` - 1.
-constexpr int64_t next_tile(int64_t left, int64_t step, int64_t least) {
-  if (left <= step) return left;
-  return left < step + least ? left - least : step;
-}
-
-/// Rows cut into such tiles, which are the same wherever one begins to count.
+/// Rows cut into tiles of `step`. The last two tiles share theirs where the last one would have
+/// fewer than `least`, and read all weights for little.
 struct RowTiles {
   int64_t rows, step, least;
 
@@ -33,6 +26,12 @@ struct RowTiles {
     const int64_t plain = tile * step, left = rows - plain;
     if (left <= 0) return rows;
     return tile > 0 && left < least ? rows - least : plain;
+  }
+  /// Rows of the tile that begins there.
+  int64_t size_at(int64_t first) const {
+    const int64_t left = rows - first;
+    if (left <= step) return left;
+    return left < step + least ? left - least : step;
   }
 };
 

@@ -44,7 +44,6 @@ constexpr size_t kRegisters = HWY_ARCH_ARM_A64            ? 32 - 6
 constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : HWY_ARCH_ARM_A64 ? 5 : kIsSmall ? 4 : 6;
 /// Rows of the last tile, where there are several.
 constexpr size_t kLeastRows = kIsSmall ? 2 : 3;
-static_assert(kRows >= 2 * kLeastRows - 1);
 /// Rows of a tile of two panels, where there are registers for it: each factor that is read then
 /// serves twice as many sums.
 constexpr size_t kPairRows = HWY_MAX_BYTES >= 64 ? 6 : 0;
@@ -192,12 +191,11 @@ HWY_INLINE void with_rows(int64_t first, int64_t count, const Each& each) {
   }
 }
 
-/// The same for tiles of `step` rows, at most kRows, from the first of one to the last of one, as
-/// RowTiles has them: those of pairs' rows do not share their last ones.
+/// The same for those tiles, whole ones of at most kRows, that the rows [first, end) are.
 template <typename Each>
-HWY_INLINE void over_rows(int64_t first, int64_t end, const Each& each, int64_t step = kRows) {
+HWY_INLINE void over_rows(const RowTiles& tiles, int64_t first, int64_t end, const Each& each) {
   for (int64_t rows = 0; first < end; first += rows) {
-    rows = next_tile(end - first, step, step == static_cast<int64_t>(kRows) ? kLeastRows : 0);
+    rows = tiles.size_at(first);
     with_rows<kRows>(first, rows, each);
   }
 }
